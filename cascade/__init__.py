@@ -1,0 +1,21 @@
+"""Stable Cascade as a PyTorch library that knows nothing of ComfyUI.
+
+A map of its rooms, each of which imports only from those above it:
+
+- ``errors``: what can go wrong, one class for each thing a caller may want to handle
+- ``models``: the networks (Stage A, B, C, EfficientNet encoder, previewer, ControlNet) and their sizes
+- ``diffusion``: schedules, scalings, targets, noise conditions, loss weights, guidance and samplers
+- ``images``: pixels in, pixels out: resizing, edges, masks
+- ``conditioning``: text and image embeddings, and what Stage C and Stage B take from them
+- ``checkpoints``: files on disk: what they are, how their names map to ours, loading, saving, converting
+- ``adapters``: LoRA in its several formats, learned tokens
+- ``pipelines``: whole jobs: sizes, text to picture (C, then B, then A), reconstruction
+- ``tiny``: the small trained cascade that ships with this package, its grammar and its evaluation
+- ``training``: configuration, data, loop and state, and one file for each kind of training
+- ``cli``: ``python -m cascade``, one file for each command
+
+Networks take a layer factory (``ops=``) and an attention function (``attention=``); device, dtype and paths are
+arguments everywhere; progress goes through a callback. ``tests/test_architecture.py`` holds who may import whom.
+"""
+
+__version__ = "0.1.0"
