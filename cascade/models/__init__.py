@@ -1,0 +1,56 @@
+"""The networks, each a module with a frozen config and the released sizes as constants.
+
+A constructor builds structure and touches no weights: build on the meta device and assign tensors, or build and call
+`initialize`. Layers come from `ops` (torch.nn, or a host's factory), attention from `attention`.
+"""
+
+from .blocks import Attention, scaled_dot_product_attention
+from .config import Config, Level
+from .controlnet import (
+    CONTROLNET_CANNY,
+    CONTROLNET_IDENTITY,
+    CONTROLNET_INPAINTING,
+    CONTROLNET_SUPER_RESOLUTION,
+    ControlNet,
+    ControlNetConfig,
+)
+from .effnet import EFFNET_V2_S, EffnetConfig, EffnetEncoder, EffnetStage
+from .initialization import initialize
+from .previewer import PREVIEWER, Previewer, PreviewerConfig
+from .stack import Conditions
+from .stage_a import STAGE_A, StageA, StageAConfig
+from .stage_b import STAGE_B_1_5B, STAGE_B_700M, StageB, StageBConfig
+from .stage_c import STAGE_C_1B, STAGE_C_3_6B, StageC, StageCConfig
+
+__all__ = [
+    "CONTROLNET_CANNY",
+    "CONTROLNET_IDENTITY",
+    "CONTROLNET_INPAINTING",
+    "CONTROLNET_SUPER_RESOLUTION",
+    "EFFNET_V2_S",
+    "PREVIEWER",
+    "STAGE_A",
+    "STAGE_B_1_5B",
+    "STAGE_B_700M",
+    "STAGE_C_1B",
+    "STAGE_C_3_6B",
+    "Attention",
+    "Conditions",
+    "Config",
+    "ControlNet",
+    "ControlNetConfig",
+    "EffnetConfig",
+    "EffnetEncoder",
+    "EffnetStage",
+    "Level",
+    "Previewer",
+    "PreviewerConfig",
+    "StageA",
+    "StageAConfig",
+    "StageB",
+    "StageBConfig",
+    "StageC",
+    "StageCConfig",
+    "initialize",
+    "scaled_dot_product_attention",
+]

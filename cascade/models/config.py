@@ -1,0 +1,132 @@
+"""What every network's config shares: levels, and the way to and from plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A frozen description of a network, from which it can be built without its weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (numbers, strings, lists, dicts) that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; lists become tuples.
+
+        Raises:
+            ValueError: names that this config does not have.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return cls(**{name: cls._read(name, value) for name, value in data.items()})
+
+    @classmethod
+    def _read(cls, name: str, value: Any) -> Any:
+        return _frozen(value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the stack that Stage B and Stage C share.
+
+    Args:
+        width: channels.
+        heads: attention heads; 0 where the pattern has no attention.
+        depth: how often the pattern is repeated, on the way down and on the way up.
+        pattern: the blocks in order: C residual convolution, T timestep, A attention, F feed-forward.
+        down_repeats: how often the whole level runs on the way down, with a 1 x 1 convolution between the runs.
+        up_repeats: the same on the way up.
+    """
+
+    width: int
+    heads: int
+    depth: int
+    pattern: str = "CTA"
+    down_repeats: int = 1
+    up_repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.pattern) - set("CTAF"):
+            raise ValueError(f"a level's pattern is made of C, T, A and F, not {', '.join(sorted(unknown))}")
+        if "A" in self.pattern and (self.heads < 1 or self.width % self.heads):
+            raise ValueError(f"a level of width {self.width} cannot have {self.heads} attention heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig(Config):
+    """What Stage B and Stage C have in common.
+
+    Args:
+        latent_channels: channels of the latent, in and out.
+        patch_size: pixels of the latent that are folded into channels before the first level.
+        timestep_channels: size of a timestep's sinusoidal embedding.
+        timestep_conditions: names of the extra conditions that are embedded as timesteps are.
+        condition_channels: width of the tokens that attention reads beside the picture's own.
+        condition_tokens: tokens made from one pooled text or image embedding.
+        kernel_size: of the depthwise convolutions.
+        self_attention: whether attention reads the picture beside the tokens.
+        levels: from the finest resolution to the coarsest.
+    """
+
+    latent_channels: int
+    patch_size: int
+    timestep_channels: int = 64
+    timestep_conditions: tuple[str, ...]
+    condition_channels: int
+    condition_tokens: int = 4
+    kernel_size: int = 3
+    self_attention: bool = True
+    levels: tuple[Level, ...]
+
+    @classmethod
+    def _read(cls, name: str, value: Any) -> Any:
+        if name == "levels":
+            return tuple(level if isinstance(level, Level) else Level(**level) for level in value)
+        return super()._read(name, value)
+
+
+def reference_levels(
+    c_hidden: Sequence[int],
+    nhead: Sequence[int],
+    blocks: Sequence[Sequence[int]],
+    block_repeat: Sequence[Sequence[int]],
+    level_config: Sequence[str],
+) -> tuple[Level, ...]:
+    """The reference's parallel lists (its up lists run from the coarsest level to the finest) as one list of levels.
+
+    Raises:
+        ValueError: lists of unequal length, or other depths on the way up than on the way down.
+    """
+    count = len(c_hidden)
+    down_depths, up_depths = list(blocks[0]), list(reversed(blocks[1]))
+    down_repeats, up_repeats = list(block_repeat[0]), list(reversed(block_repeat[1]))
+    columns = (list(nhead), down_depths, up_depths, down_repeats, up_repeats, list(level_config))
+    if any(len(column) != count for column in columns):
+        raise ValueError(f"c_hidden names {count} levels, another list has {[len(c) for c in columns]}")
+    if down_depths != up_depths:
+        raise ValueError(f"levels with other depths down {down_depths} than up {up_depths} are not known")
+    return tuple(
+        Level(
+            width=c_hidden[i],
+            heads=nhead[i] if "A" in level_config[i] else 0,
+            depth=down_depths[i],
+            pattern=level_config[i],
+            down_repeats=down_repeats[i],
+            up_repeats=up_repeats[i],
+        )
+        for i in range(count)
+    )

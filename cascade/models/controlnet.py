@@ -1,0 +1,133 @@
+"""ControlNet: residuals for Stage C's blocks from a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import channels_first, channels_last
+from .config import Config
+from .effnet import EffnetConfig, effnet_features
+
+BACKBONES = ("effnet", "simple", "large")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetConfig(Config):
+    """Sizes of a ControlNet.
+
+    Args:
+        in_channels: channels of the hint.
+        width: channels of the Stage C that it controls.
+        blocks: the residual blocks of Stage C that get a residual, in order of execution.
+        backbone: effnet reads pictures, simple a hint on the latents' grid, large the encoder's latents.
+    """
+
+    in_channels: int
+    width: int = 2048
+    blocks: tuple[int, ...] = (0, 4, 8, 12, 51, 55, 59, 63)
+    backbone: str = "effnet"
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"a ControlNet's backbone is one of {', '.join(BACKBONES)}, not {self.backbone}")
+        if not self.blocks or len(set(self.blocks)) != len(self.blocks) or min(self.blocks) < 0:
+            raise ValueError(f"a ControlNet's blocks are different numbers from 0, not {self.blocks}")
+
+    @classmethod
+    def from_reference(
+        cls,
+        *,
+        c_in: int = 3,
+        c_proj: int = 2048,
+        proj_blocks: Sequence[int] = (0, 4, 8, 12, 51, 55, 59, 63),
+        bottleneck_mode: str | None = None,
+    ) -> ControlNetConfig:
+        """From the reference constructor's arguments."""
+        return cls(in_channels=c_in, width=c_proj, blocks=tuple(proj_blocks), backbone=bottleneck_mode or "effnet")
+
+
+CONTROLNET_CANNY = ControlNetConfig(in_channels=1)
+CONTROLNET_INPAINTING = ControlNetConfig(in_channels=4)
+CONTROLNET_SUPER_RESOLUTION = ControlNetConfig(in_channels=16, backbone="large")
+CONTROLNET_IDENTITY = ControlNetConfig(in_channels=512, blocks=tuple(range(64)), backbone="simple")
+
+
+class ControlResBlock(nn.Module):
+    """Two norms, activations and 3 x 3 convolutions beside the residual."""
+
+    def __init__(self, width: int, ops: Any) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            ops.LayerNorm(width),
+            nn.GELU(),
+            ops.Conv2d(width, width, 3, padding=1),
+            ops.LayerNorm(width),
+            nn.GELU(),
+            ops.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for layer in self.blocks:
+            # The factory's layer norm works on the last dimension.
+            h = channels_first(layer(channels_last(h))) if isinstance(layer, nn.LayerNorm) else layer(h)
+        return x + h
+
+
+def _backbone(config: ControlNetConfig, ops: Any) -> tuple[nn.Sequential, int]:
+    """The network that reads the hint, and its channels out."""
+    match config.backbone:
+        case "effnet":
+            effnet = EffnetConfig(in_channels=config.in_channels)
+            # Where the reference replaced the first convolution by one for other channels, it left out the padding.
+            return effnet_features(effnet, ops, stem_padding=1 if config.in_channels == 3 else 0), effnet.head
+        case "simple":
+            width = config.in_channels
+            return nn.Sequential(
+                ops.Conv2d(width, width * 4, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                ops.Conv2d(width * 4, width, 3, padding=1),
+            ), width
+        case _:
+            inside, width, out = 16384, 1024, 1280
+            return nn.Sequential(
+                ops.Conv2d(config.in_channels, inside, 1),
+                nn.LeakyReLU(0.2),
+                ops.Conv2d(inside, width, 1),
+                *[ControlResBlock(width, ops) for _ in range(8)],
+                nn.LeakyReLU(0.2),
+                ops.Conv2d(width, out, 1),
+            ), out
+
+
+class ControlNet(nn.Module):
+    """ControlNet of the released kinds (after Zhang et al. 2023), which reads the hint alone, not the latents."""
+
+    def __init__(self, config: ControlNetConfig, *, ops: Any = nn) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone, width = _backbone(config, ops)
+        self.projections = nn.ModuleList(
+            nn.Sequential(
+                ops.Conv2d(width, width, 1, bias=False),
+                nn.LeakyReLU(0.2),
+                ops.Conv2d(width, config.width, 1, bias=False),
+            )
+            for _ in config.blocks
+        )
+
+    def forward(self, hint: Tensor) -> list[Tensor | None]:
+        """Residuals [B, width, h, w] for the hint [B, in_channels, H, W].
+
+        One entry for each residual block of Stage C up to the last that is controlled, None where there is none.
+        """
+        features = self.backbone(hint.contiguous(memory_format=torch.channels_last))
+        residuals: list[Tensor | None] = [None] * (max(self.config.blocks) + 1)
+        for block, projection in zip(self.config.blocks, self.projections):
+            residuals[block] = projection(features)
+        return residuals

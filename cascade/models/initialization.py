@@ -1,0 +1,68 @@
+"""Starting weights for training. Constructors touch no weights; this does."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .blocks import BatchNorm2d, FeedForwardBlock, GlobalResponseNorm, ResBlock, TimestepBlock
+from .controlnet import ControlNet
+from .stack import Stack
+from .stage_a import ModulatedResBlock, VectorQuantizer
+from .stage_b import StageB
+from .stage_c import StageC
+
+
+@torch.no_grad()
+def initialize(net: nn.Module) -> nn.Module:
+    """Fills every weight and buffer of one of this room's networks, as the released trainings began; returns net.
+
+    Random numbers come from torch's global generator.
+    """
+    for module in net.modules():
+        _initialize_layer(module)
+    if isinstance(net, Stack):
+        _initialize_stack(net)
+    if isinstance(net, ControlNet):
+        for projection in net.projections:
+            # Zero residuals: training starts from the network as it is without control.
+            nn.init.zeros_(projection[2].weight)
+    return net
+
+
+def _initialize_layer(module: nn.Module) -> None:
+    match module:
+        case nn.Linear() | nn.Conv2d() | nn.ConvTranspose2d():
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        case BatchNorm2d() | nn.LayerNorm():
+            module.reset_parameters()
+        case GlobalResponseNorm():
+            nn.init.zeros_(module.gamma)
+            nn.init.zeros_(module.beta)
+        case ModulatedResBlock():
+            nn.init.zeros_(module.gammas)
+        case VectorQuantizer():
+            size = module.codebook.weight.shape[0]
+            nn.init.uniform_(module.codebook.weight, -1 / size, 1 / size)
+
+
+def _initialize_stack(net: Stack) -> None:
+    mappers: list[nn.Module] = []
+    if isinstance(net, StageC):
+        mappers = [net.clip_txt_mapper, net.clip_txt_pooled_mapper, net.clip_img_mapper]
+    elif isinstance(net, StageB):
+        mappers = [net.clip_mapper, *(m[i] for m in (net.effnet_mapper, net.pixels_mapper) for i in (0, 2))]
+    for mapper in mappers:
+        nn.init.normal_(mapper.weight, std=0.02)
+    nn.init.xavier_uniform_(net.embedding[1].weight, 0.02)
+    nn.init.zeros_(net.clf[1].weight)
+    depth = sum(level.depth for level in net.config.levels)
+    for block in net.blocks(ResBlock) + net.blocks(FeedForwardBlock):
+        block.channelwise[-1].weight.mul_(math.sqrt(1 / depth))
+    for block in net.blocks(TimestepBlock):
+        for layer in block.children():
+            nn.init.zeros_(layer.weight)

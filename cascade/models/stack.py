@@ -1,0 +1,211 @@
+"""The stack of levels that Stage B and Stage C share: down through the levels, and up again with skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import (
+    Attention,
+    AttnBlock,
+    FeedForwardBlock,
+    LayerNorm2d,
+    ResBlock,
+    TimestepBlock,
+    on_stream,
+    resize,
+    stream,
+    timestep_embedding,
+)
+from .config import Level, StackConfig
+
+Control = Sequence[Tensor | None]
+
+
+class Conditions(NamedTuple):
+    """What a run computes once, not once a step; every tensor is batch first.
+
+    Attributes:
+        keys_values: for each attention block, its keys and values [B, n, c] of the conditions' tokens.
+        modulations: for each timestep block, what the extra timestep conditions give [B, 2c].
+        spatial: what is added to the embedded latent [B, c, h, w] (Stage B), or None (Stage C).
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    modulations: tuple[Tensor, ...]
+    spatial: Tensor | None = None
+
+
+class Rescale(nn.Sequential):
+    """Norm, then the change of width and size between two levels."""
+
+    def __init__(self, width: int, change: nn.Module) -> None:
+        super().__init__(LayerNorm2d(width), change)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return stream(self[1](self[0](x).to(dtype)))
+
+
+class Stack(nn.Module):
+    """Embedding, levels down, levels up, output. Subclasses say how levels are joined and what the conditions are."""
+
+    def __init__(self, config: StackConfig, ops: Any, attention: Attention) -> None:
+        super().__init__()
+        self.config = config
+        levels, patch = config.levels, config.patch_size
+        folded = config.latent_channels * patch**2
+        self.clip_norm = nn.LayerNorm(config.condition_channels, eps=1e-6, elementwise_affine=False)
+        self.embedding = nn.Sequential(
+            nn.PixelUnshuffle(patch), ops.Conv2d(folded, levels[0].width, 1), LayerNorm2d(levels[0].width)
+        )
+        self.down_blocks = nn.ModuleList(_blocks(config, level, 0, ops, attention) for level in levels)
+        self.down_downscalers = nn.ModuleList([nn.Identity(), *(self._down(i, ops) for i in range(1, len(levels)))])
+        self.down_repeat_mappers = nn.ModuleList(_repeats(level.width, level.down_repeats, ops) for level in levels)
+        self.up_blocks = nn.ModuleList(
+            _blocks(config, level, 0 if level is levels[-1] else level.width, ops, attention) for level in levels[::-1]
+        )
+        self.up_upscalers = nn.ModuleList([*(self._up(i, ops) for i in range(len(levels) - 1, 0, -1)), nn.Identity()])
+        self.up_repeat_mappers = nn.ModuleList(_repeats(level.width, level.up_repeats, ops) for level in levels[::-1])
+        self.clf = nn.Sequential(
+            LayerNorm2d(levels[0].width), ops.Conv2d(levels[0].width, folded, 1), nn.PixelShuffle(patch)
+        )
+
+    def _down(self, level: int, ops: Any) -> nn.Module:
+        """From level - 1 to level."""
+        raise NotImplementedError
+
+    def _up(self, level: int, ops: Any) -> nn.Module:
+        """From level to level - 1."""
+        raise NotImplementedError
+
+    def blocks(self, kind: type) -> list[Any]:
+        """The blocks of one class, down first, in the order in which they run."""
+        paths = (*self.down_blocks, *self.up_blocks)
+        return [block for path in paths for block in path if isinstance(block, kind)]
+
+    def _conditions(self, tokens: Tensor, extra: dict[str, Tensor | None], spatial: Tensor | None) -> Conditions:
+        """Conditions of tokens [B, n, c] and of the extra timestep conditions, each [B] or None for 0."""
+        zeros = torch.zeros(tokens.shape[0], device=tokens.device)
+        embeddings = {
+            name: self._embed_timestep(zeros if extra[name] is None else extra[name], tokens.dtype)
+            for name in self.config.timestep_conditions
+        }
+        tokens = self.clip_norm(tokens)
+        return Conditions(
+            keys_values=tuple(block.keys_values(tokens) for block in self.blocks(AttnBlock)),
+            modulations=tuple(block.steady(embeddings) for block in self.blocks(TimestepBlock) if embeddings),
+            spatial=spatial,
+        )
+
+    def _embed_timestep(self, r: Tensor, dtype: torch.dtype) -> Tensor:
+        embedding = timestep_embedding(r, self.config.timestep_channels)
+        return embedding if dtype == torch.float16 else embedding.to(dtype)
+
+    def _pooled_tokens(self, mapper: nn.Module, pooled: Tensor) -> Tensor:
+        """Pooled embeddings [B, k, c] or [B, c] as tokens [B, k * condition_tokens, condition_channels]."""
+        pooled = pooled.unsqueeze(1) if pooled.dim() == 2 else pooled
+        return mapper(pooled).unflatten(-1, (self.config.condition_tokens, -1)).flatten(1, 2)
+
+    def denoise(self, x: Tensor, r: Tensor, conditions: Conditions, *, control: Control | None = None) -> Tensor:
+        """The prediction [B, c, h, w] for latents x [B, c, h, w] at noise conditions r [B] in [0, 1].
+
+        Args:
+            conditions: from `conditions(...)` with the same batch (and, for Stage B, the same size).
+            control: a residual [B, c, h', w'] or None for each residual block in order of execution.
+        """
+        size, dtype = x.shape[-2:], x.dtype
+        embedding = self._embed_timestep(r, dtype)
+        run = _Run(self, dtype, embedding, conditions, iter(control or ()))
+        x = stream(self.embedding(self._padded(x)))
+        if conditions.spatial is not None:
+            x = x + conditions.spatial
+        x = self._decode(run, self._encode(run, x))
+        x = self.clf[1](self.clf[0](x).to(dtype))
+        return self.clf[2](x)[..., : size[0], : size[1]]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """x with its last row and column repeated up to a multiple of the patch."""
+        bottom, right = (-n % self.config.patch_size for n in x.shape[-2:])
+        return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+    def _encode(self, run: _Run, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for blocks, scaler, repeats in zip(self.down_blocks, self.down_downscalers, self.down_repeat_mappers):
+            x = run.rescale(scaler, x)
+            for repeat in (None, *repeats):
+                x = x if repeat is None else on_stream(repeat, x)
+                for block in blocks:
+                    x = run.block(block, x)
+            outputs.append(x)
+        return outputs
+
+    def _decode(self, run: _Run, outputs: list[Tensor]) -> Tensor:
+        x = outputs[-1]
+        skips: list[Tensor | None] = [None, *outputs[-2::-1]]
+        for blocks, scaler, repeats, skip in zip(self.up_blocks, self.up_upscalers, self.up_repeat_mappers, skips):
+            x = x if skip is None else resize(x, skip.shape[-2:])
+            for repeat in (None, *repeats):
+                x = x if repeat is None else on_stream(repeat, x)
+                for index, block in enumerate(blocks):
+                    x = run.block(block, x, skip if index == 0 else None)
+            x = run.rescale(scaler, x)
+        return x
+
+
+class _Run:
+    """One pass through a stack: hands every block what it reads beside the picture."""
+
+    def __init__(
+        self,
+        net: Stack,
+        dtype: torch.dtype,
+        embedding: Tensor,
+        conditions: Conditions,
+        control: Iterator[Tensor | None],
+    ) -> None:
+        self.dtype, self.embedding, self.control = dtype, embedding, control
+        self.keys_values = dict(zip(net.blocks(AttnBlock), conditions.keys_values))
+        self.modulations = dict(zip(net.blocks(TimestepBlock), conditions.modulations))
+
+    def rescale(self, scaler: nn.Module, x: Tensor) -> Tensor:
+        return scaler(x, self.dtype) if isinstance(scaler, Rescale) else x
+
+    def block(self, block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        match block:
+            case ResBlock():
+                residual = next(self.control, None)
+                if residual is not None:
+                    x = x + resize(residual, x.shape[-2:])
+                return block(x, self.dtype, skip)
+            case TimestepBlock():
+                return block(x, self.embedding, self.modulations.get(block))
+            case AttnBlock():
+                return block(x, self.dtype, self.keys_values[block])
+            case _:
+                return block(x, self.dtype)
+
+
+def _blocks(config: StackConfig, level: Level, skip_width: int, ops: Any, attention: Attention) -> nn.ModuleList:
+    """A level's blocks; the first reads the skip."""
+
+    def block(kind: str, index: int) -> nn.Module:
+        match kind:
+            case "C":
+                return ResBlock(level.width, skip_width if index == 0 else 0, config.kernel_size, ops)
+            case "T":
+                return TimestepBlock(level.width, config.timestep_channels, config.timestep_conditions, ops)
+            case "A":
+                args = (level.width, level.heads, config.condition_channels, config.self_attention)
+                return AttnBlock(*args, attention, ops)
+            case _:
+                return FeedForwardBlock(level.width, ops)
+
+    return nn.ModuleList(block(kind, index) for index, kind in enumerate(level.pattern * level.depth))
+
+
+def _repeats(width: int, count: int, ops: Any) -> nn.ModuleList:
+    return nn.ModuleList(ops.Conv2d(width, width, 1) for _ in range(count - 1))
