@@ -1,0 +1,164 @@
+"""The captions that the tiny cascade understands: write them, read them, sample them.
+
+    a {size} {colour} {shape} on a {colour} background, {place}
+    a {colour} {shape} on the left and a {colour} {shape} on the right, {colour} background
+
+Size, place and background may be left out (then any); two shapes may also stand at the top and at the bottom.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+SHAPES = ("circle", "square", "triangle", "star")
+SIZES = ("small", "large")
+PLACES = ("left", "right", "top", "bottom", "center")
+PAIRS = (("left", "right"), ("top", "bottom"))
+
+# How often `sample` draws two shapes, and how often it leaves a part of a one-shape caption out.
+TWO_SHAPES, NO_SIZE, NO_PLACE, NO_BACKGROUND = 0.4, 0.25, 0.25, 0.15
+
+FORM = "a {size} {colour} {shape} on a {colour} background, {place}"
+FORM_OF_TWO = "a {colour} {shape} on the left and a {colour} {shape} on the right, {colour} background"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One shape. `size` or `place` None: the caption does not say. In a pair the size is always None."""
+
+    colour: str
+    shape: str
+    size: str | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says: one item, or two that stand left and right or top and bottom, and the background."""
+
+    items: tuple[Item, ...]
+    background: str | None = None
+
+
+def write(scene: Scene) -> str:
+    """The caption of a scene; the inverse of `parse`."""
+    if len(scene.items) == 2:
+        sides = [f"{_article(item.colour)} {item.shape} on the {item.place}" for item in scene.items]
+        return " and ".join(sides) + (f", {scene.background} background" if scene.background else "")
+    (item,) = scene.items
+    words = " ".join(word for word in (item.size, item.colour, item.shape) if word)
+    on = f" on {_article(scene.background)} background" if scene.background else ""
+    return _article(words) + on + (f", {item.place}" if item.place else "")
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _any(words: tuple[str, ...], name: str) -> str:
+    return f"(?P<{name}>{'|'.join(words)})"
+
+
+_ONE = re.compile(
+    rf"an? ({_any(SIZES, 'size')} )?{_any(COLOURS, 'colour')} {_any(SHAPES, 'shape')}"
+    rf"( on an? {_any(COLOURS, 'background')} background)?( ?, ?{_any(PLACES, 'place')})?"
+)
+_TWO = re.compile(
+    rf"an? {_any(COLOURS, 'colour')} {_any(SHAPES, 'shape')} on the {_any(PLACES, 'place')}"
+    rf" and an? {_any(COLOURS, 'colour2')} {_any(SHAPES, 'shape2')} on the {_any(PLACES, 'place2')}"
+    rf"( ?, ?{_any(COLOURS, 'background')} background)?"
+)
+
+
+def parse(caption: str) -> Scene | None:
+    """The scene of a caption, or None when it is outside the grammar (`hint` says why).
+
+    Case, spaces, a final full stop and the choice between `a` and `an` do not matter.
+    """
+    text = _normal(caption)
+    if found := _ONE.fullmatch(text):
+        item = Item(found["colour"], found["shape"], found["size"], found["place"])
+        return Scene((item,), found["background"])
+    found = _TWO.fullmatch(text)
+    if found is None or (found["place"], found["place2"]) not in PAIRS:
+        return None
+    first = Item(found["colour"], found["shape"], place=found["place"])
+    second = Item(found["colour2"], found["shape2"], place=found["place2"])
+    return Scene((first, second), found["background"])
+
+
+def hint(caption: str) -> str | None:
+    """What the tiny cascade cannot follow in a caption, in one sentence; None inside the grammar and for no caption."""
+    text = _normal(caption)
+    if not text:
+        return None
+    scene = parse(text)
+    if scene is not None:
+        if any(item.colour == scene.background for item in scene.items):
+            return "A shape in the colour of its background cannot be seen."
+        return None
+    known = {*COLOURS, *SHAPES, *SIZES, *PLACES, "a", "an", "on", "and", "the", "background"}
+    unknown = list(dict.fromkeys(word for word in re.findall(r"[^\s,.]+", text) if word not in known))
+    if unknown:
+        words = ", ".join(repr(word) for word in unknown[:4])
+        return f"The tiny cascade does not know {words}; it draws '{FORM}' or '{FORM_OF_TWO}'."
+    return f"The tiny cascade knows these words, but not in this order; it draws '{FORM}' or '{FORM_OF_TWO}'."
+
+
+def _normal(caption: str) -> str:
+    return " ".join(caption.lower().split()).removesuffix(".").strip()
+
+
+def held_out(colour: str, shape: str, background: str) -> bool:
+    """Whether this combination is kept for the evaluation: 24 of the 224, each colour, shape and background alike."""
+    c, s, b = COLOURS.index(colour), SHAPES.index(shape), COLOURS.index(background)
+    # Every colour is held out with three of the four shapes. The steps keep the counts of the backgrounds equal too:
+    # (s + step[s]) mod 4 takes every value once.
+    return c % 4 != s and b == (c + (1, 2, 6, 3)[s]) % 8
+
+
+def fits(scene: Scene, *, unseen: bool = False) -> bool:
+    """Whether the items can be seen on the background and, unless `unseen` is allowed, none of them is held out."""
+    return all(_fits(item, background, unseen) for item in scene.items if (background := scene.background) is not None)
+
+
+def _fits(item: Item, background: str, unseen: bool = False) -> bool:
+    return item.colour != background and (unseen or not held_out(item.colour, item.shape, background))
+
+
+def sample(rng: np.random.Generator) -> Scene:
+    """A training scene: parts may be left out; nothing in it is held out, whatever the left-out parts become."""
+    if rng.random() < TWO_SHAPES:
+        places = _choice(rng, PAIRS)
+        items = tuple(Item(_choice(rng, COLOURS), _choice(rng, SHAPES), place=place) for place in places)
+    else:
+        size = None if rng.random() < NO_SIZE else _choice(rng, SIZES)
+        place = None if rng.random() < NO_PLACE else _choice(rng, PLACES)
+        items = (Item(_choice(rng, COLOURS), _choice(rng, SHAPES), size, place),)
+    background = None if rng.random() < NO_BACKGROUND else _background(rng, items)
+    return Scene(items, background)
+
+
+def complete(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its left-out parts chosen at random (the sizes of a pair stay None: they have a range of their own)."""
+    items = scene.items
+    if len(items) == 1:
+        item = items[0]
+        size, place = item.size or _choice(rng, SIZES), item.place or _choice(rng, PLACES)
+        items = (replace(item, size=size, place=place),)
+    return Scene(items, scene.background or _background(rng, items))
+
+
+def _background(rng: np.random.Generator, items: tuple[Item, ...]) -> str:
+    return _choice(rng, tuple(colour for colour in COLOURS if all(_fits(item, colour) for item in items)))
+
+
+def _choice(rng: np.random.Generator, values: tuple[T, ...]) -> T:
+    return values[int(rng.integers(len(values)))]
