@@ -161,7 +161,7 @@ CLEAN = {
     "cascade/cli/__init__.py": "from ..pipelines import generate\nmain = print\n",
     "nodes/__init__.py": "from . import loaders, sampling\n",
     "nodes/types.py": "from comfy_api.latest import io\n",
-    "nodes/loaders.py": "from comfy_api.latest import io\n\nfrom ..cascade.models import StageC\nfrom .host import at\n",
+    "nodes/loaders.py": "from comfy_api.latest import io\n\nfrom ..cascade.models import StageC\nfrom . import host\n",
     "nodes/sampling.py": "from .types import CATEGORY\n",
     "nodes/host/folders.py": "import comfy.sd\nimport folder_paths\nimport nodes\n\nfrom ...cascade import errors\n",
 }

@@ -1,0 +1,36 @@
+"""What the project's files promise to the ComfyUI registry and to people's installations."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cascade
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_requirements_leave_the_hosts_packages_alone() -> None:
+    assert all(re.fullmatch(r"[A-Za-z]+>=[0-9.]+", line) for line in requirements()), "lower bounds only"
+    assert not [line for line in requirements() if line.startswith("torch")]
+
+
+def test_one_version() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{cascade.__version__}"\n' in project
+
+
+def test_links_in_the_pages_lead_somewhere() -> None:
+    """Relative links of the README and the pages under docs/; pictures too."""
+    missing = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            target = link.split("#")[0]
+            if target and "://" not in target and not (page.parent / target).exists():
+                missing.append(f"{page.name}: {link}")
+    assert missing == []
