@@ -1,0 +1,46 @@
+"""The mathematics of diffusion: functions of (x, noise, log_snr), independent of any network.
+
+schedules         t -> log_snr
+scalings          log_snr -> (a, b) of x = a x0 + b epsilon
+targets           what the network predicts, and x0 and epsilon from it
+noise_conditions  log_snr -> r, the network's view of the noise level
+loss_weights      log_snr -> factor of the training loss
+process           the five above as one setting (`Diffusion`), for training and sampling alike
+guidance          classifier-free guidance
+samplers          one step
+noise             seeded noise for each image
+sampling          the loop (`sample`)
+"""
+
+from __future__ import annotations
+
+from .guidance import Guidance
+from .loss_weights import LOSS_WEIGHTS, LossWeight
+from .noise import SeededNoise
+from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
+from .process import RELEASED, Diffusion, TrainingBatch
+from .samplers import SAMPLERS
+from .sampling import sample
+from .scalings import SCALINGS, Scaling
+from .schedules import SCHEDULES, Schedule
+from .targets import TARGETS, Target
+
+__all__ = [
+    "LOSS_WEIGHTS",
+    "NOISE_CONDITIONS",
+    "RELEASED",
+    "SAMPLERS",
+    "SCALINGS",
+    "SCHEDULES",
+    "TARGETS",
+    "Diffusion",
+    "Guidance",
+    "LossWeight",
+    "NoiseCondition",
+    "Scaling",
+    "Schedule",
+    "SeededNoise",
+    "Target",
+    "TrainingBatch",
+    "sample",
+]

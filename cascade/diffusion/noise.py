@@ -1,0 +1,51 @@
+"""Noise that belongs to an image, not to its place in a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Noise = Callable[[Tensor, int], Tensor]
+
+START = -1
+
+
+def digest(data: bytes) -> int:
+    """63 well mixed bits."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """`noise(like, step)`: standard normal noise of like's shape [B, ...], dtype and device, image i from seeds[i].
+
+    A function of seed, step, stream and shape alone, drawn on the CPU: the same on any device, alone or in a batch, and
+    in whatever order the steps are asked for. Two runs for one picture stay independent with a stream each ("stage_b").
+    """
+
+    seeds: Sequence[int]
+    stream: str = ""
+
+    @classmethod
+    def of(cls, x: Tensor) -> SeededNoise:
+        """Seeds from the content of each image of x [B, ...], for callers that have no seeds."""
+        return cls([digest(image.detach().cpu().float().numpy().tobytes()) for image in x])
+
+    def start(self, *shape: int) -> Tensor:
+        """The noise a run starts from: [B, *shape], float32, on the CPU."""
+        return self(torch.empty(len(self.seeds), *shape), START)
+
+    def __call__(self, like: Tensor, step: int) -> Tensor:
+        if len(like) != len(self.seeds):
+            raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(like)}")
+        images = [
+            torch.randn(
+                like.shape[1:], generator=torch.Generator().manual_seed(digest(f"{seed}/{step}/{self.stream}".encode()))
+            )
+            for seed in self.seeds
+        ]
+        return torch.stack(images).to(like)

@@ -1,0 +1,148 @@
+"""The sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .guidance import Guidance
+from .noise import Noise, SeededNoise
+from .process import RELEASED, Diffusion
+from .samplers import SAMPLERS, Step
+from .schedules import SCHEDULES, Schedule
+
+Conditions = Mapping[str, Any]
+"""Keyword arguments of the network: name -> tree (tensor, batch first; None; tuple, list or NamedTuple of trees)."""
+
+DEFAULT_GUIDANCE = Guidance()
+
+
+class Network(Protocol):
+    """x [B, ...], r [B] and the conditions -> the prediction [B, ...]."""
+
+    def __call__(self, x: Tensor, r: Tensor, **cond: Any) -> Tensor: ...
+
+
+class OnStep(Protocol):
+    """Called after step i (0 to n - 1) with the x0 predicted there; raise in it to stop the run."""
+
+    def __call__(self, i: int, n: int, x0: Tensor, /) -> Any: ...
+
+
+@torch.no_grad()
+def sample(
+    model: Network,
+    x: Tensor,
+    *,
+    cond: Conditions,
+    uncond: Conditions | None = None,
+    steps: int,
+    sampler: str | Step = "ddpm",
+    schedule: str | Schedule | None = None,
+    shift: float = 1.0,
+    t_start: float = 1.0,
+    t_end: float = 0.0,
+    guidance: Guidance = DEFAULT_GUIDANCE,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    diffusion: Diffusion = RELEASED,
+) -> Tensor:
+    """Take x [B, ...], noised to t_start, down to t_end in `steps` equal steps of t; the x0 predicted by the last step.
+
+    model: called with x in the dtype given and r [B] in float32; the arithmetic in between is float32 at least.
+    cond, uncond: see `Conditions`. One call of 2 B where both have the same shapes, else two calls. Without `uncond`,
+        or where the guidance scale is 1, only the conditional call is made.
+    sampler, schedule: a name of `SAMPLERS`, `SCHEDULES`, or what their factories make; default schedule: diffusion's.
+    noise: (like, step) -> standard normal noise. The default draws each image's noise from a seed made of its x; give
+        `SeededNoise(seeds)` for seeds of your own.
+    on_step: see `OnStep`.
+    diffusion: how the network was trained.
+
+    Raises ValueError for steps < 1 or times other than 0 <= t_end < t_start <= 1, KeyError for an unknown name.
+    """
+    times = step_times(steps, t_start, t_end)
+    step = SAMPLERS.resolve(sampler)
+    noise = SeededNoise.of(x) if noise is None else noise
+    # The levels of all steps at once, on the CPU in float64: plain numbers from here on.
+    log_snr = SCHEDULES.resolve(schedule or diffusion.schedule)(torch.tensor(times, dtype=torch.float64), shift)
+    a, b = (factor.tolist() for factor in diffusion.scaling(log_snr))
+    rs = diffusion.noise_condition(log_snr)
+    rs = (rs.float() if rs.is_floating_point() else rs).to(x.device)
+
+    predict = GuidedModel(model, cond, uncond, guidance, len(x))
+    state = x0 = x.to(torch.promote_types(x.dtype, torch.float32))
+    for i in range(steps):
+        prediction = predict(state.to(x.dtype), rs[i], times[i]).to(state.dtype)
+        level = (log_snr[i].item(), a[i], b[i])
+        x0 = diffusion.target.x0(state, prediction, *level)
+        if on_step is not None:
+            on_step(i, steps, x0.to(x.dtype))
+        if i + 1 < steps:
+            epsilon = diffusion.target.epsilon(state, prediction, *level)
+            state = step(x0, epsilon, (a[i], b[i]), (a[i + 1], b[i + 1]), partial(noise, state, i))
+    return x0.to(x.dtype)
+
+
+def step_times(steps: int, t_start: float, t_end: float) -> list[float]:
+    """steps + 1 equally spaced times from t_start down to t_end. ValueError as for `sample`."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 <= t_end < t_start <= 1:
+        raise ValueError(f"times must be 0 <= t_end < t_start <= 1, got t_start {t_start}, t_end {t_end}")
+    return [t_start + (t_end - t_start) * i / steps for i in range(steps + 1)]
+
+
+class GuidedModel:
+    """A network with its conditions and guidance: (x [B, ...], r scalar, t) -> prediction [B, ...]."""
+
+    def __init__(
+        self, model: Network, cond: Conditions, uncond: Conditions | None, guidance: Guidance, batch: int
+    ) -> None:
+        self.model = model
+        self.cond, self.uncond = cond, uncond
+        self.guidance = guidance
+        self.both = None if uncond is None else join_conditions(cond, uncond, batch)
+
+    def __call__(self, x: Tensor, r: Tensor, t: float) -> Tensor:
+        rs = r.expand(len(x))
+        if self.uncond is None or self.guidance.scale_at(t) == 1:
+            return self.model(x, rs, **self.cond)
+        if self.both is None:
+            positive, negative = self.model(x, rs, **self.cond), self.model(x, rs, **self.uncond)
+        else:
+            positive, negative = self.model(torch.cat([x, x]), r.expand(2 * len(x)), **self.both).chunk(2)
+        precise = torch.promote_types(positive.dtype, torch.float32)
+        return self.guidance.combine(positive.to(precise), negative.to(precise), t)
+
+
+class Unjoinable(Exception):
+    """Two trees of conditions have no common batch."""
+
+
+def join_conditions(cond: Conditions, uncond: Conditions, batch: int) -> Conditions | None:
+    """Both as one batch, cond first; None where structure, shapes or dtypes differ or a tensor is not of this batch."""
+    if cond.keys() != uncond.keys():
+        return None
+    try:
+        return {name: join(tree, uncond[name], batch) for name, tree in cond.items()}
+    except Unjoinable:
+        return None
+
+
+def join(first: Any, second: Any, batch: int) -> Any:
+    """Two trees of equal structure, leaf by leaf. Raises Unjoinable."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        like = (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
+        if not like or first.shape[:1] != (batch,):
+            raise Unjoinable
+        return torch.cat([first, second])
+    if isinstance(first, (tuple, list)) and type(first) is type(second) and len(first) == len(second):
+        parts = [join(a, b, batch) for a, b in zip(first, second, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if first is None and second is None:
+        return None
+    raise Unjoinable
