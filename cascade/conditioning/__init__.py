@@ -1,0 +1,18 @@
+"""Text and images as the embeddings that Stage C and Stage B listen to."""
+
+from __future__ import annotations
+
+from .image import ImageEncoder, combine_images
+from .inputs import StageBInputs, StageCInputs
+from .text import TextEmbedding, TextEncoder
+from .vocabulary import tokenizer
+
+__all__ = [
+    "ImageEncoder",
+    "StageBInputs",
+    "StageCInputs",
+    "TextEmbedding",
+    "TextEncoder",
+    "combine_images",
+    "tokenizer",
+]

@@ -1,0 +1,20 @@
+"""Pillow pictures and tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def from_pillow(picture: Image.Image) -> Tensor:
+    """[1, 3, H, W] in [0, 1]; turned the way its camera held it, transparency dropped."""
+    upright = ImageOps.exif_transpose(picture).convert("RGB")
+    return torch.from_numpy(np.array(upright)).movedim(-1, 0)[None].float() / 255
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    """A picture of [3, H, W]; values outside [0, 1] are clipped."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.movedim(0, -1).cpu().numpy())
