@@ -23,14 +23,3 @@ def test_requirements_leave_the_hosts_packages_alone() -> None:
 def test_one_version() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{cascade.__version__}"\n' in project
-
-
-def test_links_in_the_pages_lead_somewhere() -> None:
-    """Relative links of the README and the pages under docs/; pictures too."""
-    missing = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-            target = link.split("#")[0]
-            if target and "://" not in target and not (page.parent / target).exists():
-                missing.append(f"{page.name}: {link}")
-    assert missing == []

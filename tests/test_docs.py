@@ -1,0 +1,40 @@
+"""The pages' Python runs: every ```python block of docs/library.md, in order, in one namespace.
+
+Blocks marked ```py need files that are not here, and are only compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for source in blocks(ROOT / "docs" / "library.md", "python"):
+        exec(compile(source, "docs/library.md", "exec"), namespace)
+    assert "again" in namespace
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_compiles(page: Path) -> None:
+    for source in blocks(page, "python") + blocks(page, "py"):
+        compile(source, page.name, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Relative links, pictures too."""
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))]
+    assert [link for link in links if link and "://" not in link and not (page.parent / link).exists()] == []
