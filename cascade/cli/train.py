@@ -1,0 +1,85 @@
+"""`train`: one training from its file, or the tiny cascade from nothing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STOPPED = 130
+"""The exit status of a run that was stopped, saved, and can go on."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a network from a file of settings, or the tiny cascade from nothing",
+        description="Train one network from a file of settings (YAML or JSON), or, with `tiny`, the whole tiny cascade. "
+        "Ctrl-C saves and stops; the same command goes on from there.",
+    )
+    parser.add_argument("config", help="a settings file, or `tiny`")
+    parser.add_argument(
+        "--folder", type=Path, help="relative paths of the settings start here (default: this folder; tiny: runs/tiny)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="another value for a key of the file, as in --set steps=2000 or --set stage_b.effnet_noise=0.1",
+    )
+    parser.add_argument("--part", help="tiny: only this part of the recipe (stage_a, encoder, stage_b, stage_c)")
+    parser.add_argument("--smoke", action="store_true", help="tiny: every step of the recipe, but tiny and short")
+    parser.add_argument("--install", type=Path, help="tiny: at the end, copy the weights to this folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    import yaml
+
+    from .. import training
+    from ..errors import InvalidConfig
+    from ..training import recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    changes: dict[str, Any] = {}
+    for change in args.changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise InvalidConfig(f"--set {change}: expected KEY=VALUE")
+        changes[key] = yaml.safe_load(value)
+    if args.config == "tiny":
+        parts = recipe.PARTS if args.part is None else (args.part,)
+        folder = args.folder or Path("runs/tiny")
+        run_recipe = recipe.train_tiny(
+            folder, parts=parts, smoke=args.smoke, changes=changes, install=args.install, progress=_progress
+        )
+        return 0 if run_recipe else STOPPED
+    config = training.read_config(args.config, training.SETTINGS, root=args.folder or Path(), changes=changes)
+    outcome = recipe.train_one(config, progress=_progress)
+    print(f"{config.output}: {'complete' if outcome.complete else 'stopped'} at step {outcome.step}")
+    return 0 if outcome.complete else STOPPED
+
+
+def _progress(title: str, unit: str) -> Callable[..., None]:
+    """A progress bar as a callback (done, total, metrics); where nobody watches, a line now and then."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=title, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
+
+    def update(done: int, total: int, metrics: dict[str, float] | None = None) -> None:
+        if bar.total != total:
+            bar.total = total
+            bar.initial = done - 1
+            bar.n = done - 1
+        if metrics and "loss" in metrics:
+            shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "psnr", "mse") if name in metrics}
+            bar.set_postfix(shown, refresh=False)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return update

@@ -1,0 +1,17 @@
+"""Training: one loop for every task, from a file of settings to files that load_model reads.
+
+config     settings, read from a file and checked
+data       pictures, their order, what is computed once from them
+loop       the loop (`fit`), with exact continuation
+state, metrics   what a run leaves in its folder
+stage_a encoder stage_b stage_c   one file a task
+recipe     the tiny cascade from nothing
+"""
+
+from __future__ import annotations
+
+from .config import TrainingConfig, parse_config, read_config
+from .loop import Outcome, Task, fit
+from .tasks import SETTINGS, TASKS
+
+__all__ = ["SETTINGS", "TASKS", "Outcome", "Task", "TrainingConfig", "fit", "parse_config", "read_config"]

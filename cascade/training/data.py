@@ -1,0 +1,169 @@
+"""Pictures to train on, the order in which they are seen, and what is computed once from them and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import setting
+
+CHUNK = 256
+Progress = Callable[[int, int], None]
+
+
+class PictureSource(Protocol):
+    """A fixed set of pictures with captions, all of one size."""
+
+    size: int
+    name: str
+    """Names the content: two sources of one name hold the same pictures."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
+        """Pictures start to start + count as uint8 [n, size, size, 3], and their captions."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    """Which pictures: `drawn` are those of the tiny cascade's grammar, `count` of them from one seed."""
+
+    source: Literal["drawn"] = "drawn"
+    count: int = setting(minimum=1)
+    seed: int = setting(1, minimum=0)
+    size: int = setting(256, minimum=32)
+
+
+class DrawnPictures:
+    """Pictures and captions of the tiny cascade's grammar, drawn when asked for."""
+
+    def __init__(self, count: int, seed: int, size: int = 256) -> None:
+        self.count, self.seed, self.size = count, seed, size
+        self.name = f"drawn-{count}-{seed}-{size}"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
+        from ..tiny import drawing
+
+        drawn = drawing.batch(self.seed, count, start=start, size=self.size)
+        return drawn.pictures, drawn.captions
+
+
+def open_source(settings: PictureSettings) -> PictureSource:
+    return DrawnPictures(settings.count, settings.seed, settings.size)
+
+
+class Cache(NamedTuple):
+    """Arrays with one row a picture, memory-mapped from disk, and the pictures' captions."""
+
+    arrays: dict[str, np.ndarray]
+    captions: list[str]
+
+    def take(self, name: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """Some rows of an array as a tensor of the array's own type."""
+        return torch.from_numpy(np.ascontiguousarray(self.arrays[name][rows])).to(device)
+
+
+Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def cached(
+    folder: Path, kind: str, source: PictureSource, compute: Compute, *, key: str = "", on_chunk: Progress | None = None
+) -> Cache:
+    """What `compute` (pictures uint8 [n, s, s, 3] -> arrays with n rows) makes of all pictures, from disk if it is there.
+
+    `key` names everything else that `compute` depends on (the encoder's weights, sizes). A cache that is there is complete.
+    """
+    digest = hashlib.sha256(json.dumps([kind, source.name, key]).encode()).hexdigest()[:16]
+    place = folder / f"{kind}-{digest}"
+    if not place.exists():
+        _build(place, source, compute, on_chunk)
+    files = sorted(place.glob("*.npy"))
+    arrays = {file.stem: np.load(file, mmap_mode="r") for file in files}
+    return Cache(arrays, json.loads((place / "captions.json").read_text(encoding="utf-8")))
+
+
+def _build(place: Path, source: PictureSource, compute: Compute, on_chunk: Progress | None) -> None:
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, np.memmap] = {}
+    captions: list[str] = []
+    total = len(source)
+    try:
+        for start in range(0, total, CHUNK):
+            pictures, texts = source.read(start, min(CHUNK, total - start))
+            captions += texts
+            for name, rows in compute(pictures).items():
+                if name not in arrays:
+                    arrays[name] = np.lib.format.open_memmap(
+                        temporary / f"{name}.npy", mode="w+", dtype=rows.dtype, shape=(total, *rows.shape[1:])
+                    )
+                arrays[name][start : start + len(rows)] = rows
+            if on_chunk is not None:
+                on_chunk(min(start + CHUNK, total), total)
+        for array in arrays.values():
+            array.flush()
+        (temporary / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+        if not place.exists():  # another run may have made the same one meanwhile
+            os.replace(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Order:
+    """All pictures once an epoch, each epoch in its own order; any position can be asked for."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.epochs: dict[int, np.ndarray] = {}
+
+    def rows(self, index: int, count: int) -> np.ndarray:
+        """The pictures of batch number `index` of `count` pictures."""
+        positions = np.arange(index * count, (index + 1) * count)
+        return np.array([self._epoch(int(p) // self.length)[int(p) % self.length] for p in positions])
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self.epochs:
+            self.epochs = {e: p for e, p in self.epochs.items() if e == epoch - 1}
+            self.epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return self.epochs[epoch]
+
+
+def to_images(pictures: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [0, 1], channels last in memory."""
+    return pictures.permute(0, 3, 1, 2).float().div_(255)
+
+
+def to_pictures(images: Tensor) -> np.ndarray:
+    """float [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]."""
+    return images.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Square images [B, C, H, H] to [B, C, size, size], averaging over what a pixel covers when they shrink."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=images.shape[-1] > size)
+
+
+def fingerprint(path: Path) -> str:
+    """A short name of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]

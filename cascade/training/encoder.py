@@ -1,0 +1,93 @@
+"""The EfficientNet encoder and the previewer, as one small autoencoder through the latents that Stage C will make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InvalidConfig
+from ..images import normalise
+from ..models import EffnetConfig, EffnetEncoder, Previewer, PreviewerConfig
+from .config import TrainingConfig, setting
+from .data import Order, PictureSettings, Progress, cached, open_source, resize, to_images
+from .loop import BaseTask, Modules, derive_seed, pick_device
+from .nets import model_config, new_network, recalibrate_batch_norm, sheet
+from .stage_a import neighbour_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """`sizes` are the encoder's input sizes, one drawn for each batch (a size named twice is drawn twice as often);
+    the previewer's target is the picture at a quarter of that. `latent_noise` is the deviation of noise on the latents,
+    which themselves have deviation 1. The loss is as Stage A's.
+    """
+
+    pictures: PictureSettings
+    cache: Path
+    model: Mapping[str, Any]
+    previewer: Mapping[str, Any]
+    sizes: tuple[int, ...] = setting((192,), minimum=32)
+    l1: float = setting(1.0, minimum=0)
+    mse: float = setting(4.0, minimum=0)
+    edges: float = setting(0.5, minimum=0)
+    latent_noise: float = setting(0.1, minimum=0)
+
+
+class EncoderTask(BaseTask):
+    """Trains `effnet` and `previewer`; the encoder's last norm gives its latents mean 0 and deviation 1."""
+
+    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+        self.config, self.settings = config, config.settings
+        settings: EncoderSettings = config.settings
+        if any(size % 32 for size in settings.sizes):
+            raise InvalidConfig(f"encoder: sizes {list(settings.sizes)} must be multiples of 32")
+        self.device = pick_device(config.device)
+        encoder = EffnetEncoder(model_config(EffnetConfig, settings.model, "encoder: model"))
+        previewer = Previewer(model_config(PreviewerConfig, settings.previewer, "encoder: previewer"))
+        self.modules = {
+            "effnet": new_network(encoder, config.seed, "effnet", self.device),
+            "previewer": new_network(previewer, config.seed, "previewer", self.device),
+        }
+        source = open_source(settings.pictures)
+        self.data = cached(settings.cache, "pictures", source, lambda p: {"pictures": p}, on_chunk=on_chunk)
+        self.order = Order(len(source), derive_seed(config.seed, "order"))
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Encoder inputs [B, 3, s, s], normalised, and what the previewer should make of them, [B, 3, s/4, s/4]."""
+        images = to_images(self.data.take("pictures", self.order.rows(index, self.config.batch_size), self.device))
+        random = np.random.default_rng((self.config.seed, index))
+        size = int(random.choice(self.settings.sizes))
+        # Pipelines resize by the nearest pixel, as the released code does, or smoothly: the latents should not care.
+        nearest = random.random() < 0.5
+        inputs = F.interpolate(images, size=(size, size), mode="nearest") if nearest else resize(images, size)
+        return normalise(inputs), resize(images, size // 4)
+
+    def loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.settings
+        inputs, target = batch
+        latents = self.modules["effnet"](inputs)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        error = self.modules["previewer"](latents + settings.latent_noise * noise).float() - target
+        mse = error.square().mean()
+        loss = settings.l1 * error.abs().mean() + settings.mse * mse + settings.edges * neighbour_error(error)
+        return loss, {"psnr": -10 * torch.log10(mse.detach())}
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
+        images = to_images(self.data.take("pictures", np.arange(min(8, len(self.data.captions))), self.device))
+        size = max(set(self.settings.sizes), key=self.settings.sizes.count)
+        return sheet([images, modules["previewer"](modules["effnet"](normalise(resize(images, size))))])
+
+    def finish(self, modules: Modules) -> None:
+        encoder, previewer = modules["effnet"], modules["previewer"]
+        inputs = [self.batch(i)[0] for i in range(32)]
+        recalibrate_batch_norm(encoder, [lambda x=x: encoder(x) for x in inputs])
+        latents = [encoder(x) for x in inputs]
+        recalibrate_batch_norm(previewer, [lambda z=z: previewer(z) for z in latents])

@@ -1,0 +1,323 @@
+"""The loop that every training shares: AdamW, accumulation, clipping, an average of the weights, exact continuation."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import CascadeError, InvalidConfig
+from .config import TrainingConfig, incompatible_changes
+from .metrics import append_metrics, plot_loss, truncate_metrics
+from .state import load_state, save_state, write_atomically
+
+log = logging.getLogger("cascade")
+
+Modules = Mapping[str, nn.Module]
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class Task(Protocol):
+    """What is trained, on what, and towards what. Everything else is the loop's.
+
+    Data and noise must follow from the arguments alone, so that a run that was stopped goes on exactly.
+    """
+
+    modules: dict[str, nn.Module]
+    """The trained networks by name, already on the device. Parameters that need no gradient stay as they are."""
+
+    def batch(self, index: int) -> Any:
+        """Micro-batch number `index` since the start of the run."""
+        ...
+
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of a batch, and further scalars to log. All randomness comes from `generator`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What the task itself must remember between steps (tensors and plain values)."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
+        """A sheet of samples made with the averaged weights."""
+        ...
+
+    def finish(self, modules: Modules) -> None:
+        """Last touches on the averaged weights before they are exported (batch norm statistics, for instance)."""
+        ...
+
+    def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
+        """Write the averaged weights as files that load_model reads."""
+        ...
+
+
+class BaseTask:
+    """The optional parts of a task, empty, and the export of every module under its own name."""
+
+    modules: dict[str, nn.Module]
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
+        return None
+
+    def finish(self, modules: Modules) -> None:
+        pass
+
+    def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
+        from ..checkpoints import save_model
+
+        for name, module in modules.items():
+            plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            write_atomically(folder / f"{name}.safetensors", lambda path, net=plain: save_model(net, path, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: at which step, whether that is the end, and its last metrics."""
+
+    step: int
+    complete: bool
+    metrics: dict[str, float]
+
+
+def fit(
+    task: Task,
+    config: TrainingConfig,
+    *,
+    on_step: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Train until `config.steps`, going on from the state in `config.output` if there is one.
+
+    `on_step(step, steps, metrics)` is called after every step. When `should_stop()` is true, and on the first ctrl-C
+    or SIGTERM, the run saves its state and returns; a second ctrl-C raises KeyboardInterrupt at once.
+    Raises InvalidConfig when the saved state belongs to another configuration, TrainingFailed when the loss
+    is not finite.
+    """
+    trainer = Trainer(task, config)
+    trainer.resume()
+    with _stop_signals() as stopped:
+        return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """One seed from several numbers and names; nearby parts give unrelated seeds."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Trainer:
+    """One run: the task's networks, their average, the optimiser and the counters."""
+
+    def __init__(self, task: Task, config: TrainingConfig) -> None:
+        self.task, self.config = task, config
+        self.device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        for module in task.modules.values():
+            module.train()
+        self.ema = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
+        self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.99), fused=True)
+        self.step, self.seconds = 0, 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.summed = 0
+        self.metrics: dict[str, float] = {}
+
+    def run(self, on_step: Progress | None, should_stop: Callable[[], bool]) -> Outcome:
+        config, saved = self.config, self.step
+        while self.step < config.steps and not should_stop():
+            start = time.perf_counter()
+            self._train_step()
+            self.seconds += time.perf_counter() - start
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                self._log()
+            if on_step is not None:
+                on_step(self.step, config.steps, self.metrics)
+            if config.sample_every and self.step % config.sample_every == 0:
+                self.sample()
+            if self.step % config.checkpoint_every == 0 and self.step < config.steps:
+                self.save()
+                saved = self.step
+        complete = self.step >= config.steps
+        if complete:
+            self.task.finish(self.ema)
+        if saved != self.step or not (config.output / "state.pt").exists():
+            self.save()
+        if complete:
+            self.task.export(self.ema, config.output, getattr(torch, config.export_dtype))
+        return Outcome(self.step, complete, self.metrics)
+
+    def _train_step(self) -> None:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro in range(config.accumulation):
+            index = self.step * config.accumulation + micro
+            # Layers that draw for themselves (dropout) use the global generator: it too follows from the step.
+            torch.manual_seed(derive_seed(config.seed, "layers", index))
+            generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "loss", index))
+            batch = self.task.batch(index)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                loss, metrics = self.task.loss(batch, generator)
+            (loss / config.accumulation).backward()
+            self._add(
+                loss=loss.detach() / config.accumulation, **{k: v / config.accumulation for k, v in metrics.items()}
+            )
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+        self._add(grad_norm=norm)
+        self.optimizer.step()
+        self.step += 1
+        self.summed += 1
+        self._average()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the average towards the weights; early on faster, so that it does not remember the first random ones."""
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        average, current = _tensors(self.ema), _tensors(self.task.modules)
+        floats = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], 1 - decay)
+        for a, c in zip(average, current, strict=True):
+            if not a.is_floating_point():
+                a.copy_(c)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Matrices and filters decay; biases, gains and embedding tables do not."""
+        tables = {id(m.weight) for t in self.task.modules.values() for m in t.modules() if isinstance(m, nn.Embedding)}
+        decayed = [p for p in self.parameters if p.ndim >= 2 and id(p) not in tables]
+        chosen = {id(p) for p in decayed}
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def _add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _log(self) -> None:
+        means = {name: float(value) / self.summed for name, value in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        self.metrics = {
+            **means,
+            "lr": learning_rate(self.config, self.step - 1),
+            "samples_per_second": self.step * self.config.batch_size * self.config.accumulation / self.seconds,
+        }
+        append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
+        if not math.isfinite(means["loss"]):
+            raise CascadeError(
+                f"{self.config.output}: the loss is not finite at step {self.step}; a lower lr or float32 may help. "
+                "The state saved last is untouched."
+            )
+
+    def sample(self) -> None:
+        """Write samples/step.png with the averaged weights, and the plot of the loss."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        with torch.no_grad():
+            sheet = self.task.sample(self.ema, generator)
+        if sheet is not None:
+            path = self.config.output / "samples" / f"step_{self.step:08d}.png"
+            write_atomically(path, lambda p: sheet.save(p, "PNG"))
+        if (plot := plot_loss(self.config.output)) is not None:
+            write_atomically(self.config.output / "loss.png", lambda p: plot.save(p, "PNG"))
+
+    def save(self) -> None:
+        state = {
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
+            "ema": {name: m.state_dict() for name, m in self.ema.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "task": self.task.state(),
+            "sums": self.sums,
+            "summed": self.summed,
+        }
+        save_state(self.config.output, state)
+        log.info("%s: saved at step %d", self.config.output, self.step)
+
+    def resume(self) -> None:
+        """Take up the state in the output folder; raises InvalidConfig when it is another run's."""
+        self.config.output.mkdir(parents=True, exist_ok=True)
+        state = load_state(self.config.output, self.device)
+        if state is None:
+            truncate_metrics(self.config.output, 0)
+            return
+        reasons = incompatible_changes(state["config"], self.config.to_dict())
+        if reasons:
+            raise InvalidConfig(
+                f"{self.config.output}: holds a run with other settings: {'; '.join(reasons)}. "
+                "Restore them, or choose another output folder."
+            )
+        for name, module in self.task.modules.items():
+            module.load_state_dict(state["modules"][name])
+            self.ema[name].load_state_dict(state["ema"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.task.load_state(state["task"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.sums, self.summed = state["sums"], state["summed"]
+        truncate_metrics(self.config.output, self.step)
+        log.info("%s: going on from step %d", self.config.output, self.step)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine from lr to lr_final * lr."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.lr * (config.lr_final + (1 - config.lr_final) * fall)
+
+
+def _tensors(modules: Modules) -> list[Tensor]:
+    return [t for m in modules.values() for t in itertools.chain(m.parameters(), m.buffers())]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Note the first ctrl-C or SIGTERM instead of dying of it. Outside the main thread signals are not ours to take."""
+    stopped = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if stopped.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+        log.info("stopping after this step; once more to stop at once, without saving")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped.is_set
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""Metrics as JSON lines, and a plot of the loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from .state import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The complete lines of folder/metrics.jsonl (a line cut off by a crash is left out)."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def append_metrics(folder: Path, line: dict[str, Any]) -> None:
+    """Add one line; numbers that are not finite are written as null, which every JSON reader takes."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(clean) + "\n")
+
+
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Forget what was logged after `step`: a run that goes on from there writes those lines again."""
+    path = folder / METRICS_FILE
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= step]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+
+def plot_loss(folder: Path, *, size: tuple[int, int] = (900, 420)) -> Image.Image | None:
+    """The loss over the steps, logarithmic upwards; thin as logged, thick smoothed. None with fewer than two lines."""
+    lines = [m for m in read_metrics(folder) if isinstance(m.get("loss"), float) and m["loss"] > 0]
+    if len(lines) < 2:
+        return None
+    steps, losses = [m["step"] for m in lines], [math.log10(m["loss"]) for m in lines]
+    low, high = min(losses), max(losses)
+    span = (high - low) or 1.0
+    left, top, right, bottom = 70, 20, size[0] - 20, size[1] - 40
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        return left + (right - left) * step / steps[-1], bottom - (bottom - top) * (value - low) / span
+
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for i in range(5):
+        value = low + span * i / 4
+        y = place(0, value)[1]
+        draw.line([(left, y), (right, y)], fill="#dddddd")
+        draw.text((8, y - 6), f"{10**value:.4g}", fill="black")
+        step = round(steps[-1] * i / 4)
+        draw.text((place(step, low)[0] - 12, bottom + 10), str(step), fill="black")
+    draw.line([place(s, v) for s, v in zip(steps, losses, strict=True)], fill="#9db8d9")
+    draw.line([place(s, v) for s, v in zip(steps, _smooth(losses), strict=True)], fill="#1f4e8c", width=2)
+    return picture
+
+
+def _smooth(values: list[float], rate: float = 0.1) -> list[float]:
+    smooth = [values[0]]
+    for value in values[1:]:
+        smooth.append(smooth[-1] + rate * (value - smooth[-1]))
+    return smooth

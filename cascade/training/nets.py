@@ -1,0 +1,95 @@
+"""Networks for a training: new ones from a config section, trained ones from files, sheets of what they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import InvalidConfig
+from ..models import initialize
+from .data import to_pictures
+from .loop import derive_seed
+
+C = TypeVar("C")
+
+
+def model_config(cls: type[C], section: Mapping[str, Any], where: str) -> C:
+    """A network's config from its section: the config's own names, or `reference:` with the reference's arguments.
+
+    Raises InvalidConfig with `where` for names or sizes that do not fit.
+    """
+    kind: Any = cls
+    try:
+        if set(section) == {"reference"}:
+            return kind.from_reference(**section["reference"])
+        return kind.from_dict(section)
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"{where}: {error}") from error
+
+
+def new_network(net: nn.Module, seed: int, name: str, device: torch.device) -> nn.Module:
+    """The network with fresh weights that follow from the seed and its name, on the device."""
+    torch.manual_seed(derive_seed(seed, "weights", name))
+    return on_device(initialize(net), device)
+
+
+def new_clip(kind: str, section: Mapping[str, Any], seed: int, device: torch.device) -> nn.Module:
+    """A text encoder ("text") or image encoder ("image") with fresh weights; `section` is the transformers config."""
+    import transformers
+
+    config_class = {"text": transformers.CLIPTextConfig, "image": transformers.CLIPVisionConfig}[kind]
+    model_class = {
+        "text": transformers.CLIPTextModelWithProjection,
+        "image": transformers.CLIPVisionModelWithProjection,
+    }[kind]
+    torch.manual_seed(derive_seed(seed, "weights", kind))
+    return on_device(model_class(config_class(**section)), device)
+
+
+def frozen(path: Path, device: torch.device) -> Any:
+    """A trained network from a file, in float32 and eval mode, that takes no gradients."""
+    from ..checkpoints import load_model
+
+    net = load_model(path, dtype=torch.float32, device=str(device))
+    return on_device(net, device).eval().requires_grad_(False)
+
+
+def on_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """Filters lie channels last, as the networks' activations do."""
+    return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(net: nn.Module, runs: Sequence[Any]) -> None:
+    """Replace the running statistics of every batch norm by the mean over `runs`: functions that call the network once.
+
+    Statistics gathered while the weights moved do not fit their average.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for run in runs:
+        run()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def sheet(rows: Sequence[Tensor], size: int = 128) -> Image.Image:
+    """Rows of images [B, 3, h, w] in [0, 1] as one picture, each `size` pixels wide."""
+    lines = []
+    for row in rows:
+        tiles = [
+            Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST) for picture in to_pictures(row)
+        ]
+        lines.append(np.concatenate([np.asarray(tile) for tile in tiles], axis=1))
+    return Image.fromarray(np.concatenate(lines, axis=0))

@@ -1,0 +1,66 @@
+"""The loss of a diffusion network, from the registries of `cascade.diffusion`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion import LOSS_WEIGHTS, NOISE_CONDITIONS, SCALINGS, SCHEDULES, TARGETS, Diffusion
+from ..errors import InvalidConfig
+from .config import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSettings:
+    """The process by names of the registries; the defaults are the released training's."""
+
+    schedule: str = "cosine"
+    scaling: str = "vp"
+    target: str = "epsilon"
+    noise_condition: str = "cosine_t"
+    loss_weight: str = "p2"
+    loss_weight_options: Mapping[str, Any] = field(default_factory=dict)
+    shift: float = setting(1.0, minimum=0.01)
+    loss_shift: float = setting(1.0, minimum=0.01)
+
+
+def build_diffusion(settings: DiffusionSettings) -> Diffusion:
+    """Raises InvalidConfig for names and options that the registries do not know."""
+    try:
+        return Diffusion(
+            schedule=SCHEDULES[settings.schedule](),
+            scaling=SCALINGS[settings.scaling](),
+            target=TARGETS[settings.target](),
+            noise_condition=NOISE_CONDITIONS[settings.noise_condition](),
+            loss_weight=LOSS_WEIGHTS[settings.loss_weight](**settings.loss_weight_options),
+        )
+    except (KeyError, TypeError) as error:
+        raise InvalidConfig(f"diffusion: {error.args[0]}") from error
+
+
+def diffusion_loss(
+    diffusion: Diffusion,
+    settings: DiffusionSettings,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted squared error of `predict(noised, r)` at random noise levels for x0 [B, ...].
+
+    The times of a batch are one from each of B equal parts of (0, 1], which makes the gradient less noisy than
+    independent ones do (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
+    """
+    count, device = len(x0), x0.device
+    parts = torch.randperm(count, generator=generator, device=device)
+    within = torch.rand(count, generator=generator, device=device)
+    t = (1 - (parts + within) / count).add(0.001).clamp(0.001, 1)
+    epsilon = torch.randn(x0.shape, generator=generator, device=device)
+    step = diffusion.training_batch(x0, t, epsilon, shift=settings.shift, loss_shift=settings.loss_shift)
+    prediction = predict(step.noised, step.r)
+    errors = (prediction.float() - step.target.float()).square().flatten(1).mean(dim=1)
+    diffusion.learn(step.log_snr, errors.detach())
+    return (errors * step.weight).mean(), {"mse": errors.mean()}

@@ -1,0 +1,82 @@
+"""The tiny cascade from nothing: every part of its recipe in turn, each going on where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidConfig
+from .config import TrainingConfig, read_config
+from .loop import Outcome, fit
+from .state import write_atomically
+from .tasks import SETTINGS, TASKS
+
+log = logging.getLogger("cascade")
+
+PARTS = ("stage_a", "encoder", "stage_c", "stage_b")
+"""In an order in which each finds what it builds on: Stage B reads the text encoder that is trained with Stage C."""
+
+RECIPE = Path(__file__).parent.parent / "tiny" / "recipe"
+SMOKE = RECIPE / "smoke.yaml"
+
+Progress = Callable[[str, str], Callable[..., None]]
+"""(title, unit) -> callback (done, total, metrics)."""
+
+
+def train_one(config: TrainingConfig, *, progress: Progress | None = None) -> Outcome:
+    """Run one training: compute what is cached, train, export."""
+    on_chunk = progress(f"{config.task} pictures", "picture") if progress else None
+    task = TASKS[config.task].task(config, on_chunk)
+    return fit(task, config, on_step=progress(config.task, "step") if progress else None)
+
+
+def train_tiny(
+    folder: Path,
+    *,
+    parts: Sequence[str] = PARTS,
+    smoke: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    install: Path | None = None,
+    progress: Progress | None = None,
+) -> bool:
+    """Train `parts` of the tiny cascade into subfolders of `folder`; true when all of them are complete.
+
+    A part that is complete is left as it is. `smoke` replaces sizes and steps by those of recipe/smoke.yaml.
+    `changes` go to every part. `install` is a folder that gets a copy of all seven files at the end.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise InvalidConfig(f"the recipe has no part {unknown[0]!r}; it has {', '.join(PARTS)}")
+    for part in parts:
+        config = part_config(part, folder, smoke=smoke, changes=changes)
+        outcome = train_one(config, progress=progress)
+        log.info("%s: %s at step %d", part, "complete" if outcome.complete else "stopped", outcome.step)
+        if not outcome.complete:
+            return False
+    if install is not None:
+        install_weights(folder, install)
+    return True
+
+
+def part_config(
+    part: str, folder: Path, *, smoke: bool = False, changes: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """The settings of one part, with its paths inside `folder`."""
+    short = _smoke_changes(part) if smoke else {}
+    return read_config(RECIPE / f"{part}.yaml", SETTINGS, root=folder, changes={**short, **(changes or {})})
+
+
+def _smoke_changes(part: str) -> dict[str, Any]:
+    import yaml
+
+    every = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    return {**every["all"], **every[part]}
+
+
+def install_weights(folder: Path, target: Path) -> None:
+    """Copy the weights of all parts from a recipe's folder to `target`."""
+    for part in PARTS:
+        for file in sorted((folder / part).glob("*.safetensors")):
+            write_atomically(target / file.name, lambda path, source=file: shutil.copyfile(source, path))

@@ -1,0 +1,96 @@
+"""Stage A as an autoencoder of crops: pictures to latents of unit variance and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InvalidConfig
+from ..models import StageA, StageAConfig
+from .config import TrainingConfig, setting
+from .data import Order, PictureSettings, Progress, cached, open_source, to_images
+from .loop import BaseTask, Modules, derive_seed, pick_device
+from .nets import model_config, new_network, recalibrate_batch_norm, sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageASettings:
+    """The loss is l1 * |error| + mse * error^2 + edges * |error of the differences between neighbours|.
+
+    `latent_noise` is the deviation of noise added to the latents: it makes the decoder forgive what Stage B gets wrong.
+    """
+
+    pictures: PictureSettings
+    cache: Path
+    model: Mapping[str, Any]
+    crop: int = setting(128, minimum=32)
+    l1: float = setting(1.0, minimum=0)
+    mse: float = setting(4.0, minimum=0)
+    edges: float = setting(0.5, minimum=0)
+    latent_noise: float = setting(0.02, minimum=0)
+
+
+class StageATask(BaseTask):
+    """Trains `stage_a`. The latents are not quantised, as they are not when the released Stage A is used."""
+
+    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+        self.config, self.settings = config, config.settings
+        settings: StageASettings = config.settings
+        if settings.crop > settings.pictures.size or settings.crop % 4:
+            raise InvalidConfig(f"stage_a: crop {settings.crop} must be a multiple of 4 and at most the pictures' size")
+        self.device = pick_device(config.device)
+        net = StageA(model_config(StageAConfig, settings.model, "stage_a: model"))
+        new_network(net, config.seed, "stage_a", self.device)
+        fix_latent_scale(net)
+        self.modules = {"stage_a": net}
+        source = open_source(settings.pictures)
+        self.data = cached(settings.cache, "pictures", source, lambda p: {"pictures": p}, on_chunk=on_chunk)
+        self.order = Order(len(source), derive_seed(config.seed, "order"))
+
+    def batch(self, index: int) -> Tensor:
+        """Crops [B, 3, crop, crop]."""
+        size, crop = self.settings.pictures.size, self.settings.crop
+        rows = self.order.rows(index, self.config.batch_size)
+        corners = np.random.default_rng((self.config.seed, index)).integers(0, size - crop + 1, (len(rows), 2))
+        pictures = self.data.arrays["pictures"]
+        crops = [pictures[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners, strict=True)]
+        return to_images(torch.from_numpy(np.stack(crops)).to(self.device))
+
+    def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        net, settings = self.modules["stage_a"], self.settings
+        latents = net.encode(batch)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        error = net.decode(latents + settings.latent_noise * noise).float() - batch
+        mse = error.square().mean()
+        loss = settings.l1 * error.abs().mean() + settings.mse * mse + settings.edges * neighbour_error(error)
+        return loss, {"psnr": -10 * torch.log10(mse.detach())}
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
+        images = to_images(self.data.take("pictures", np.arange(min(8, len(self.data.captions))), self.device))
+        return sheet([images, modules["stage_a"](images)])
+
+    def finish(self, modules: Modules) -> None:
+        net = modules["stage_a"]
+        recalibrate_batch_norm(net, [lambda i=i: net.encode(self.batch(i)) for i in range(32)])
+
+
+def neighbour_error(error: Tensor) -> Tensor:
+    """The mean absolute difference of the error [B, c, h, w] between neighbours: edges that are soft or moved."""
+    return F.l1_loss(error[..., 1:], error[..., :-1]) + F.l1_loss(error[..., 1:, :], error[..., :-1, :])
+
+
+def fix_latent_scale(net: StageA) -> None:
+    """Hold the gain of the last norm so that the latents have mean 0 and deviation 1, which is what Stage B noises."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, net.config.scale_factor)
+            torch.nn.init.zeros_(module.bias)
+            module.requires_grad_(False)

@@ -1,0 +1,149 @@
+"""Stage B: Stage A's latents from those of the EfficientNet encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..diffusion import Guidance, SeededNoise, sample
+from ..errors import InvalidConfig
+from ..images import normalise
+from ..models import StageB, StageBConfig
+from .config import TrainingConfig, setting
+from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
+from .loop import BaseTask, Modules, derive_seed, pick_device
+from .nets import frozen, model_config, new_network, sheet
+from .objective import DiffusionSettings, build_diffusion, diffusion_loss
+from .text import pooled_captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBSettings:
+    """`effnet_sizes` are the sizes at which pictures go through the encoder, one drawn for each batch (the released
+    training takes 0.5 to 1 of the picture's size); `drop_effnet` of the latents become zeros, and `effnet_noise` is the
+    deviation of noise on the others, so that Stage B forgives what Stage C gets wrong.
+
+    Without a `text_encoder` the network is trained, and made, deaf to the pooled text.
+    """
+
+    pictures: PictureSettings
+    cache: Path
+    stage_a: Path
+    effnet: Path
+    model: Mapping[str, Any]
+    text_encoder: Path | None = None
+    effnet_sizes: tuple[int, ...] = setting((128, 160, 192, 224), minimum=32)
+    drop_effnet: float = setting(0.1, minimum=0, maximum=1)
+    drop_caption: float = setting(0.05, minimum=0, maximum=1)
+    effnet_noise: float = setting(0.0, minimum=0)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    sample_steps: int = setting(10, minimum=1)
+
+
+class StageBBatch(NamedTuple):
+    """latents [B, 4, h, w], effnet [B, 16, h', w'] with zeros where dropped, clip [B, 1, c]."""
+
+    latents: Tensor
+    effnet: Tensor
+    clip: Tensor
+
+
+class StageBTask(BaseTask):
+    """Trains `stage_b` on cached latents."""
+
+    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+        self.config, self.settings = config, config.settings
+        settings: StageBSettings = config.settings
+        self.device = pick_device(config.device)
+        self.stage_a = frozen(settings.stage_a, self.device)
+        self.data = self._cache(on_chunk)
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        net = StageB(model_config(StageBConfig, settings.model, "stage_b: model"))
+        new_network(net, config.seed, "stage_b", self.device)
+        if settings.text_encoder is None:
+            self.pooled = torch.zeros(1, 1, net.config.clip, device=self.device)
+            torch.nn.init.zeros_(net.clip_mapper.weight)
+        else:
+            captions = [*self.data.captions, ""]
+            self.pooled = pooled_captions(frozen(settings.text_encoder, self.device), captions)
+        if self.pooled.shape[-1] != net.config.clip:
+            raise InvalidConfig(
+                f"stage_b: model: clip is {net.config.clip}, the text encoder gives {self.pooled.shape[-1]}"
+            )
+        self.modules = {"stage_b": net}
+        self.diffusion = build_diffusion(settings.diffusion)
+
+    def _cache(self, on_chunk: Progress | None) -> Cache:
+        settings, encoder = self.settings, frozen(self.settings.effnet, self.device)
+        sizes = sorted(set(settings.effnet_sizes))
+
+        @torch.no_grad()
+        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+            arrays: dict[str, list[np.ndarray]] = {}
+            for part in np.array_split(pictures, max(1, len(pictures) // 32)):
+                images = to_images(torch.from_numpy(part).to(self.device))
+                latents = {f"effnet_{size}": encoder(normalise(resize(images, size))) for size in sizes}
+                for name, value in {"latents": self.stage_a.encode(images), **latents}.items():
+                    arrays.setdefault(name, []).append(value.half().cpu().contiguous().numpy())
+            return {name: np.concatenate(parts) for name, parts in arrays.items()}
+
+        key = f"{fingerprint(settings.stage_a)}-{fingerprint(settings.effnet)}-{sizes}"
+        source = open_source(settings.pictures)
+        return cached(settings.cache, "stage_b", source, compute, key=key, on_chunk=on_chunk)
+
+    def batch(self, index: int) -> StageBBatch:
+        settings = self.settings
+        rows = self.order.rows(index, self.config.batch_size)
+        random = np.random.default_rng((self.config.seed, index))
+        size = int(random.choice(settings.effnet_sizes))
+        kept = torch.from_numpy(random.random(len(rows)) >= settings.drop_effnet).to(self.device)
+        effnet = self.data.take(f"effnet_{size}", rows, self.device).float() * kept[:, None, None, None]
+        latents = self.data.take("latents", rows, self.device).float()
+        without_text = random.random(len(rows)) < settings.drop_caption
+        texts = np.where(without_text, len(self.pooled) - 1, rows % len(self.pooled))
+        return StageBBatch(latents, effnet, self.pooled[torch.from_numpy(texts).to(self.device)])
+
+    def loss(self, batch: StageBBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        net, effnet = self.modules["stage_b"], batch.effnet
+        if self.settings.effnet_noise > 0:
+            kept = effnet.flatten(1).any(dim=1)[:, None, None, None]
+            noise = torch.randn(effnet.shape, generator=generator, device=effnet.device)
+            effnet = effnet + self.settings.effnet_noise * noise * kept
+        return diffusion_loss(
+            self.diffusion,
+            self.settings.diffusion,
+            lambda x, r: net(x, r, effnet, batch.clip),
+            batch.latents,
+            generator,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.diffusion.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.diffusion.load_state_dict(state)
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
+        """Pictures through Stage A alone, and through encoder, Stage B and Stage A."""
+        net: Any = modules["stage_b"]
+        rows = np.arange(min(8, len(self.data.captions)))
+        latents = self.data.take("latents", rows, self.device).float()
+        size = max(set(self.settings.effnet_sizes), key=self.settings.effnet_sizes.count)
+        effnet = self.data.take(f"effnet_{size}", rows, self.device).float()
+        clip = self.pooled[torch.from_numpy(rows % len(self.pooled)).to(self.device)]
+        made = sample(
+            net.denoise,
+            SeededNoise(rows.tolist()).start(*latents.shape[1:]).to(self.device),
+            cond={"conditions": net.conditions(effnet, clip, size=latents.shape[-2:])},
+            steps=self.settings.sample_steps,
+            guidance=Guidance(scale=1.0),
+            diffusion=self.diffusion,
+        )
+        return sheet([self.stage_a.decode(latents), self.stage_a.decode(made)])

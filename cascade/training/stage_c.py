@@ -1,0 +1,221 @@
+"""Stage C with its text and image encoders: the EfficientNet encoder's latents from captions and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..conditioning import ImageEncoder, TextEncoder
+from ..diffusion import SeededNoise, sample
+from ..errors import InvalidConfig
+from ..images import normalise
+from ..models import Conditions, StageC, StageCConfig
+from .config import TrainingConfig, setting
+from .data import (
+    Cache,
+    Order,
+    PictureSettings,
+    Progress,
+    cached,
+    fingerprint,
+    open_source,
+    resize,
+    to_images,
+    to_pictures,
+)
+from .loop import BaseTask, Modules, derive_seed, pick_device
+from .nets import frozen, model_config, new_clip, new_network, sheet
+from .objective import DiffusionSettings, build_diffusion, diffusion_loss
+from .text import tokenize_captions
+
+PROMPTS = (
+    "a large red circle on a blue background, left",
+    "a small yellow star on a black background, top",
+    "a green triangle on a white background",
+    "an orange square",
+    "a large purple star on an orange background, center",
+    "a red square on the left and a blue circle on the right, white background",
+    "a yellow triangle on the top and a green star on the bottom, purple background",
+    "",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCSettings:
+    """`text` and `image` are the transformers configs of the two CLIP towers, trained together with Stage C.
+
+    The image embedding is given for `keep_image` of the pictures and zeros for the others. Captions are left out with
+    probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
+    A batch holds batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each caption once.
+    """
+
+    pictures: PictureSettings
+    cache: Path
+    effnet: Path
+    effnet_size: int = setting(192, minimum=32)
+    model: Mapping[str, Any]
+    text: Mapping[str, Any]
+    image: Mapping[str, Any]
+    repeats: int = setting(1, minimum=1)
+    drop_caption: float = setting(0.05, minimum=0, maximum=1)
+    drop_caption_with_image: float = setting(0.05, minimum=0, maximum=1)
+    keep_image: float = setting(0.1, minimum=0, maximum=1)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    previewer: Path | None = None
+    prompts: tuple[str, ...] = PROMPTS
+    sample_steps: int = setting(20, minimum=1)
+
+
+class StageCBatch(NamedTuple):
+    """latents [U, 16, h, w]; ids and mask [U, 1, 77]; pictures [K, 3, s, s] for the rows `with_image` [K] of the U."""
+
+    latents: Tensor
+    ids: Tensor
+    mask: Tensor
+    pictures: Tensor
+    with_image: Tensor
+
+
+class StageCTask(BaseTask):
+    """Trains `stage_c`, `text_encoder` and `image_encoder` together on cached latents."""
+
+    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+        self.config, self.settings = config, config.settings
+        settings: StageCSettings = config.settings
+        if config.batch_size % settings.repeats:
+            raise InvalidConfig(f"stage_c: repeats {settings.repeats} must divide batch_size {config.batch_size}")
+        self.device = pick_device(config.device)
+        net = StageC(model_config(StageCConfig, settings.model, "stage_c: model"))
+        self.modules = {
+            "stage_c": new_network(net, config.seed, "stage_c", self.device),
+            "text_encoder": new_clip("text", settings.text, config.seed, self.device),
+            "image_encoder": new_clip("image", settings.image, config.seed, self.device),
+        }
+        self._check_widths(net.config)
+        self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
+        self.data = self._cache(on_chunk)
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        captions = [*self.data.captions, ""]
+        self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.modules["text_encoder"]), captions)
+        self.diffusion = build_diffusion(settings.diffusion)
+
+    def _check_widths(self, net: StageCConfig) -> None:
+        text: Any = self.modules["text_encoder"].config
+        image: Any = self.modules["image_encoder"].config
+        found = {
+            "clip_text": text.hidden_size,
+            "clip_text_pooled": text.projection_dim,
+            "clip_img": image.projection_dim,
+        }
+        wrong = [
+            f"{name} is {getattr(net, name)}, the encoder gives {n}"
+            for name, n in found.items()
+            if getattr(net, name) != n
+        ]
+        if wrong:
+            raise InvalidConfig(f"stage_c: model: {'; '.join(wrong)}")
+
+    def _cache(self, on_chunk: Progress | None) -> Cache:
+        settings, encoder = self.settings, frozen(self.settings.effnet, self.device)
+        image_size = int(self.modules["image_encoder"].config.image_size)  # type: ignore[union-attr]
+
+        @torch.no_grad()
+        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+            latents, small = [], []
+            for part in np.array_split(pictures, max(1, len(pictures) // 64)):
+                images = to_images(torch.from_numpy(part).to(self.device))
+                latents.append(
+                    encoder(normalise(resize(images, settings.effnet_size))).half().cpu().contiguous().numpy()
+                )
+                # As CLIP's preprocessing shrinks: on the small picture it then finds nothing left to do.
+                small.append(
+                    to_pictures(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True))
+                )
+            return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
+
+        key = f"{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
+        source = open_source(settings.pictures)
+        return cached(settings.cache, "stage_c", source, compute, key=key, on_chunk=on_chunk)
+
+    def batch(self, index: int) -> StageCBatch:
+        settings = self.settings
+        rows = self.order.rows(index, self.config.batch_size // settings.repeats)
+        random = np.random.default_rng((self.config.seed, index))
+        with_image = random.random(len(rows)) < settings.keep_image
+        drop = np.where(with_image, settings.drop_caption_with_image, settings.drop_caption)
+        texts = np.where(random.random(len(rows)) < drop, len(self.texts) - 1, rows)
+        tokens = self.texts[torch.from_numpy(texts)]
+        return StageCBatch(
+            self.data.take("latents", rows, self.device).float(),
+            self.ids[tokens],
+            self.mask[tokens],
+            to_images(self.data.take("small", rows[with_image], self.device)),
+            torch.from_numpy(np.flatnonzero(with_image)).to(self.device),
+        )
+
+    def loss(self, batch: StageCBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        net: Any = self.modules["stage_c"]
+        repeats = self.settings.repeats
+        text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask)
+        images = text.hidden.new_zeros(len(batch.latents), 1, net.config.clip_img)
+        if len(batch.with_image):
+            embeddings = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)
+            images = images.index_copy(0, batch.with_image, embeddings.to(images.dtype))
+        conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images), repeats)
+        return diffusion_loss(
+            self.diffusion,
+            self.settings.diffusion,
+            lambda x, r: net.denoise(x, r, conditions),
+            batch.latents.repeat_interleave(repeats, dim=0),
+            generator,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.diffusion.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.diffusion.load_state_dict(state)
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
+        """The prompts, at the released settings, through the previewer."""
+        if self.previewer is None:
+            return None
+        net: Any = modules["stage_c"]
+        encoder, prompts = TextEncoder(modules["text_encoder"]), self.settings.prompts
+
+        def conditions(texts: tuple[str, ...]) -> Conditions:
+            text = encoder.encode(texts)
+            return net.conditions(text.hidden, text.pooled, text.pooled.new_zeros(len(texts), 1, net.config.clip_img))
+
+        latents = sample(
+            net.denoise,
+            SeededNoise(range(len(prompts))).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
+            cond={"conditions": conditions(prompts)},
+            uncond={"conditions": conditions(("",) * len(prompts))},
+            steps=self.settings.sample_steps,
+            shift=2.0,
+            diffusion=self.diffusion,
+        )
+        return sheet([self.previewer(latents)])
+
+
+def repeat_conditions(conditions: Conditions, repeats: int) -> Conditions:
+    """Every picture's conditions `repeats` times, one after the other."""
+    if repeats == 1:
+        return conditions
+    return Conditions(
+        keys_values=tuple(
+            (k.repeat_interleave(repeats, dim=0), v.repeat_interleave(repeats, dim=0))
+            for k, v in conditions.keys_values
+        ),
+        modulations=tuple(m.repeat_interleave(repeats, dim=0) for m in conditions.modulations),
+        spatial=None if conditions.spatial is None else conditions.spatial.repeat_interleave(repeats, dim=0),
+    )

@@ -1,0 +1,27 @@
+"""The trainings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .encoder import EncoderSettings, EncoderTask
+from .stage_a import StageASettings, StageATask
+from .stage_b import StageBSettings, StageBTask
+from .stage_c import StageCSettings, StageCTask
+
+
+class Training(NamedTuple):
+    """A task's settings (the section of the file that is named as it) and what builds it: (config, on_chunk) -> task."""
+
+    settings: type
+    task: Callable[..., Any]
+
+
+TASKS: dict[str, Training] = {
+    "stage_a": Training(StageASettings, StageATask),
+    "encoder": Training(EncoderSettings, EncoderTask),
+    "stage_b": Training(StageBSettings, StageBTask),
+    "stage_c": Training(StageCSettings, StageCTask),
+}
+SETTINGS: dict[str, type] = {name: training.settings for name, training in TASKS.items()}

@@ -1,0 +1,31 @@
+"""Captions as tokens and as pooled embeddings, computed once for a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conditioning import TextEncoder
+
+_AT_ONCE = 256
+
+
+def tokenize_captions(encoder: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids [U, 1, 77], mask [U, 1, 77], row of each caption in them [N]); captions that are equal share a row."""
+    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    ids, mask = encoder.tokenize(list(rows))
+    # A training reads one chunk; what a longer caption says beyond it is not heard.
+    return ids[:, :1], mask[:, :1], torch.tensor([rows[caption] for caption in captions])
+
+
+@torch.no_grad()
+def pooled_captions(model: nn.Module, captions: Sequence[str]) -> Tensor:
+    """The pooled embedding [N, 1, c] of every caption, on the model's device."""
+    encoder = TextEncoder(model)
+    ids, mask, rows = tokenize_captions(encoder, captions)
+    parts: Any = zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
+    pooled = torch.cat([encoder.embed(i, m).pooled for i, m in parts])
+    return pooled[rows.to(pooled.device)]
