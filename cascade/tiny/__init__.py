@@ -1,1 +1,23 @@
-"""The tiny cascade: a whole Stable Cascade of a few megabytes that ships with the pack, and what it was trained on."""
+"""The tiny cascade: a whole Stable Cascade of a few megabytes that ships with the pack.
+
+Here lie its weights and its card, what it was trained on (`grammar`, `drawing`), and how its pictures are judged
+(`analysis`, `evaluation`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stage_a", "previewer")
+
+
+def parts() -> dict[str, Path]:
+    """Kind -> shipped file of every part, as `pipelines.Parts` takes them."""
+    return {kind: path(kind) for kind in _PARTS}
+
+
+def path(kind: str) -> Path:
+    """Where the shipped file of a part lies. ValueError for a kind that is not a part."""
+    if kind not in _PARTS:
+        raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(_PARTS)}")
+    return Path(__file__).parent / f"{kind}.safetensors"

@@ -29,6 +29,8 @@ AWAY = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "cen
 WANDER = 0.025
 TILT = np.radians(7.0)
 EDGE = 1.5  # pixels from all background to all shape
+# How often a training caption is only a word or two for something in the picture, so that negative prompts are known.
+MENTIONS = 0.06
 
 
 class Drawings(NamedTuple):
@@ -59,9 +61,10 @@ def batch(seed: int, n: int, *, start: int = 0, size: int = 256) -> Drawings:
     for i in range(n):
         rng = np.random.default_rng((seed, start + i))
         scene = grammar.sample(rng)
-        captions.append(grammar.write(scene))
         scenes.append(grammar.complete(scene, rng))
         pictures[i] = draw(scenes[-1], rng, size=size)
+        only_mention = rng.random() < MENTIONS
+        captions.append(grammar.mention(scenes[-1], rng) if only_mention else grammar.write(scene))
     return Drawings(pictures, captions, scenes)
 
 

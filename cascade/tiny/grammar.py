@@ -58,6 +58,13 @@ def write(scene: Scene) -> str:
     return _article(words) + on + (f", {item.place}" if item.place else "")
 
 
+def mention(scene: Scene, rng: np.random.Generator) -> str:
+    """A word or two for something in the scene, as negative prompts say it: a colour, a shape, or both."""
+    item = _choice(rng, scene.items)
+    words = [item.colour, item.shape, f"{item.colour} {item.shape}"]
+    return _choice(rng, (*words, scene.background) if scene.background else tuple(words))
+
+
 def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
@@ -147,7 +154,7 @@ def sample(rng: np.random.Generator) -> Scene:
 
 
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with its left-out parts chosen at random (the sizes of a pair stay None: they have a range of their own)."""
+    """The scene with its left-out parts chosen at random (in a pair the sizes stay None)."""
     items = scene.items
     if len(items) == 1:
         item = items[0]

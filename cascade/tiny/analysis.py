@@ -1,0 +1,168 @@
+"""What is in a picture: plain image analysis of shapes on a plain background, no learned judge.
+
+The background is the median of the border. What differs from it falls into connected pieces; a piece has the median
+colour of its core, and its outline is where the picture is half that colour and half the background (blurring does not
+move this line). The shape is the one whose drawn outline, as distance from the centre by angle, fits best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from .drawing import DISTANCES, PALETTE, SIDE
+
+# Lengths are parts of the picture's side, as in drawing.
+SMOOTH = 1 / 128  # Against noise, before looking for pieces.
+DIFFERENT = 22.0  # CIELAB distance from the background; the nearest two colours of the palette are about 40 apart.
+SMALLEST = 0.005  # Area of a piece that counts, a quarter of the smallest star.
+LARGE = 0.172  # Half the longer side of the box: small ones end at 0.161, large ones start at 0.182.
+OFF_CENTER = (0.5 - SIDE) / 2
+FIT = 0.2  # Mean distance between two outlines, in mean radii, from which on it is none of the shapes.
+ANGLES = 90
+
+
+@dataclass(frozen=True)
+class Found:
+    """One piece of a picture. `shape` is None when it has none of the outlines.
+
+    `center` (x, y) and `radius` (half the longer side of its box) are parts of the side, `area` is part of the picture.
+    """
+
+    colour: str
+    shape: str | None
+    size: str
+    place: str
+    center: tuple[float, float]
+    radius: float
+    area: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is in a picture; the largest item first."""
+
+    background: str
+    items: tuple[Found, ...]
+
+
+def describe(image: Any) -> Picture:
+    """Look at one picture, an array or tensor [H, W, 3] or [3, H, W], uint8 or float in [0, 1]."""
+    pixels = _pixels(image)
+    smooth = ndimage.gaussian_filter(pixels, (SMOOTH * len(pixels), SMOOTH * len(pixels), 0))
+    edge = max(1, len(pixels) // 64)
+    border = np.concatenate(
+        [s.reshape(-1, 3) for s in (smooth[:edge], smooth[-edge:], smooth[:, :edge], smooth[:, -edge:])]
+    )
+    background = np.median(border, axis=0)
+    different = np.linalg.norm(_lab(smooth) - _lab(background), axis=-1)
+    pieces, count = _connected(different > DIFFERENT)
+    items = []
+    for number in range(1, count + 1):
+        piece = pieces == number
+        if piece.mean() >= SMALLEST:
+            items += _items(smooth, background, different, piece)
+    return Picture(name(background), tuple(sorted(items, key=lambda item: -item.area)))
+
+
+def name(rgb: np.ndarray) -> str:
+    """The colour of the palette that is nearest to `rgb` [3] in [0, 1]."""
+    distances = np.linalg.norm(_palette() - _lab(rgb), axis=-1)
+    return list(PALETTE)[int(distances.argmin())]
+
+
+@lru_cache
+def _palette() -> np.ndarray:
+    return _lab(np.array(list(PALETTE.values())))
+
+
+def _pixels(image: Any) -> np.ndarray:
+    array = np.asarray(image.detach().float().cpu() if hasattr(image, "detach") else image)
+    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
+        raise ValueError(f"a picture is [H, W, 3] or [3, H, W], not {list(array.shape)}")
+    if array.shape[-1] != 3:
+        array = array.transpose(1, 2, 0)
+    is_bytes = getattr(image, "dtype", None) is not None and "uint8" in str(image.dtype)
+    return np.clip(array.astype(np.float32) / (255 if is_bytes else 1), 0, 1)
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB [..., 3] in [0, 1] to CIELAB (D65)."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def _connected(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers its pieces from 1, and their count."""
+    labelled: Any = ndimage.label(mask)
+    return labelled
+
+
+def _items(smooth: np.ndarray, background: np.ndarray, different: np.ndarray, piece: np.ndarray) -> list[Found]:
+    """The items in a piece: one, or more when blur made a thin bridge between things of one colour."""
+    colour = np.median(smooth[piece & (different >= np.quantile(different[piece], 0.6))], axis=0)
+    # How much of the item's colour is in a pixel: 0 background, 1 item; blurring and resizing keep this linear.
+    axis = (colour - background) / np.sum((colour - background) ** 2)
+    near = ndimage.binary_dilation(piece, iterations=2)
+    cover = np.where(near, np.clip((smooth - background) @ axis, 0, 1), 0)
+    parts, count = _connected(cover > 0.5)
+    found = []
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        inside = parts[box] == number
+        if inside.sum() / cover.size >= SMALLEST:
+            mask = parts == number if count > 1 else near
+            found.append(_item(name(colour), box, cover * ndimage.binary_dilation(mask, iterations=3)))
+    return found
+
+
+def _item(colour: str, box: tuple[slice, slice], cover: np.ndarray) -> Found:
+    side = len(cover)
+    rows, columns = box
+    x, y = (columns.start + columns.stop) / 2 / side, (rows.start + rows.stop) / 2 / side
+    radius = max(columns.stop - columns.start, rows.stop - rows.start) / 2 / side
+    size = "large" if radius > LARGE else "small"
+    return Found(colour, _shape(cover), size, _place(x, y), (x, y), radius, float(cover.mean()))
+
+
+def _place(x: float, y: float) -> str:
+    dx, dy = x - 0.5, y - 0.5
+    if max(abs(dx), abs(dy)) < OFF_CENTER:
+        return "center"
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "top" if dy < 0 else "bottom"
+
+
+def _shape(cover: np.ndarray) -> str | None:
+    """The shape whose outline is nearest to that of `cover` [H, W], at any angle; None when none is near."""
+    outline = _outline(cover)
+    turned = np.stack([np.roll(outline, i) for i in range(ANGLES)])
+    misfits = {shape: np.abs(turned - drawn).mean(axis=1).min() for shape, drawn in _drawn_outlines().items()}
+    best = min(misfits, key=lambda shape: misfits[shape])
+    return best if misfits[best] < FIT else None
+
+
+def _outline(cover: np.ndarray) -> np.ndarray:
+    """Distance from the centroid to the outline by angle [ANGLES], divided by its mean."""
+    rows, columns = np.indices(cover.shape)
+    y, x = (rows * cover).sum() / cover.sum(), (columns * cover).sum() / cover.sum()
+    reach = np.arange(0, 0.5 * max(cover.shape), 0.5)[:, None]
+    angles = np.arange(ANGLES) * 2 * np.pi / ANGLES
+    rays = ndimage.map_coordinates(cover, [y + reach * np.sin(angles), x + reach * np.cos(angles)], order=1)
+    distances = rays.sum(axis=0)  # Of a shape that every ray leaves once.
+    return distances / distances.mean()
+
+
+@lru_cache
+def _drawn_outlines() -> dict[str, np.ndarray]:
+    radius, side = 60.0, 256
+    x = np.arange(side, dtype=np.float32)[None, :] - side / 2
+    y = x.T
+    return {shape: _outline(np.clip(0.5 - far(x, y, radius), 0, 1)) for shape, far in DISTANCES.items()}
