@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
 ROOMS["cli"] = set(ROOMS)
 OPEN_TO_ALL = {"errors"}
 # Only these packages from outside the standard library, where a room is kept that bare.
-BARE_ROOMS = {"models": {"torch"}, "diffusion": {"torch"}, "errors": set()}
+BARE_ROOMS = {"models": {"torch", "typing_extensions"}, "diffusion": {"torch"}, "errors": set()}
 
 HOST = {
     "comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "comfyui_version", "execution",

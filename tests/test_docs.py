@@ -6,10 +6,13 @@ Blocks marked ```py need files that are not here, and are only compiled.
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cascade.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,3 +41,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Relative links, pictures too."""
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))]
     assert [link for link in links if link and "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_spelled_as_the_command_line_wants_them(page: Path) -> None:
+    commands = re.findall(r"python -m cascade (.*)", "".join(blocks(page, "bash")))
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
