@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a network from a file of settings, or the tiny cascade from nothing",
-        description="Train one network from a file of settings (YAML or JSON), or, with `tiny`, the whole tiny cascade. "
-        "Ctrl-C saves and stops; the same command goes on from there.",
+        description="Train one network from a file of settings (YAML or JSON), or, with `tiny`, the whole tiny "
+        "cascade. Ctrl-C saves and stops; the same command goes on from there.",
     )
     parser.add_argument("config", help="a settings file, or `tiny`")
     parser.add_argument(

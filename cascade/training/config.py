@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -85,12 +86,12 @@ def parse_config(
 ) -> TrainingConfig:
     """As read_config, from a mapping; `where` is what errors call it."""
     task = data.get("task")
-    if task not in settings:
+    if not isinstance(task, str) or task not in settings:
         raise InvalidConfig(f"{where}: task is {task!r}; known tasks: {', '.join(settings)}")
     common = {key: value for key, value in data.items() if key != task}
     section = data.get(task) or {}
     common["settings"] = _parse(settings[task], section, f"{where}: {task}", Path(root))
-    return _parse(TrainingConfig, common, where, Path(root), hide="settings", also=(str(task),))
+    return _parse(TrainingConfig, common, where, Path(root), hide="settings", also=(task,))
 
 
 def incompatible_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -185,10 +186,8 @@ def _convert(hint: Any, value: Any, where: str, root: Path) -> Any:
 
 def _number(value: Any, where: str) -> float:
     if isinstance(value, str):  # YAML reads 1e-3 as a word
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return _expect(ok, value, where, "a number", value)
 

@@ -84,9 +84,9 @@ Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
 def cached(
     folder: Path, kind: str, source: PictureSource, compute: Compute, *, key: str = "", on_chunk: Progress | None = None
 ) -> Cache:
-    """What `compute` (pictures uint8 [n, s, s, 3] -> arrays with n rows) makes of all pictures, from disk if it is there.
+    """What `compute` (pictures uint8 [n, s, s, 3] -> arrays with n rows) makes of all pictures, from disk if there.
 
-    `key` names everything else that `compute` depends on (the encoder's weights, sizes). A cache that is there is complete.
+    `key` names what else `compute` depends on (the encoder's weights, sizes). A cache that is there is complete.
     """
     digest = hashlib.sha256(json.dumps([kind, source.name, key]).encode()).hexdigest()[:16]
     place = folder / f"{kind}-{digest}"
@@ -119,7 +119,7 @@ def _build(place: Path, source: PictureSource, compute: Compute, on_chunk: Progr
             array.flush()
         (temporary / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
         if not place.exists():  # another run may have made the same one meanwhile
-            os.replace(temporary, place)
+            temporary.replace(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -65,7 +65,8 @@ class StageATask(BaseTask):
         return to_images(torch.from_numpy(np.stack(crops)).to(self.device))
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        net, settings = self.modules["stage_a"], self.settings
+        net: Any = self.modules["stage_a"]
+        settings = self.settings
         latents = net.encode(batch)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         error = net.decode(latents + settings.latent_noise * noise).float() - batch
@@ -78,7 +79,7 @@ class StageATask(BaseTask):
         return sheet([images, modules["stage_a"](images)])
 
     def finish(self, modules: Modules) -> None:
-        net = modules["stage_a"]
+        net: Any = modules["stage_a"]
         recalibrate_batch_norm(net, [lambda i=i: net.encode(self.batch(i)) for i in range(32)])
 
 

@@ -46,7 +46,7 @@ def write_atomically(path: Path, write: Any) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the rename itself is on the disk only with its folder

@@ -12,7 +12,7 @@ from .stage_c import StageCSettings, StageCTask
 
 
 class Training(NamedTuple):
-    """A task's settings (the section of the file that is named as it) and what builds it: (config, on_chunk) -> task."""
+    """A task's settings (the file's section of its name) and what builds it: (config, on_chunk) -> task."""
 
     settings: type
     task: Callable[..., Any]
