@@ -62,7 +62,7 @@ def split_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for fused, part in (("in_proj_weight", "weight"), ("in_proj_bias", "bias")):
             if name.endswith(fused):
                 stem = name.removesuffix(fused)
-                ours |= {f"{stem}to_{q}.{part}": chunk for q, chunk in zip("qkv", value.chunk(3))}
+                ours |= {f"{stem}to_{q}.{part}": chunk for q, chunk in zip("qkv", value.chunk(3), strict=True)}
                 break
         else:
             ours[name] = value

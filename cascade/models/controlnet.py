@@ -128,6 +128,6 @@ class ControlNet(nn.Module):
         """
         features = self.backbone(hint.contiguous(memory_format=torch.channels_last))
         residuals: list[Tensor | None] = [None] * (max(self.config.blocks) + 1)
-        for block, projection in zip(self.config.blocks, self.projections):
+        for block, projection in zip(self.config.blocks, self.projections, strict=True):
             residuals[block] = projection(features)
         return residuals

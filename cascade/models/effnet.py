@@ -153,5 +153,5 @@ class EffnetEncoder(nn.Module):
         self.mapper = nn.Sequential(mapper, BatchNorm2d(config.latent_channels, affine=False))
 
     def forward(self, normalised_images: Tensor) -> Tensor:
-        """Latents [B, 16, ceil(H/32), ceil(W/32)] of images [B, 3, H, W] normalised by ImageNet's mean and deviation."""
+        """Latents [B, 16, ceil(H/32), ceil(W/32)] of images [B, 3, H, W] normalised as ImageNet's are."""
         return self.mapper(self.backbone(normalised_images.contiguous(memory_format=torch.channels_last)))

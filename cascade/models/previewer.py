@@ -53,7 +53,7 @@ class Previewer(nn.Module):
             ops.Conv2d(quarter, quarter, 3, padding=1),
         ]
         widths = [full, full, half, half, quarter, quarter, quarter, quarter]
-        layers = [m for c, width in zip(convolutions, widths) for m in (c, nn.GELU(), BatchNorm2d(width))]
+        layers = [m for c, width in zip(convolutions, widths, strict=True) for m in (c, nn.GELU(), BatchNorm2d(width))]
         self.blocks = nn.Sequential(*layers, ops.Conv2d(quarter, config.out_channels, 1))
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -134,7 +134,9 @@ class Stack(nn.Module):
 
     def _encode(self, run: _Run, x: Tensor) -> list[Tensor]:
         outputs = []
-        for blocks, scaler, repeats in zip(self.down_blocks, self.down_downscalers, self.down_repeat_mappers):
+        for blocks, scaler, repeats in zip(
+            self.down_blocks, self.down_downscalers, self.down_repeat_mappers, strict=True
+        ):
             x = run.rescale(scaler, x)
             for repeat in (None, *repeats):
                 x = x if repeat is None else on_stream(repeat, x)
@@ -146,7 +148,9 @@ class Stack(nn.Module):
     def _decode(self, run: _Run, outputs: list[Tensor]) -> Tensor:
         x = outputs[-1]
         skips: list[Tensor | None] = [None, *outputs[-2::-1]]
-        for blocks, scaler, repeats, skip in zip(self.up_blocks, self.up_upscalers, self.up_repeat_mappers, skips):
+        for blocks, scaler, repeats, skip in zip(
+            self.up_blocks, self.up_upscalers, self.up_repeat_mappers, skips, strict=True
+        ):
             x = x if skip is None else resize(x, skip.shape[-2:])
             for repeat in (None, *repeats):
                 x = x if repeat is None else on_stream(repeat, x)
@@ -168,8 +172,8 @@ class _Run:
         control: Iterator[Tensor | None],
     ) -> None:
         self.dtype, self.embedding, self.control = dtype, embedding, control
-        self.keys_values = dict(zip(net.blocks(AttnBlock), conditions.keys_values))
-        self.modulations = dict(zip(net.blocks(TimestepBlock), conditions.modulations))
+        self.keys_values = dict(zip(net.blocks(AttnBlock), conditions.keys_values, strict=True))
+        self.modulations = dict(zip(net.blocks(TimestepBlock), conditions.modulations, strict=True))
 
     def rescale(self, scaler: nn.Module, x: Tensor) -> Tensor:
         return scaler(x, self.dtype) if isinstance(scaler, Rescale) else x

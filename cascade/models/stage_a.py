@@ -114,7 +114,7 @@ class StageA(nn.Module):
         self.vquantizer = VectorQuantizer(config.latent_channels, config.codebook_size)
         up: list[nn.Module] = [nn.Sequential(ops.Conv2d(config.latent_channels, widths[-1], 1))]
         up += [ModulatedResBlock(widths[-1], ops) for _ in range(config.bottleneck_blocks)]
-        for width, finer in zip(widths[:0:-1], widths[-2::-1]):
+        for width, finer in zip(widths[:0:-1], widths[-2::-1], strict=True):
             up += [ops.ConvTranspose2d(width, finer, 4, stride=2, padding=1), ModulatedResBlock(finer, ops)]
         self.up_blocks = nn.Sequential(*up)
         self.out_block = nn.Sequential(ops.Conv2d(widths[0], 12, 1), nn.PixelShuffle(2))

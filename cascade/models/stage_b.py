@@ -128,7 +128,7 @@ class StageB(Stack):
         Other arguments as in `forward`.
         """
         patch = self.config.patch_size
-        grid = tuple(-(-n // patch) for n in size)
+        grid = (-(-size[0] // patch), -(-size[1] // patch))
         if pixels is None:
             pixels = effnet.new_zeros(effnet.shape[0], self.config.pixels, 8, 8)
         spatial = self.effnet_mapper(resize(effnet, grid)) + resize(self.pixels_mapper(pixels), grid)

@@ -168,7 +168,7 @@ class StageC(Stack):
             clip_text_pooled: [B, 1, clip_text_pooled] or [B, clip_text_pooled].
             clip_img: one to several image embeddings [B, k, clip_img], or [B, clip_img]; zeros for none.
             sca, crp: extra timestep conditions [B]; 0 where not given.
-            control: a residual [B, width, h', w'] or None for each residual block in order of execution; may be shorter.
+            control: a residual [B, width, h', w'] or None for each residual block as they run; may be shorter.
         """
         conditions = self.conditions(clip_text, clip_text_pooled, clip_img, sca=sca, crp=crp)
         return self.denoise(x, r, conditions, control=control)
