@@ -85,13 +85,12 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if self.training:
-            return super().forward(x)
-        mean, var = self.running_mean.to(x), self.running_var.to(x)
-        weight = None if self.weight is None else self.weight.to(x)
-        bias = None if self.bias is None else self.bias.to(x)
-        return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
+            return super().forward(input)
+        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, var, weight, bias = (None if tensor is None else tensor.to(input) for tensor in tensors)
+        return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
 
 
 class GlobalResponseNorm(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ def initialize(net: nn.Module) -> nn.Module:
     if isinstance(net, ControlNet):
         for projection in net.projections:
             # Zero residuals: training starts from the network as it is without control.
-            nn.init.zeros_(projection[2].weight)
+            _zero(projection.get_submodule("2"))
     return net
 
 
@@ -46,23 +47,28 @@ def _initialize_layer(module: nn.Module) -> None:
         case ModulatedResBlock():
             nn.init.zeros_(module.gammas)
         case VectorQuantizer():
-            size = module.codebook.weight.shape[0]
-            nn.init.uniform_(module.codebook.weight, -1 / size, 1 / size)
+            entries = module.entries
+            nn.init.uniform_(entries, -1 / len(entries), 1 / len(entries))
 
 
 def _initialize_stack(net: Stack) -> None:
-    mappers: list[nn.Module] = []
+    mappers: list[Any] = []
     if isinstance(net, StageC):
         mappers = [net.clip_txt_mapper, net.clip_txt_pooled_mapper, net.clip_img_mapper]
     elif isinstance(net, StageB):
         mappers = [net.clip_mapper, *(m[i] for m in (net.effnet_mapper, net.pixels_mapper) for i in (0, 2))]
     for mapper in mappers:
         nn.init.normal_(mapper.weight, std=0.02)
-    nn.init.xavier_uniform_(net.embedding[1].weight, 0.02)
-    nn.init.zeros_(net.clf[1].weight)
+    embedding: Any = net.embedding[1]
+    nn.init.xavier_uniform_(embedding.weight, 0.02)
+    _zero(net.clf[1])
     depth = sum(level.depth for level in net.config.levels)
     for block in net.blocks(ResBlock) + net.blocks(FeedForwardBlock):
         block.channelwise[-1].weight.mul_(math.sqrt(1 / depth))
     for block in net.blocks(TimestepBlock):
         for layer in block.children():
-            nn.init.zeros_(layer.weight)
+            _zero(layer)
+
+
+def _zero(layer: Any) -> None:
+    nn.init.zeros_(layer.weight)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,11 @@ class Conditions(NamedTuple):
     spatial: Tensor | None = None
 
 
-class Rescale(nn.Sequential):
+class Rescale(nn.ModuleList):
     """Norm, then the change of width and size between two levels."""
 
     def __init__(self, width: int, change: nn.Module) -> None:
-        super().__init__(LayerNorm2d(width), change)
+        super().__init__([LayerNorm2d(width), change])
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return stream(self[1](self[0](x).to(dtype)))
@@ -62,14 +62,14 @@ class Stack(nn.Module):
         self.embedding = nn.Sequential(
             nn.PixelUnshuffle(patch), ops.Conv2d(folded, levels[0].width, 1), LayerNorm2d(levels[0].width)
         )
-        self.down_blocks = nn.ModuleList(_blocks(config, level, 0, ops, attention) for level in levels)
+        self.down_blocks = _lists(_blocks(config, level, 0, ops, attention) for level in levels)
         self.down_downscalers = nn.ModuleList([nn.Identity(), *(self._down(i, ops) for i in range(1, len(levels)))])
-        self.down_repeat_mappers = nn.ModuleList(_repeats(level.width, level.down_repeats, ops) for level in levels)
-        self.up_blocks = nn.ModuleList(
+        self.down_repeat_mappers = _lists(_repeats(level.width, level.down_repeats, ops) for level in levels)
+        self.up_blocks = _lists(
             _blocks(config, level, 0 if level is levels[-1] else level.width, ops, attention) for level in levels[::-1]
         )
         self.up_upscalers = nn.ModuleList([*(self._up(i, ops) for i in range(len(levels) - 1, 0, -1)), nn.Identity()])
-        self.up_repeat_mappers = nn.ModuleList(_repeats(level.width, level.up_repeats, ops) for level in levels[::-1])
+        self.up_repeat_mappers = _lists(_repeats(level.width, level.up_repeats, ops) for level in levels[::-1])
         self.clf = nn.Sequential(
             LayerNorm2d(levels[0].width), ops.Conv2d(levels[0].width, folded, 1), nn.PixelShuffle(patch)
         )
@@ -90,10 +90,9 @@ class Stack(nn.Module):
     def _conditions(self, tokens: Tensor, extra: dict[str, Tensor | None], spatial: Tensor | None) -> Conditions:
         """Conditions of tokens [B, n, c] and of the extra timestep conditions, each [B] or None for 0."""
         zeros = torch.zeros(tokens.shape[0], device=tokens.device)
-        embeddings = {
-            name: self._embed_timestep(zeros if extra[name] is None else extra[name], tokens.dtype)
-            for name in self.config.timestep_conditions
-        }
+        given = {name: zeros if value is None else value for name, value in extra.items()}
+        names = self.config.timestep_conditions
+        embeddings = {name: self._embed_timestep(given[name], tokens.dtype) for name in names}
         tokens = self.clip_norm(tokens)
         return Conditions(
             keys_values=tuple(block.keys_values(tokens) for block in self.blocks(AttnBlock)),
@@ -191,6 +190,11 @@ class _Run:
                 return block(x, self.dtype, self.keys_values[block])
             case _:
                 return block(x, self.dtype)
+
+
+def _lists(lists: Iterable[nn.ModuleList]) -> list[nn.ModuleList]:
+    """A module list of module lists, typed as what iterating over it gives."""
+    return cast("list[nn.ModuleList]", nn.ModuleList(lists))
 
 
 def _blocks(config: StackConfig, level: Level, skip_width: int, ops: Any, attention: Attention) -> nn.ModuleList:

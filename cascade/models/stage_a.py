@@ -86,11 +86,16 @@ class VectorQuantizer(nn.Module):
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
         self.codebook = nn.Module()
-        self.codebook.weight = nn.Parameter(torch.empty(size, channels))
+        self.codebook.register_parameter("weight", nn.Parameter(torch.empty(size, channels)))
+
+    @property
+    def entries(self) -> nn.Parameter:
+        """The codebook [size, channels]."""
+        return self.codebook.get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, c, h, w] with every position replaced by its nearest entry; the gradient passes straight through."""
-        rows, entries = channels_last(x).flatten(0, 2), self.codebook.weight.to(x)
+        rows, entries = channels_last(x).flatten(0, 2), self.entries.to(x)
         nearest = torch.cat([torch.cdist(part.float(), entries.float()).argmin(dim=1) for part in rows.split(4096)])
         quantised = channels_first(F.embedding(nearest, entries).unflatten(0, (x.shape[0], *x.shape[-2:])))
         return x + (quantised - x).detach()
