@@ -1,0 +1,49 @@
+"""The networks of a cascade, one in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..checkpoints import load_model
+from ..errors import MissingPart
+
+T = TypeVar("T")
+Source = str | Path | nn.Module | Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where each network comes from: kind ("stage_c", "text_encoder", ...) -> file, loader or network.
+
+    A file is loaded on `device` in `dtype` when its turn comes and freed after it; so is what a loader returns. A
+    network that is given stays as it is, where it is.
+    """
+
+    sources: Mapping[str, Source]
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def use(self, kind: str, task: Callable[[Any], T]) -> T:
+        """The result of `task(network)`; nothing of the network is kept unless `task` keeps it.
+
+        Raises MissingPart, or what loading raises.
+        """
+        if kind not in self.sources:
+            raise MissingPart(f"This needs a {kind}; there are only {', '.join(sorted(self.sources)) or 'no parts'}.")
+        source = self.sources[kind]
+        if isinstance(source, nn.Module):
+            return task(source)
+        try:
+            return task(source() if callable(source) else self._load(kind, source))
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _load(self, kind: str, path: str | Path) -> nn.Module:
+        return load_model(path, part=kind, dtype=self.dtype, device=self.device)

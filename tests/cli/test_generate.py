@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from cascade import tiny
+from cascade.checkpoints import save_model
+from cascade.cli import main
+from cascade.cli.generate import output_paths
+from cascade.errors import CascadeError
+from tests.small import part
+
+KINDS = ("text_encoder", "stage_c", "stage_b", "stage_a")
+FAST = ["--steps", "2", "--steps-b", "1", "--width", "64", "--height", "48"]
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for kind in KINDS:
+        save_model(part(kind), root / f"{kind}.safetensors")
+    return root
+
+
+@pytest.fixture
+def as_tiny(folder, monkeypatch):
+    """The small random networks in the place of the tiny cascade."""
+    monkeypatch.setattr(tiny, "parts", lambda: {kind: folder / f"{kind}.safetensors" for kind in KINDS})
+
+
+def test_the_tiny_cascade_says_so_in_one_line(as_tiny, tmp_path, capsys):
+    out = tmp_path / "circle.png"
+    assert main(["generate", PROMPT, "-o", str(out), "--steps", "1", "--steps-b", "1"]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (256, 256)
+    said = capsys.readouterr()
+    assert said.out.split() == [str(out)]
+    lines = said.err.splitlines()
+    assert len(lines) == 1
+    assert "tiny" in lines[0]
+    assert "--models" in lines[0]
+
+
+def test_a_prompt_outside_the_grammar_gets_a_picture_and_a_hint(as_tiny, tmp_path, capsys):
+    assert main(["generate", "an owl in the snow", "-o", str(tmp_path / "owl.png"), *FAST]) == 0
+    assert (tmp_path / "owl.png").exists()
+    assert "owl" in capsys.readouterr().err
+
+
+def test_real_networks_are_found_and_named(folder, tmp_path, capsys):
+    out = tmp_path / "a.jpg"
+    assert main(["generate", PROMPT, "-o", str(out), "--models", str(folder), *FAST]) == 0
+    said = capsys.readouterr().err
+    assert "tiny" not in said
+    for kind in KINDS:
+        assert f"{kind}.safetensors" in said
+    with Image.open(out) as picture:
+        assert picture.size == (64, 48)
+
+
+def test_missing_networks_are_listed(folder, tmp_path, capsys):
+    model = str(folder / "stage_c.safetensors")
+    assert main(["generate", PROMPT, "-o", str(tmp_path / "a.png"), "--models", model]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any("stage_b.safetensors" in line and "diffusion_models" in line for line in lines)
+    assert any("stage_a.safetensors" in line and "vae" in line for line in lines)
+    assert lines[-1].startswith("error: text_encoder, stage_b, stage_a not found")
+
+
+def test_seeds_and_the_recipe_in_the_picture(folder, tmp_path):
+    def make(name, *options):
+        arguments = ["generate", PROMPT, "-o", str(tmp_path / name), "--models", str(folder), *FAST, *options]
+        assert main(arguments) == 0
+
+    make("one.png", "--seed", "6", "--negative", "grün")
+    make("many.png", "--seed", "5", "--negative", "grün", "--number", "2")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "many-2.png") as second:
+        recipe = json.loads(one.text["cascade"])
+        assert recipe == json.loads(second.text["cascade"])
+        assert (recipe["prompt"], recipe["negative"], recipe["seed"]) == (PROMPT, "grün", 6)
+        assert recipe["stage_c"] == {"steps": 2, "guidance": 4.0}
+        difference = max(abs(a - b) for a, b in zip(one.tobytes(), second.tobytes(), strict=True))
+        assert difference <= 1
+    assert (tmp_path / "many-1.png").exists()
+
+
+def test_default_names_are_free_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cascade-1.png").touch()
+    assert [str(path) for path in output_paths(None, 2)] == ["cascade-2.png", "cascade-3.png"]
+
+
+@pytest.mark.parametrize("name", ["picture.xyz", "picture", "nowhere/picture.png"])
+def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path, name):
+    with pytest.raises(CascadeError):
+        output_paths(tmp_path / name, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--width", "8"], "width"),
+        (["--device", "abacus"], "abacus"),
+        (["--models", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_errors_are_one_line(as_tiny, tmp_path, capsys, options, word):
+    assert main(["generate", PROMPT, "-o", str(tmp_path / "a.png"), *options]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert word in last
+
+
+def test_help_is_quick_and_complete(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--negative", "--seed", "--number", "--models", "--steps-b", "--dtype"):
+        assert option in text

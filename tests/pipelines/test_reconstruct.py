@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascade.diffusion import Guidance
+from cascade.images import effnet_input
+from cascade.pipelines import Parts, SamplingSettings, reconstruct
+from tests.small import small_cascade
+
+FEW = SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0)
+
+
+def test_pictures_come_back_at_their_size():
+    nets = small_cascade()
+    images = torch.rand(2, 3, 90, 130)
+    result = reconstruct(Parts(nets), images, seeds=[0, 1], settings=FEW)
+    assert result.images.shape == images.shape
+    assert torch.equal(result.stage_c, nets["effnet"](effnet_input(images)))
+    alone = reconstruct(Parts(nets), images[1:], seeds=[1], settings=FEW)
+    torch.testing.assert_close(alone.images, result.images[1:], rtol=1e-3, atol=1e-3)
+
+
+def test_each_picture_needs_a_seed():
+    with pytest.raises(ValueError, match="2 pictures, 1 seeds"):
+        reconstruct(Parts({}), torch.rand(2, 3, 64, 64), seeds=[0])
