@@ -100,7 +100,6 @@ def _backbone(config: ControlNetConfig, ops: Any) -> tuple[nn.Sequential, int]:
                 nn.LeakyReLU(0.2),
                 ops.Conv2d(inside, width, 1),
                 *[ControlResBlock(width, ops) for _ in range(8)],
-                nn.LeakyReLU(0.2),
                 ops.Conv2d(width, out, 1),
             ), out
 
