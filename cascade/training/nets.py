@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InvalidConfig
-from ..models import initialize
+from ..models import Attention, initialize, scaled_dot_product_attention
 from .data import to_pictures
 from .loop import derive_seed
 
@@ -49,7 +49,24 @@ def new_clip(kind: str, section: Mapping[str, Any], seed: int, device: torch.dev
         "image": transformers.CLIPVisionModelWithProjection,
     }[kind]
     torch.manual_seed(derive_seed(seed, "weights", kind))
-    return on_device(model_class(config_class(**section)), device)
+    # On a CPU plain matrix products train faster than torch's fused attention (see matmul_attention).
+    attention = "eager" if device.type == "cpu" else "sdpa"
+    return on_device(model_class._from_config(config_class(**section), attn_implementation=attention), device)
+
+
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """As scaled_dot_product_attention of the models, in plain matrix products.
+
+    On a CPU the backward pass of torch's own is three times slower in bfloat16.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (weights.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+
+
+def training_attention(device: torch.device) -> Attention:
+    """The attention that trains fastest on the device."""
+    return matmul_attention if device.type == "cpu" else scaled_dot_product_attention
 
 
 def frozen(path: Path, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ from ..models import StageB, StageBConfig
 from .config import TrainingConfig, setting
 from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, model_config, new_network, sheet
+from .nets import fast, frozen, model_config, new_network, sheet, training_attention
 from .objective import DiffusionSettings, build_diffusion, diffusion_loss
 from .text import pooled_captions
 
@@ -65,7 +65,9 @@ class StageBTask(BaseTask):
         self.stage_a = frozen(settings.stage_a, self.device)
         self.data = self._cache(on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
-        net = StageB(model_config(StageBConfig, settings.model, "stage_b: model"))
+        net = StageB(
+            model_config(StageBConfig, settings.model, "stage_b: model"), attention=training_attention(self.device)
+        )
         new_network(net, config.seed, "stage_b", self.device)
         if settings.text_encoder is None:
             self.pooled = torch.zeros(1, 1, net.config.clip, device=self.device)
@@ -78,6 +80,7 @@ class StageBTask(BaseTask):
                 f"stage_b: model: clip is {net.config.clip}, the text encoder gives {self.pooled.shape[-1]}"
             )
         self.modules = {"stage_b": net}
+        self.denoise = fast(net.denoise, config.compile)
         self.diffusion = build_diffusion(settings.diffusion)
 
     def _cache(self, on_chunk: Progress | None) -> Cache:
@@ -111,15 +114,17 @@ class StageBTask(BaseTask):
         return StageBBatch(latents, effnet, self.pooled[torch.from_numpy(texts).to(self.device)])
 
     def loss(self, batch: StageBBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        net, effnet = self.modules["stage_b"], batch.effnet
+        net: Any = self.modules["stage_b"]
+        effnet = batch.effnet
         if self.settings.effnet_noise > 0:
             kept = effnet.flatten(1).any(dim=1)[:, None, None, None]
             noise = torch.randn(effnet.shape, generator=generator, device=effnet.device)
             effnet = effnet + self.settings.effnet_noise * noise * kept
+        conditions = net.conditions(effnet, batch.clip, size=batch.latents.shape[-2:])
         return diffusion_loss(
             self.diffusion,
             self.settings.diffusion,
-            lambda x, r: net(x, r, effnet, batch.clip),
+            lambda x, r: self.denoise(x, r, conditions),
             batch.latents,
             generator,
         )
