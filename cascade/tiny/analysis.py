@@ -60,12 +60,8 @@ def describe(image: Any) -> Picture:
     )
     background = np.median(border, axis=0)
     different = np.linalg.norm(_lab(smooth) - _lab(background), axis=-1)
-    pieces, count = _connected(different > DIFFERENT)
-    items = []
-    for number in range(1, count + 1):
-        piece = pieces == number
-        if piece.mean() >= SMALLEST:
-            items += _items(smooth, background, different, piece)
+    pieces, sizes = _connected(different > DIFFERENT)
+    items = [item for i in _large(sizes) for item in _items(smooth, background, different, pieces == i)]
     return Picture(name(background), tuple(sorted(items, key=lambda item: -item.area)))
 
 
@@ -99,10 +95,14 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
 
-def _connected(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers its pieces from 1, and their count."""
+def _connected(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces of a mask numbered from 1, and the part of the picture that each number (0: none) covers."""
     labelled: Any = ndimage.label(mask)
-    return labelled
+    return labelled[0], np.bincount(labelled[0].ravel()) / mask.size
+
+
+def _large(sizes: np.ndarray) -> list[int]:
+    return [i for i in range(1, len(sizes)) if sizes[i] >= SMALLEST]
 
 
 def _items(smooth: np.ndarray, background: np.ndarray, different: np.ndarray, piece: np.ndarray) -> list[Found]:
@@ -112,13 +112,11 @@ def _items(smooth: np.ndarray, background: np.ndarray, different: np.ndarray, pi
     axis = (colour - background) / np.sum((colour - background) ** 2)
     near = ndimage.binary_dilation(piece, iterations=2)
     cover = np.where(near, np.clip((smooth - background) @ axis, 0, 1), 0)
-    parts, count = _connected(cover > 0.5)
-    found = []
-    for number, box in enumerate(ndimage.find_objects(parts), start=1):
-        inside = parts[box] == number
-        if inside.sum() / cover.size >= SMALLEST:
-            mask = parts == number if count > 1 else near
-            found.append(_item(name(colour), box, cover * ndimage.binary_dilation(mask, iterations=3)))
+    parts, sizes = _connected(cover > 0.5)
+    boxes, found = ndimage.find_objects(parts), []
+    for i in _large(sizes):
+        mask = ndimage.binary_dilation(parts == i, iterations=3) if len(sizes) > 2 else near
+        found.append(_item(name(colour), boxes[i - 1], cover * mask))
     return found
 
 

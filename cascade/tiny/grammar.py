@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -129,6 +130,11 @@ def held_out(colour: str, shape: str, background: str) -> bool:
     # Every colour is held out with three of the four shapes. The steps keep the counts of the backgrounds equal too:
     # (s + step[s]) mod 4 takes every value once.
     return c % 4 != s and b == (c + (1, 2, 6, 3)[s]) % 8
+
+
+def held_out_combinations() -> tuple[tuple[str, str, str], ...]:
+    """All that are `held_out`, as (colour, shape, background)."""
+    return tuple(combination for combination in product(COLOURS, SHAPES, COLOURS) if held_out(*combination))
 
 
 def fits(scene: Scene, *, unseen: bool = False) -> bool:

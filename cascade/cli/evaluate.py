@@ -1,0 +1,63 @@
+"""`evaluate`: how well a tiny cascade draws what its prompts say, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import CascadeError
+
+SHOWN = 30
+"""Pictures on a contact sheet."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure the tiny cascade",
+        description="Draw prompts with fixed seeds, a third of them with combinations of colour, shape and background "
+        "that are kept from training, look at the pictures with plain image analysis, and print a table.",
+    )
+    parser.add_argument(
+        "model", help="`tiny` for the shipped weights, or a folder with the seven files of another training"
+    )
+    parser.add_argument("--prompts", type=_positive, default=300, help="how many prompts (default: 300)")
+    parser.add_argument("--seed", type=int, default=0, help="draws other prompts and pictures (default: 0)")
+    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument("-o", "--output", type=Path, metavar="TABLE.md", help="write the table to this file too")
+    parser.add_argument("--sheet", type=Path, metavar="SHEET.png", help=f"save the first {SHOWN} pictures with prompts")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import tiny
+    from ..pipelines import Parts
+    from ..tiny import evaluation
+
+    sources = tiny.parts()
+    if args.model != "tiny":
+        sources = {kind: Path(args.model) / path.name for kind, path in sources.items()}
+    for file in (args.output, args.sheet):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise CascadeError(f"{file}: there is no folder {file.absolute().parent}.")
+    parts = Parts(sources, device=args.device)
+    result = evaluation.evaluate(parts, prompts=args.prompts, seed=args.seed, on_progress=_report)
+    table = result.markdown()
+    print(table, end="")
+    if args.output is not None:
+        args.output.write_text(table, encoding="utf-8")
+    if args.sheet is not None:
+        evaluation.contact_sheet(result.samples[:SHOWN]).save(args.sheet)
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least one is needed")
+    return number
+
+
+def _report(what: str, done: int, total: int) -> None:
+    print(f"{what}: {done} of {total}", file=sys.stderr)

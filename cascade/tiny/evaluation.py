@@ -1,0 +1,310 @@
+"""How well a tiny cascade draws: prompts with fixed seeds, the pictures measured by `analysis`, beside the aims."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..images import to_pillow
+from ..models import StageA
+from ..pipelines import Parts, Settings, generate, reconstruct
+from . import grammar
+from .analysis import Found, Picture, describe
+from .drawing import draw
+from .grammar import Item, Scene
+
+SETTINGS = Settings(width=256, height=256)
+"""The released sampling, at the size the tiny cascade was trained on."""
+
+BATCH = 20
+# Of every this many prompts one measures a variation, and one a reconstruction.
+PROMPTS_PER_PICTURE, PROMPTS_PER_NEGATIVE = 3, 40
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The answer to a question about one picture: 1 or 0, or a value in dB. `unseen`: training never saw such a one."""
+
+    question: str
+    answer: float
+    unseen: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `answers` of its question; `aim` None where none was set. Shares are in [0, 1]."""
+
+    question: str
+    answers: tuple[Judged, ...]
+    aim: float | None = None
+    decibels: bool = False
+
+    @property
+    def reached(self) -> float:
+        """The mean of the answers; not a number without any."""
+        return _mean([judged.answer for judged in self.answers])
+
+    def among(self, *, unseen: bool) -> float:
+        """The mean among the prompts with, or without, a combination that training never saw."""
+        return _mean([judged.answer for judged in self.answers if judged.unseen == unseen])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture [3, H, W] in [0, 1] and the prompt it was drawn from."""
+
+    prompt: str
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rows of the table, and the pictures of the prompts."""
+
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+
+    def markdown(self) -> str:
+        """The table; a share stands with its 95 % Wilson interval."""
+        lines = ["| what | aim | reached | 95 % interval | n | trained combinations | never trained on |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        return "\n".join([*lines, *(_line(row) for row in self.rows)]) + "\n"
+
+
+AIMS = {
+    "background colour": 0.97,
+    "shape colour": 0.95,
+    "shape": 0.90,
+    "place": 0.95,
+    "size": 0.90,
+    "both of two shapes": 0.80,
+    "the right number of shapes": None,
+    "all that the prompt says": None,
+    "reconstruction (encoder, Stage B, Stage A), PSNR": 24.0,
+    "reconstruction, same shapes": 0.95,
+    "Stage A alone, PSNR": 34.0,
+    "image variation, same colour and shape": 0.85,
+    "negative prompt of a colour, colour is away": None,
+    "the same without the negative prompt": None,
+}
+"""The questions in the order of the table, and what is wanted."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being measured and the pictures done of how many."""
+
+
+def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: OnProgress | None = None) -> Evaluation:
+    """Draw and judge `prompts` prompts, and a third as many variations and reconstructions; the same again every time.
+
+    parts: all seven of the tiny cascade. Raises what `pipelines.generate` raises.
+    """
+    judged: list[Judged] = []
+    samples: list[Sample] = []
+    report = on_progress or (lambda _what, _done, _all: None)
+    scenes = held_out_scenes(prompts, seed)
+    for first, some in _batches(scenes):
+        captions = [grammar.write(scene) for scene in some]
+        images = generate(parts, captions, seeds=_seeds(seed, first, len(some)), settings=SETTINGS).images
+        samples += [Sample(caption, image) for caption, image in zip(captions, images)]
+        judged += [answer for scene, image in zip(some, images) for answer in judge(scene, describe(image))]
+        report("prompts", first + len(some), prompts)
+    pictures = math.ceil(prompts / PROMPTS_PER_PICTURE)
+    for what, measure, scenes in (
+        ("reconstructions", _reconstruct, held_out_scenes(pictures, seed + 1)),
+        ("variations", _vary, [s for s in held_out_scenes(2 * pictures, seed + 2) if len(s.items) == 1][:pictures]),
+    ):
+        for first, some in _batches(scenes):
+            judged += measure(parts, some, _seeds(seed, first, len(some)))
+            report(what, first + len(some), len(scenes))
+    judged += _keep_away(parts, math.ceil(prompts / PROMPTS_PER_NEGATIVE), seed)
+    return Evaluation(_rows(judged), tuple(samples))
+
+
+def held_out_scenes(count: int, seed: int) -> list[Scene]:
+    """Prompts in a fixed mixture: a third have a combination never trained on, a third of both kinds are pairs."""
+    scenes = []
+    for i in range(count):
+        # Three numbers, where training pictures have two: none of these is one of those.
+        rng = np.random.default_rng((seed, i, 1))
+        pair, unseen = i // 3 % 3 == 2, i % 3 == 0
+        while True:
+            scene = grammar.sample(rng)
+            if len(scene.items) == (2 if pair else 1) and scene.background is not None:
+                break
+        scenes.append(_with_unseen(scene, rng) if unseen else scene)
+    return scenes
+
+
+def is_unseen(scene: Scene) -> bool:
+    """Whether something in it was kept from training."""
+    return scene.background is not None and not grammar.fits(scene)
+
+
+def _with_unseen(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one item and the background exchanged for a combination kept from training."""
+    combinations = grammar.held_out_combinations()
+    changed = int(rng.integers(len(scene.items)))
+    while True:
+        colour, shape, background = combinations[int(rng.integers(len(combinations)))]
+        items = tuple(
+            Item(colour, shape, item.size, item.place) if i == changed else item for i, item in enumerate(scene.items)
+        )
+        if grammar.fits(Scene(items, background), unseen=True):
+            return Scene(items, background)
+
+
+def judge(scene: Scene, picture: Picture) -> Iterator[Judged]:
+    """What the prompt of `scene` says, as questions about the picture; parts left out are not asked for."""
+    items = _in_order(scene, picture)
+    if len(scene.items) == 2:
+        answers = {"both of two shapes": all(map(_same, scene.items, items)) and len(items) == 2}
+    else:
+        answers = _judge_one(scene.items[0], items[0] if items else None)
+    answers["the right number of shapes"] = len(picture.items) == len(scene.items)
+    if scene.background is not None:
+        answers["background colour"] = picture.background == scene.background
+    answers["all that the prompt says"] = all(answers.values())
+    unseen = is_unseen(scene)
+    yield from (Judged(question, float(answer), unseen) for question, answer in answers.items())
+
+
+def _judge_one(item: Item, found: Found | None) -> dict[str, bool]:
+    answers = {
+        "shape colour": found is not None and found.colour == item.colour,
+        "shape": found is not None and found.shape == item.shape,
+    }
+    if item.place is not None:
+        answers["place"] = found is not None and found.place == item.place
+    if item.size is not None:
+        answers["size"] = found is not None and found.size == item.size
+    return answers
+
+
+def _in_order(scene: Scene, picture: Picture) -> list[Found]:
+    """As many of the largest items as the scene has, in its order: from the left, or from the top."""
+    axis = 0 if scene.items[0].place in ("left", "right") else 1
+    return sorted(picture.items[: len(scene.items)], key=lambda found: found.center[axis])
+
+
+def _same(item: Item, found: Found) -> bool:
+    return (found.colour, found.shape, found.place) == (item.colour, item.shape, item.place)
+
+
+def _drawn(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
+    pictures = np.stack([draw(scene, np.random.default_rng((seed, 0, 2))) for scene, seed in zip(scenes, seeds)])
+    return torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+
+
+def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
+    """Through the encoder and Stage B, and through Stage A alone."""
+    drawn = _drawn(scenes, seeds)
+    again = reconstruct(parts, drawn, seeds=seeds, settings=SETTINGS.stage_b).images
+    alone = parts.use("stage_a", lambda net: _stage_a(net, drawn))
+    for i, scene in enumerate(scenes):
+        unseen = is_unseen(scene)
+        yield Judged("reconstruction (encoder, Stage B, Stage A), PSNR", psnr(again[i], drawn[i]), unseen)
+        yield Judged("Stage A alone, PSNR", psnr(alone[i], drawn[i]), unseen)
+        shapes = [[found.shape for found in _in_order(scene, describe(image[i]))] for image in (drawn, again)]
+        yield Judged("reconstruction, same shapes", float(shapes[0] == shapes[1]), unseen)
+
+
+@torch.no_grad()
+def _stage_a(net: StageA, images: Tensor) -> Tensor:
+    parameter = next(net.parameters())
+    return net.decode(net.encode(images.to(parameter))).float().clamp(0, 1).cpu()
+
+
+def psnr(image: Tensor, other: Tensor) -> float:
+    """Peak signal to noise ratio in dB of two pictures in [0, 1]."""
+    return -10 * math.log10(max(float((image - other).square().mean()), 1e-10))
+
+
+def _vary(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
+    """The image's embedding with the empty prompt."""
+    drawn = _drawn(scenes, seeds)
+    varied = generate(parts, [""] * len(scenes), seeds=seeds, variation_of=drawn, settings=SETTINGS).images
+    for scene, image in zip(scenes, varied):
+        found, wanted = describe(image).items[:1], scene.items[0]
+        same = [(item.colour, item.shape) for item in found] == [(wanted.colour, wanted.shape)]
+        yield Judged("image variation, same colour and shape", float(same), is_unseen(scene))
+
+
+def _keep_away(parts: Parts, count: int, seed: int) -> Iterator[Judged]:
+    """The empty prompt, with each colour as the negative prompt, and without."""
+    seeds = _seeds(seed, 0, count)
+
+    def colours(negative: str) -> Iterator[tuple[str, ...]]:
+        images = generate(parts, [""] * count, seeds=seeds, negative=negative, settings=SETTINGS).images
+        for picture in map(describe, images):
+            yield picture.background, *(item.colour for item in picture.items)
+
+    without = list(colours(""))
+    for colour in grammar.COLOURS:
+        for present in colours(colour):
+            yield Judged("negative prompt of a colour, colour is away", float(colour not in present))
+        for present in without:
+            yield Judged("the same without the negative prompt", float(colour not in present))
+
+
+def _batches(scenes: Sequence[Scene]) -> Iterator[tuple[int, Sequence[Scene]]]:
+    return ((first, scenes[first : first + BATCH]) for first in range(0, len(scenes), BATCH))
+
+
+def _seeds(seed: int, first: int, count: int) -> list[int]:
+    return [1000 * seed + first + i for i in range(count)]
+
+
+def _rows(judged: Sequence[Judged]) -> tuple[Row, ...]:
+    return tuple(
+        Row(question, tuple(j for j in judged if j.question == question), aim, decibels="PSNR" in question)
+        for question, aim in AIMS.items()
+    )
+
+
+def _line(row: Row) -> str:
+    aim = "" if row.aim is None else f">= {_number(row, row.aim)}"
+    interval = ""
+    if not row.decibels and row.answers:
+        low, high = wilson(row.reached, len(row.answers))
+        interval = f"{100 * low:.1f} to {100 * high:.1f} %"
+    split = [_number(row, row.among(unseen=unseen)) for unseen in (False, True)]
+    if not any(judged.unseen for judged in row.answers):
+        split = ["", ""]
+    return f"| {' | '.join([row.question, aim, _number(row, row.reached), interval, str(len(row.answers)), *split])} |"
+
+
+def _number(row: Row, value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.1f} dB" if row.decibels else f"{100 * value:.1f} %"
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share in [0, 1] that was found among `count` (Wilson 1927)."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def contact_sheet(samples: Sequence[Sample], columns: int = 6) -> Image.Image:
+    """The pictures side by side, each with its prompt below."""
+    side, text = max(sample.image.shape[-1] for sample in samples), 40
+    rows = math.ceil(len(samples) / columns)
+    sheet = Image.new("RGB", (columns * (side + 4), rows * (side + text)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, sample in enumerate(samples):
+        x, y = i % columns * (side + 4), i // columns * (side + text)
+        sheet.paste(to_pillow(sample.image), (x, y))
+        pen.text((x + 2, y + side + 2), "\n".join(textwrap.wrap(sample.prompt, side // 6)), fill="black")
+    return sheet

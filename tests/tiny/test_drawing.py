@@ -1,0 +1,70 @@
+"""The drawings: repeatable, and small changes only."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from cascade.tiny import drawing, grammar
+from cascade.tiny.grammar import Item, Scene
+
+
+def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
+    whole = drawing.batch(3, 12, size=64)
+    part = drawing.batch(3, 4, start=5, size=64)
+    assert np.array_equal(whole.pictures[5:9], part.pictures)
+    assert whole.captions[5:9] == part.captions
+    assert whole.scenes[5:9] == part.scenes
+    assert not np.array_equal(whole.pictures, drawing.batch(4, 12, size=64).pictures)
+
+
+def test_captions_fit_the_pictures() -> None:
+    drawn = drawing.batch(0, 300, size=16)
+    read = [grammar.parse(caption) for caption in drawn.captions]
+    mentions = [caption for caption, scene in zip(drawn.captions, read) if scene is None]
+    assert 5 <= len(mentions) <= 35
+    assert all(len(caption.split()) <= 2 for caption in mentions)
+    for said, scene in zip(read, drawn.scenes):
+        if said is not None:
+            assert [(i.colour, i.shape) for i in said.items] == [(i.colour, i.shape) for i in scene.items]
+            assert said.background in (None, scene.background)
+
+
+def test_colours_stay_apart() -> None:
+    """The nearest two colours of the palette keep a distance, however they are changed."""
+    rng = np.random.default_rng(0)
+    drawn = {name: np.stack([drawing._colour(name, rng) for _ in range(200)]) / 255 for name in drawing.PALETTE}
+    assert drawn["white"].min() >= 0.93
+    assert drawn["black"].max() <= 0.07
+    for one, other in combinations(drawn.values(), 2):
+        assert np.linalg.norm(one[:, None] - other[None], axis=-1).min() > 0.25
+
+
+@pytest.mark.parametrize("shape", grammar.SHAPES)
+@pytest.mark.parametrize("place", grammar.PLACES)
+def test_large_shapes_stay_inside_and_edges_are_smooth(shape: str, place: str) -> None:
+    scene = Scene((Item("black", shape, "large", place),), "white")
+    for seed in range(10):
+        picture = drawing.draw(scene, np.random.default_rng(seed), size=128)
+        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        assert (border == picture[0, 0]).all()
+        levels = np.unique(picture)
+        assert len(levels) > 20
+        assert picture.dtype == np.uint8
+
+
+def test_area_of_shapes() -> None:
+    """By geometry: circle pi r^2, square (2 * 0.886 r)^2, triangle of circumradius 1.15 r, star of ten triangles."""
+    radius, side = 50.0, 160
+    x = np.arange(side, dtype=np.float32)[None] - side / 2 + 0.5
+    expected = {
+        "circle": np.pi * radius**2,
+        "square": (2 * 0.886 * radius) ** 2,
+        "triangle": 0.75 * 3**0.5 * (1.15 * radius) ** 2,
+        "star": 5 * 1.15 * radius * 0.47 * radius * np.sin(np.radians(36)),
+    }
+    for shape, distance in drawing.DISTANCES.items():
+        area = np.clip(0.5 - distance(x, x.T, radius), 0, 1).sum()
+        assert area == pytest.approx(expected[shape], rel=0.01)
