@@ -87,17 +87,20 @@ class StageBTask(BaseTask):
         settings, encoder = self.settings, frozen(self.settings.effnet, self.device)
         sizes = sorted(set(settings.effnet_sizes))
 
+        precise = self.config.precision == "float32"
+
         @torch.no_grad()
+        @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
         def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
             arrays: dict[str, list[np.ndarray]] = {}
-            for part in np.array_split(pictures, max(1, len(pictures) // 32)):
+            for part in np.array_split(pictures, max(1, len(pictures) // 16)):
                 images = to_images(torch.from_numpy(part).to(self.device))
                 latents = {f"effnet_{size}": encoder(normalise(resize(images, size))) for size in sizes}
                 for name, value in {"latents": self.stage_a.encode(images), **latents}.items():
                     arrays.setdefault(name, []).append(value.half().cpu().contiguous().numpy())
             return {name: np.concatenate(parts) for name, parts in arrays.items()}
 
-        key = f"{fingerprint(settings.stage_a)}-{fingerprint(settings.effnet)}-{sizes}"
+        key = f"{self.config.precision}-{fingerprint(settings.stage_a)}-{fingerprint(settings.effnet)}-{sizes}"
         source = open_source(settings.pictures)
         return cached(settings.cache, "stage_b", source, compute, key=key, on_chunk=on_chunk)
 

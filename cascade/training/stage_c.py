@@ -130,7 +130,10 @@ class StageCTask(BaseTask):
         settings, encoder = self.settings, frozen(self.settings.effnet, self.device)
         image_size = int(self.modules["image_encoder"].config.image_size)  # type: ignore[union-attr]
 
+        precise = self.config.precision == "float32"
+
         @torch.no_grad()
+        @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
         def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
             latents, small = [], []
             for part in np.array_split(pictures, max(1, len(pictures) // 64)):
@@ -144,7 +147,7 @@ class StageCTask(BaseTask):
                 )
             return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
 
-        key = f"{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
+        key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
         source = open_source(settings.pictures)
         return cached(settings.cache, "stage_c", source, compute, key=key, on_chunk=on_chunk)
 
