@@ -43,3 +43,11 @@ class InvalidConfig(CascadeError):
 
 class InvalidPrompt(CascadeError):
     """A prompt that cannot be understood."""
+
+
+class InvalidSize(CascadeError):
+    """A picture's width or height, or a latent's, that cannot be made."""
+
+
+class MissingPart(CascadeError):
+    """A job needs a network that was not given or not found."""

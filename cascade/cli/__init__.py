@@ -52,4 +52,6 @@ def describe(error: BaseException) -> str:
     """An error in one line: for an error of the operating system the file and what is wrong, without its number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    # Names out of a file may hold what a terminal would obey.
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -1,0 +1,87 @@
+"""The two CLIP towers: their sizes as configs of ours, their networks from transformers, imported late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from ..models import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(Config):
+    """What both towers have; the names are those of transformers."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    projection_dim: int
+    hidden_act: str
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            wanted = str if name == "hidden_act" else (int, float) if name == "layer_norm_eps" else int
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise ValueError(f"{name} cannot be {value!r}")
+
+    @classmethod
+    def from_transformers(cls, config: Any) -> Self:
+        """From transformers' config object or the table in its config.json; what we do not name is left out."""
+        data = config if isinstance(config, dict) else config.to_dict()
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConfig(ClipConfig):
+    """Sizes of the text encoder; by default the released one, CLIP bigG/14."""
+
+    hidden_size: int = 1280
+    intermediate_size: int = 5120
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 20
+    projection_dim: int = 1280
+    hidden_act: str = "gelu"
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    eos_token_id: int = 49407
+
+    def network(self) -> nn.Module:
+        """A `transformers.CLIPTextModelWithProjection`."""
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        return CLIPTextModelWithProjection(CLIPTextConfig(**self.to_dict()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig(ClipConfig):
+    """Sizes of the image encoder; by default the released one, CLIP ViT-L/14."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    projection_dim: int = 768
+    hidden_act: str = "quick_gelu"
+    image_size: int = 224
+    patch_size: int = 14
+    num_channels: int = 3
+
+    def network(self) -> nn.Module:
+        """A `transformers.CLIPVisionModelWithProjection`."""
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**self.to_dict()))
+
+
+def place_position_ids(net: nn.Module, device: torch.device | str) -> None:
+    """Give a tower from the meta device its `position_ids`, which no checkpoint of today holds."""
+    for module in net.modules():
+        ids = module._buffers.get("position_ids")
+        if ids is not None:
+            module.register_buffer("position_ids", torch.arange(ids.shape[-1], device=device)[None], persistent=False)

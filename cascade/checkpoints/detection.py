@@ -1,0 +1,330 @@
+"""What a set of named tensors is: by names and shapes alone, never by the file's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..errors import BrokenCheckpoint, IncompatibleCheckpoint, UnknownCheckpoint
+from ..models import Config
+from .clip import ClipConfig
+from .configs import Inferred, infer
+from .header import TensorInfo
+from .kinds import KINDS, variant
+from .layouts import COMFYUI_PREFIXES, Piece, matches, rules, split_prefixes, to_ours
+from .sources import Source
+
+METADATA_KIND = "cascade.kind"
+METADATA_CONFIG = "cascade.config"
+"""Keys of our own files' metadata. A merged file has a config for each part: cascade.config.KIND."""
+
+SCALES = (".scale_weight", ".weight_scale")
+"""Endings of the factor by which a float8 `.weight` of the same layer is to be multiplied."""
+SCALE_EXTRAS = (".scale_input", ".input_scale", "scaled_fp8")
+"""What else such files hold and reading does not need."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names (`{}` for any text) that tell a kind and the layout in which it is written."""
+
+    kind: str
+    layout: str
+    names: tuple[str, ...]
+
+    def fits(self, names: Mapping[str, Any]) -> bool:
+        return all(name in names or _any_fits(name, names) for name in self.names)
+
+
+def _any_fits(template: str, names: Mapping[str, Any]) -> bool:
+    return "{}" in template and any(matches(template, name) is not None for name in names)
+
+
+SIGNATURES = (
+    Signature("stage_c", "diffusers", ("clip_txt_mapper.weight", "clf.1.weight", "{}.attention.to_out.0.weight")),
+    Signature("stage_c", "released", ("clip_txt_mapper.weight", "clf.1.weight")),
+    Signature("stage_b", "diffusers", ("effnet_mapper.0.weight", "clf.1.weight", "clip_txt_pooled_mapper.weight")),
+    Signature("stage_b", "released", ("clip_mapper.weight", "clf.1.weight")),
+    Signature("stage_a", "diffusers", ("in_block.1.weight", "vquantizer.embedding.weight")),
+    Signature("stage_a", "released", ("in_block.1.weight", "vquantizer.codebook.weight")),
+    Signature("controlnet", "released", ("projections.0.0.weight", "projections.0.2.weight", "backbone.{}")),
+    Signature("effnet", "released", ("backbone.0.0.weight", "mapper.0.weight")),
+    Signature("previewer", "released", ("blocks.0.weight", "blocks.2.running_mean", "blocks.24.weight")),
+    Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
+    Signature("text_encoder", "comfyui", ("transformer.text_model.embeddings.token_embedding.weight",)),
+    Signature(
+        "image_encoder", "released", ("vision_model.embeddings.patch_embedding.weight", "visual_projection.weight")
+    ),
+)
+
+FOREIGN: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("a LoRA, which is applied to a network, not loaded as one", ("{}lora_down{}",)),
+    ("a LoRA, which is applied to a network, not loaded as one", ("{}lora_A{}",)),
+    ("a LoRA, which is applied to a network, not loaded as one", ("weights.0.lora_up",)),
+    ("a learned token's embedding", ("clip_g",)),
+    ("a Flux checkpoint", ("{}double_blocks.0.img_attn.norm.key_norm.scale",)),
+    ("a Stable Diffusion 3 checkpoint", ("{}joint_blocks.0.context_block.attn.qkv.weight",)),
+    ("an SDXL checkpoint", ("{}input_blocks.0.0.weight", "{}conditioner.embedders.1.{}")),
+    ("an SDXL checkpoint", ("{}label_emb.0.0.weight", "{}input_blocks.8.1.transformer_blocks.9.{}")),
+    ("a Stable Diffusion 2 checkpoint", ("{}input_blocks.0.0.weight", "cond_stage_model.model.{}")),
+    ("a Stable Diffusion 1.5 checkpoint", ("{}input_blocks.0.0.weight", "cond_stage_model.transformer.{}")),
+    ("a Stable Diffusion UNet", ("{}input_blocks.0.0.weight", "{}middle_block.1.transformer_blocks.0.{}")),
+    ("a Stable Diffusion UNet in the layout of diffusers", ("conv_in.weight", "{}up_blocks.1.attentions.0.{}")),
+    ("a Stable Diffusion VAE", ("{}decoder.conv_in.weight", "{}encoder.conv_in.weight")),
+    ("a T5 text encoder", ("{}encoder.block.0.layer.0.SelfAttention.k.weight",)),
+    ("a CLIP text encoder without the projection that Stable Cascade needs", ("{}text_model.embeddings.{}",)),
+    ("a CLIP text encoder of another layout (open_clip)", ("{}token_embedding.weight", "{}transformer.resblocks.{}")),
+)
+"""Other things that land in the same folders, and the names that tell them (templates with up to two `{}`)."""
+
+
+def _holds(template: str, names: Sequence[str]) -> bool:
+    start, _, rest = template.partition("{}")
+    middle, braces, end = rest.partition("{}")
+    if "{}" not in template:
+        return template in names
+    if not braces:
+        return any(name.startswith(start) and name.endswith(middle) for name in names)
+    return any(name.startswith(start) and middle in name[len(start) :] and name.endswith(end) for name in names)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network in a source, still unread.
+
+    Attributes:
+        source: where its tensors lie.
+        kind: which network.
+        layout: how they are named: released, diffusers, comfyui.
+        start: the prefix of its names in a merged file.
+        tensors: names without the prefix, without factors and leftovers of float8 storage.
+        scales: name -> name of the factor that its float8 values are multiplied by.
+    """
+
+    source: Source
+    kind: str
+    layout: str
+    start: str
+    tensors: Mapping[str, TensorInfo]
+    scales: Mapping[str, str]
+
+    @property
+    def merged(self) -> bool:
+        return bool(self.start)
+
+    @cached_property
+    def pieces(self) -> dict[str, Piece]:
+        """Our name -> where it lies.
+
+        Raises:
+            IncompatibleCheckpoint: two names for one tensor.
+        """
+        try:
+            return to_ours(self.tensors, rules(self.layout, self.kind))
+        except ValueError as error:
+            raise IncompatibleCheckpoint(f"{KINDS[self.kind].title}: {error}", self.source.path) from error
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Our name -> shape. Raises IncompatibleCheckpoint where a fused tensor cannot be taken apart."""
+        try:
+            return {name: _shape(self.tensors[piece.name].shape, piece) for name, piece in self.pieces.items()}
+        except ValueError as error:
+            raise IncompatibleCheckpoint(f"{KINDS[self.kind].title}: {error}", self.source.path) from error
+
+    @cached_property
+    def inferred(self) -> Inferred:
+        """Its config: from our metadata, else from names and shapes and, for what they do not tell, config.json.
+
+        Raises:
+            IncompatibleCheckpoint: tensors that no network of the kind has.
+            BrokenCheckpoint: metadata that describes no network.
+        """
+        metadata = self.source.metadata
+        declared = metadata.get(f"{METADATA_CONFIG}.{self.kind}")
+        if metadata.get(METADATA_KIND) == self.kind and not self.merged:
+            declared = metadata.get(METADATA_CONFIG, "")
+        if declared is not None:
+            return Inferred(self._declared(declared))
+        try:
+            found = infer(self.kind, self.shapes)
+            return found if self.source.config is None else _completed(self.kind, found, self.source.config)
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            raise IncompatibleCheckpoint(
+                f"no {KINDS[self.kind].title} of a kind known here: {error}", self.source.path
+            ) from error
+
+    def _declared(self, text: str) -> Config:
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict) or _blocks(data) > len(self.tensors):
+                raise ValueError("it describes more than the file holds")
+            return KINDS[self.kind].config.from_dict(data)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as error:
+            raise BrokenCheckpoint(
+                f"its metadata describes no {KINDS[self.kind].title}: {error}", self.source.path
+            ) from error
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers that training could change: statistics of batch norms do not count."""
+        return sum(
+            torch.Size(shape).numel()
+            for name, shape in self.shapes.items()
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        )
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """Names of the floating types in which it is stored, the one with most values first."""
+        counts: dict[str, int] = {}
+        for info in self.tensors.values():
+            if info.dtype.is_floating_point or len(info.shape) > 1:
+                name = str(info.dtype).removeprefix("torch.")
+                counts[name] = counts.get(name, 0) + torch.Size(info.shape).numel()
+        return tuple(sorted(counts, key=lambda name: -counts[name]))
+
+    def describe(self) -> str:
+        """For people: "Stage B, 700M, bfloat16"."""
+        return ", ".join((variant(self.kind, self.inferred.config), " and ".join(self.dtypes[:2])))
+
+
+def _shape(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
+    if piece.transposed:
+        return shape[::-1]
+    if piece.count == 1:
+        return shape
+    if not shape or shape[0] % piece.count:
+        raise ValueError(f"{piece.name} has the shape {list(shape)}, of which {piece.count} parts cannot be made")
+    return (shape[0] // piece.count, *shape[1:])
+
+
+def _blocks(data: Any) -> int:
+    """How many blocks a config in plain data would build: what must be bounded before one builds it."""
+    if isinstance(data, list):
+        return len(data) + sum(_blocks(item) for item in data)
+    if not isinstance(data, dict):
+        return 0
+    pattern = data.get("pattern", "")
+    repeated = len(pattern) if isinstance(pattern, str) else 0
+    counts = (
+        "depth",
+        "down_repeats",
+        "up_repeats",
+        "bottleneck_blocks",
+        "levels",
+        "num_hidden_layers",
+        "condition_tokens",
+    )
+    own = sum(value for name in counts if isinstance(value := data.get(name), int))
+    return own * max(1, repeated) + sum(_blocks(value) for value in data.values())
+
+
+def _completed(kind: str, found: Inferred, foreign: Mapping[str, Any]) -> Inferred:
+    """An inferred config with what a config.json of diffusers or transformers knows beside the shapes."""
+    if isinstance(found.config, ClipConfig):
+        known = type(found.config).from_transformers(dict(foreign))
+        return Inferred(known) if _same_size(known, found.config) else found
+    data = found.config.to_dict()
+    heads = foreign.get("num_attention_heads")
+    if kind in ("stage_b", "stage_c") and isinstance(heads, list) and len(heads) == len(data["levels"]):
+        data["levels"] = [level | {"heads": h if level["heads"] else 0} for level, h in zip(data["levels"], heads)]
+        if kind == "stage_c" and isinstance(foreign.get("switch_level"), list):
+            data["switch_level"] = foreign["switch_level"]
+    elif kind == "stage_a" and isinstance(foreign.get("scale_factor"), float):
+        data["scale_factor"] = foreign["scale_factor"]
+    else:
+        return found
+    return Inferred(type(found.config).from_dict(data))
+
+
+def _same_size(one: ClipConfig, other: ClipConfig) -> bool:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "projection_dim")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def find_parts(sources: Mapping[str, Source]) -> list[Part]:
+    """The networks of what was opened, at least one.
+
+    Raises:
+        UnknownCheckpoint: none of Stable Cascade's.
+    """
+    parts = [part for source in sources.values() for part in _parts(source)]
+    parts.sort(key=lambda part: list(KINDS).index(part.kind))
+    if not parts:
+        source = next(iter(sources.values()), None)
+        path = source.path if source else None
+        raise UnknownCheckpoint(_what_else(list(source.tensors) if source else []), path)
+    return parts
+
+
+def _parts(source: Source) -> list[Part]:
+    whole = _part(source, list(source.tensors), "")
+    if whole is not None:
+        return [whole]
+    found = []
+    for start, names in split_prefixes(source.tensors).items():
+        part = _part(source, names, start) if start else None
+        if part is not None and part.kind in COMFYUI_PREFIXES[start]:
+            found.append(part)
+    return found
+
+
+def _part(source: Source, names: Sequence[str], start: str) -> Part | None:
+    tensors = {name[len(start) :]: source.tensors[name] for name in names}
+    signature = next((signature for signature in SIGNATURES if signature.fits(tensors)), None)
+    if signature is None or (signature.layout == "comfyui" and not start):
+        return None
+    layout = signature.layout
+    if layout == "released":
+        layout = "comfyui" if start else "diffusers" if source.config is not None else "released"
+    scales = {
+        f"{name.removesuffix(ending)}.weight": start + name
+        for name in tensors
+        for ending in SCALES
+        if name.endswith(ending) and f"{name.removesuffix(ending)}.weight" in tensors
+    }
+    unread = {name[len(start) :] for name in scales.values()}
+    kept = {name: info for name, info in tensors.items() if name not in unread and not name.endswith(SCALE_EXTRAS)}
+    return Part(source, signature.kind, layout, start, kept, scales)
+
+
+def _what_else(names: list[str]) -> str:
+    if not names:
+        return "it holds no tensors"
+    known = set(names)
+    for title, templates in FOREIGN:
+        if all(template in known if "{}" not in template else _holds(template, names) for template in templates):
+            return f"this is {title}"
+    return f"no part of Stable Cascade ({len(names)} tensors, the first {', '.join(names[:3])})"
+
+
+def choose(parts: Sequence[Part], wanted: str | None) -> Part:
+    """The part of that kind, or the only one.
+
+    Raises:
+        IncompatibleCheckpoint: there is none of that kind, or none was named where there are several.
+    """
+    path = parts[0].source.path
+    if wanted is not None and wanted not in KINDS:
+        raise ValueError(f"part is one of {', '.join(KINDS)}, not {wanted!r}")
+    fitting = [part for part in parts if wanted in (None, part.kind)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(part.kind for part in fitting)
+        raise IncompatibleCheckpoint(f"this holds several networks: say which as part= ({names})", path)
+    found = " and ".join(part.describe() for part in parts)
+    title = KINDS[wanted].title if wanted else "something else"
+    raise IncompatibleCheckpoint(f"this is {found}; it belongs in {folder(parts)}. Wanted here: {title}", path)
+
+
+def folder(parts: Sequence[Part]) -> str:
+    """The folder under ComfyUI's models in which it looks for such a file."""
+    folders = {KINDS[part.kind].folder for part in parts}
+    return "checkpoints" if len(folders) > 1 else folders.pop()

@@ -1,0 +1,98 @@
+"""What a file is, told from its header alone: nothing of its tensors is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .detection import METADATA_KIND, Part, find_parts, folder
+from .kinds import variant
+from .sources import open_source
+
+LAYOUT_TITLES = {
+    "cascade": "single file of ours",
+    "released": "single file",
+    "diffusers": "diffusers folder",
+    "comfyui": "ComfyUI checkpoint",
+}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        path: as given; "" for a state dict.
+        kind: the network (stage_c, ...), or "checkpoint" for several in one.
+        variant: for people: "Stage B, 700M".
+        layout: cascade (ours), released, comfyui or diffusers.
+        dtype: the stored floating types, most common first: "bfloat16 and float32".
+        parameters: numbers that training could change.
+        folder: under ComfyUI's models folder.
+        config: as plain data; None for several networks.
+        uncertain: fields of the config that neither names and shapes nor metadata tell.
+        parts: the networks of a file that holds several.
+    """
+
+    path: str
+    kind: str
+    variant: str
+    layout: str
+    dtype: str
+    parameters: int
+    folder: str
+    config: Mapping[str, Any] | None
+    uncertain: tuple[str, ...] = ()
+    parts: tuple[Inspection, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold."""
+        return asdict(self)
+
+
+def inspect_file(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Inspection:
+    """Look at a file, a folder or a state dict.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CheckpointError: as `load_model`, but for what only reading the tensors could tell.
+    """
+    path = "" if isinstance(source, Mapping) else os.fspath(source)
+    parts = find_parts(open_source(source))
+    found = tuple(_inspected(path, part) for part in parts)
+    return found[0] if len(found) == 1 else _merged(path, parts, found)
+
+
+def _inspected(path: str, part: Part) -> Inspection:
+    inferred = part.inferred
+    ours = METADATA_KIND in part.source.metadata and not part.merged
+    return Inspection(
+        path=path,
+        kind=part.kind,
+        variant=variant(part.kind, inferred.config),
+        layout="cascade" if ours else part.layout,
+        dtype=" and ".join(part.dtypes),
+        parameters=part.parameters,
+        folder=folder([part]),
+        config=inferred.config.to_dict(),
+        uncertain=tuple(dict.fromkeys((*inferred.guessed, *inferred.unknown))),
+    )
+
+
+def _merged(path: str, parts: Sequence[Part], found: tuple[Inspection, ...]) -> Inspection:
+    dtypes = dict.fromkeys(name for part in parts for name in part.dtypes)
+    return Inspection(
+        path=path,
+        kind="checkpoint",
+        variant=" + ".join(each.variant for each in found),
+        layout=found[0].layout,
+        dtype=" and ".join(dtypes),
+        parameters=sum(each.parameters for each in found),
+        folder=folder(parts),
+        config=None,
+        parts=found,
+    )

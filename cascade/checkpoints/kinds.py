@@ -1,0 +1,129 @@
+"""The kinds of network that a checkpoint can hold: their classes, configs, released sizes and names for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import models
+from ..models import Config
+from .clip import ClipTextConfig, ClipVisionConfig
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of network.
+
+    Args:
+        title: for people.
+        folder: where ComfyUI looks for it, under its models folder.
+        config: class of its config.
+        network: (config, ops) -> network.
+        released: the released sizes by name.
+    """
+
+    title: str
+    folder: str
+    config: type[Any]
+    network: Callable[[Any, Any], nn.Module]
+    released: Mapping[str, Config] = field(default_factory=dict)
+
+
+def _ours(network: type[nn.Module]) -> Callable[[Any, Any], nn.Module]:
+    return lambda config, ops: network(config, ops=ops)
+
+
+KINDS: Mapping[str, Kind] = {
+    "stage_c": Kind(
+        "Stage C",
+        "diffusion_models",
+        models.StageCConfig,
+        _ours(models.StageC),
+        {"3.6B": models.STAGE_C_3_6B, "1B": models.STAGE_C_1B},
+    ),
+    "stage_b": Kind(
+        "Stage B",
+        "diffusion_models",
+        models.StageBConfig,
+        _ours(models.StageB),
+        {"1.5B": models.STAGE_B_1_5B, "700M": models.STAGE_B_700M},
+    ),
+    "stage_a": Kind("Stage A", "vae", models.StageAConfig, _ours(models.StageA), {"": models.STAGE_A}),
+    "effnet": Kind(
+        "EfficientNet encoder", "vae", models.EffnetConfig, _ours(models.EffnetEncoder), {"": models.EFFNET_V2_S}
+    ),
+    "previewer": Kind("Previewer", "vae", models.PreviewerConfig, _ours(models.Previewer), {"": models.PREVIEWER}),
+    "controlnet": Kind(
+        "ControlNet",
+        "controlnet",
+        models.ControlNetConfig,
+        _ours(models.ControlNet),
+        {
+            "canny": models.CONTROLNET_CANNY,
+            "inpainting": models.CONTROLNET_INPAINTING,
+            "super resolution": models.CONTROLNET_SUPER_RESOLUTION,
+            "identity": models.CONTROLNET_IDENTITY,
+        },
+    ),
+    # Transformers' networks make their own layers.
+    "text_encoder": Kind(
+        "Text encoder",
+        "text_encoders",
+        ClipTextConfig,
+        lambda config, ops: config.network(),
+        {"CLIP bigG/14": ClipTextConfig()},
+    ),
+    "image_encoder": Kind(
+        "Image encoder",
+        "clip_vision",
+        ClipVisionConfig,
+        lambda config, ops: config.network(),
+        {"CLIP ViT-L/14": ClipVisionConfig()},
+    ),
+}
+
+NETWORKS: Mapping[str, str] = {
+    "StageC": "stage_c",
+    "StageB": "stage_b",
+    "StageA": "stage_a",
+    "EffnetEncoder": "effnet",
+    "Previewer": "previewer",
+    "ControlNet": "controlnet",
+    "CLIPTextModelWithProjection": "text_encoder",
+    "CLIPVisionModelWithProjection": "image_encoder",
+}
+"""Class name -> kind. By name, since transformers is not to be imported to ask."""
+
+
+def kind_of(net: nn.Module) -> str:
+    """The kind of a network, or of the class that it refines.
+
+    Raises:
+        TypeError: no kind of ours.
+    """
+    for cls in type(net).__mro__:
+        if cls.__name__ in NETWORKS:
+            return NETWORKS[cls.__name__]
+    raise TypeError(f"a {type(net).__name__} is no part of Stable Cascade")
+
+
+def config_of(net: nn.Module) -> Config:
+    """The config of a network of any of the kinds."""
+    kind, config = kind_of(net), net.config
+    return config if isinstance(config, Config) else KINDS[kind].config.from_transformers(config)
+
+
+def empty_network(kind: str, config: Config, ops: Any = nn) -> nn.Module:
+    """A network on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        return KINDS[kind].network(config, ops)
+
+
+def variant(kind: str, config: Config) -> str:
+    """For people: "Stage B, 700M", "ControlNet, canny", "Stage A", or "Stage C, custom"."""
+    name = next((name for name, released in KINDS[kind].released.items() if released == config), "custom")
+    return f"{KINDS[kind].title}, {name}" if name else KINDS[kind].title

@@ -1,0 +1,173 @@
+"""Names in files and names in our networks: one table of rules a layout, read both ways.
+
+Ours are the released names, except that attention's `in_proj` is three matrices. What no rule mentions keeps its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One renaming; `{}` stands for the same text in all its templates.
+
+    Args:
+        theirs: the name in the file.
+        ours: our name; several where the file's tensor holds them one after another; none where we have no use for it.
+        transposed: the file holds the matrix the other way round. Read, never written.
+    """
+
+    theirs: str
+    ours: tuple[str, ...] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a tensor of ours lies: part `index` of `count` equal parts of the file's `name`, along dimension 0."""
+
+    name: str
+    index: int = 0
+    count: int = 1
+    transposed: bool = False
+
+
+FUSED_ATTENTION = tuple(
+    Rule(f"{{}}attn.in_proj_{part}", tuple(f"{{}}attn.to_{matrix}.{part}" for matrix in "qkv"))
+    for part in ("weight", "bias")
+)
+DIFFUSERS_ATTENTION = (
+    *(
+        Rule(f"{{}}.attention.to_{m}.{part}", (f"{{}}.attention.attn.to_{m}.{part}",))
+        for m in "qkv"
+        for part in ("weight", "bias")
+    ),
+    *(
+        Rule(f"{{}}.attention.to_out.0.{part}", (f"{{}}.attention.attn.out_proj.{part}",))
+        for part in ("weight", "bias")
+    ),
+)
+CLIP_EXTRAS = (Rule("{}position_ids"), Rule("logit_scale"))
+
+LAYOUTS: Mapping[str, Mapping[str, tuple[Rule, ...]]] = {
+    "released": {
+        "stage_c": FUSED_ATTENTION,
+        "stage_b": FUSED_ATTENTION,
+        "text_encoder": CLIP_EXTRAS,
+        "image_encoder": CLIP_EXTRAS,
+    },
+    "diffusers": {
+        "stage_c": DIFFUSERS_ATTENTION,
+        "stage_b": (*DIFFUSERS_ATTENTION, Rule("clip_txt_pooled_mapper.{}", ("clip_mapper.{}",))),
+        "stage_a": (Rule("vquantizer.embedding.weight", ("vquantizer.codebook.weight",)),),
+        "text_encoder": CLIP_EXTRAS,
+        "image_encoder": CLIP_EXTRAS,
+    },
+    "comfyui": {
+        "stage_c": FUSED_ATTENTION,
+        "stage_b": FUSED_ATTENTION,
+        "effnet": (Rule("mean"), Rule("std")),
+        "text_encoder": (
+            *CLIP_EXTRAS,
+            Rule("transformer.{}position_ids"),
+            Rule("transformer.{}", ("{}",)),
+            Rule("text_projection", ("text_projection.weight",), transposed=True),
+        ),
+        "image_encoder": CLIP_EXTRAS,
+    },
+}
+"""layout -> kind -> rules, tried in order. Our own files are the released layout with metadata."""
+
+COMFYUI_PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "model.diffusion_model.": ("stage_c", "stage_b"),
+    "vae.encoder.": ("effnet",),
+    "vae.previewer.": ("previewer",),
+    "vae.": ("stage_a",),
+    "text_encoder.clip_g.": ("text_encoder",),
+    "clip_l_vision.": ("image_encoder",),
+    # What ComfyUI saves of Stage C's VAE alone
+    "encoder.": ("effnet",),
+    "previewer.": ("previewer",),
+}
+"""The parts of a file that ComfyUI merged; the first prefix that fits is meant."""
+
+DIFFUSERS_FOLDERS: Mapping[str, str] = {
+    "stage_c": "prior",
+    "stage_b": "decoder",
+    "stage_a": "vqgan",
+    "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
+}
+
+
+def rules(layout: str, kind: str) -> tuple[Rule, ...]:
+    """The rules of a layout for one kind of network."""
+    return LAYOUTS[layout].get(kind, ())
+
+
+def prefix(kind: str) -> str:
+    """A part's prefix in a file that ComfyUI merged; empty for what such files do not hold."""
+    return next((start for start, kinds in COMFYUI_PREFIXES.items() if kind in kinds), "")
+
+
+def split_prefixes(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by the first of `COMFYUI_PREFIXES` that each begins with; under "" those that begin with none."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        start = next((start for start in COMFYUI_PREFIXES if name.startswith(start)), "")
+        found.setdefault(start, []).append(name)
+    return found
+
+
+def matches(template: str, name: str) -> str | None:
+    """What `{}` stands for where the name fits the template, else None; "" for a template without `{}`."""
+    start, braces, end = template.partition("{}")
+    if not braces:
+        return "" if name == template else None
+    fits = len(name) >= len(start) + len(end) and name.startswith(start) and name.endswith(end)
+    return name[len(start) : len(name) - len(end)] if fits else None
+
+
+def to_ours(names: Iterable[str], table: Sequence[Rule]) -> dict[str, Piece]:
+    """Our name -> where it lies, for the names of a file.
+
+    Raises:
+        ValueError: two tensors of the file are the same tensor of ours.
+    """
+    found: dict[str, Piece] = {}
+    for name in names:
+        for ours, piece in _ours(name, table):
+            if ours in found:
+                raise ValueError(f"{found[ours].name} and {name} both stand for {ours}")
+            found[ours] = piece
+    return found
+
+
+def _ours(name: str, table: Sequence[Rule]) -> list[tuple[str, Piece]]:
+    for rule in table:
+        text = matches(rule.theirs, name)
+        if text is not None:
+            count = len(rule.ours)
+            return [
+                (ours.replace("{}", text), Piece(name, index, count, rule.transposed))
+                for index, ours in enumerate(rule.ours)
+            ]
+    return [(name, Piece(name))]
+
+
+def from_ours(names: Iterable[str], table: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
+    """A file's name -> the tensors of ours that it holds one after another; the inverse of `to_ours`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        for rule in table:
+            text = (
+                None if rule.transposed else next((t for o in rule.ours if (t := matches(o, name)) is not None), None)
+            )
+            if text is not None:
+                found[rule.theirs.replace("{}", text)] = tuple(ours.replace("{}", text) for ours in rule.ours)
+                break
+        else:
+            found[name] = (name,)
+    return found

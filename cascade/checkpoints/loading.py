@@ -1,0 +1,196 @@
+"""From a file, a folder or a state dict to a network, strictly and without a second copy in memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BrokenCheckpoint, IncompatibleCheckpoint
+from ..models import Config
+from .clip import place_position_ids
+from .detection import Part, choose, find_parts
+from .kinds import KINDS, empty_network, variant
+from .layouts import Piece
+from .sources import Get, open_source
+
+logger = logging.getLogger("cascade")
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+SHOWN = 3
+"""Names that an error lists before it only counts."""
+
+
+def load_model(
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    part: str | None = None,
+    config: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    ops: Any = nn,
+    check_finite: bool = False,
+) -> Any:
+    """The network that a checkpoint holds, in eval mode, with exactly the checkpoint's tensors.
+
+    What it holds is told from its names and shapes: released single files, ComfyUI's merged checkpoints, folders of
+    diffusers (shards too), our own files, .pt and .ckpt (weights alone).
+
+    On the CPU and without a change of type the tensors are the file's own bytes, mapped: nothing is copied, pages are
+    read when they are first used. Writing to them (training) is safe: it goes to memory, never to the file. Do not
+    overwrite a file in place while its network is in use; `save_model` and `convert` replace it, which is harmless.
+
+    Args:
+        source: a path or a state dict.
+        part: the kind that is wanted (stage_a, stage_b, stage_c, effnet, previewer, controlnet, text_encoder,
+            image_encoder); needed where the source holds several, checked where it holds one.
+        config: instead of what the file tells; wins. Shapes do not tell attention heads: they are taken as width / 64,
+            as in every released network, unless the file's metadata (ours) or config.json (diffusers) says more.
+        dtype: of the floating tensors; None keeps theirs, except that float8, with which torch.nn cannot calculate,
+            becomes the file's other floating type, else bfloat16. float8 is for matrices, small tensors stay.
+        device: where the tensors go.
+        ops: the layer factory. The text and image encoder are transformers' own and take none.
+        check_finite: look for NaN and infinity, which reads the whole file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        BrokenCheckpoint: it cannot be read, or (when asked to look) is not finite.
+        UnknownCheckpoint: it is something else.
+        IncompatibleCheckpoint: the wrong part, or names or shapes that do not fit.
+        UnsafeCheckpoint: a pickle that wants to run code.
+    """
+    found = choose(find_parts(open_source(source)), part)
+    if config is None:
+        config = settled_config(found)
+    elif isinstance(config, Mapping):
+        config = KINDS[found.kind].config.from_dict(config)
+    expected = expected_network(found, config)
+    net = expected if ops is nn else empty_network(found.kind, config, ops)
+    dtype = dtype or _computing_dtype(found)
+    state = dict(read_tensors(found, expected.state_dict(), dtype, device, check_finite))
+    net.load_state_dict(state, strict=True, assign=True)
+    place_position_ids(net, device)
+    return net.eval()
+
+
+def settled_config(part: Part) -> Config:
+    """The config of a part; a guess that may be wrong is logged, one that would be blind is refused.
+
+    Raises:
+        IncompatibleCheckpoint: shapes that do not tell enough.
+    """
+    inferred, title = part.inferred, KINDS[part.kind].title
+    if inferred.unknown:
+        raise IncompatibleCheckpoint(
+            f"this is {part.describe()}, of a size that was not released, and the file does not tell its "
+            f"{' and '.join(inferred.unknown)}: give config=",
+            part.source.path,
+        )
+    if inferred.guessed:
+        assumed = ", ".join(inferred.guessed)
+        logger.warning(
+            "%s: %s of a size that was not released; assuming the released rule for %s",
+            part.source.path,
+            title,
+            assumed,
+        )
+    return inferred.config
+
+
+def expected_network(part: Part, config: Config) -> nn.Module:
+    """An empty network of this config, after a check that the part has its names and shapes, no more and no less.
+
+    Raises:
+        IncompatibleCheckpoint: it has not.
+    """
+    title, path = KINDS[part.kind].title, part.source.path
+    try:
+        net = empty_network(part.kind, config)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise IncompatibleCheckpoint(f"{title}: its config makes no network ({error})", path) from error
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = part.shapes
+    wrong = [name for name in expected if name in found and found[name] != expected[name]]
+    problems = [
+        _listed("missing", [name for name in expected if name not in found]),
+        _listed("left over", [part.pieces[name].name for name in found if name not in expected]),
+        _listed("of another shape", [f"{name} {list(found[name])} for {list(expected[name])}" for name in wrong]),
+    ]
+    if any(problems):
+        text = "; ".join(problem for problem in problems if problem)
+        raise IncompatibleCheckpoint(f"this is {variant(part.kind, config)}, but its tensors do not fit: {text}", path)
+    return net
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return f"{what}: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+def _computing_dtype(part: Part) -> torch.dtype | None:
+    """None to keep what is stored; for float8 storage the type to calculate with."""
+    stored = [getattr(torch, name) for name in part.dtypes]
+    if not any(dtype in FLOAT8 for dtype in stored):
+        return None
+    return next((dtype for dtype in stored if dtype.is_floating_point and dtype not in FLOAT8), torch.bfloat16)
+
+
+def read_tensors(
+    part: Part,
+    expected: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    check_finite: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors, one at a time, in the types and on the device asked for.
+
+    Raises:
+        BrokenCheckpoint: unreadable or, if asked to look, not finite.
+        IncompatibleCheckpoint: integers where numbers are due (a quantised format).
+    """
+    unfinite: list[str] = []
+    with part.source.reader() as get:
+        for name, piece in part.pieces.items():
+            tensor = read_piece(part, piece, get)
+            if check_finite and tensor.is_floating_point() and not _finite(tensor):
+                unfinite.append(name)
+            yield name, converted(part, name, tensor, expected[name], dtype).to(device)
+    if unfinite:
+        raise BrokenCheckpoint(_listed("NaN or infinity in", unfinite), part.source.path)
+
+
+def read_piece(part: Part, piece: Piece, get: Get) -> Tensor:
+    """One tensor of ours: a view into the file's where it can be one."""
+    tensor = get(part.start + piece.name)
+    scale = part.scales.get(piece.name)
+    if scale is not None:
+        factor = get(scale).float()
+        # One factor for all, or one for each row of the matrix.
+        tensor = tensor.float() * (factor if factor.numel() == 1 else factor.reshape(-1, *[1] * (tensor.dim() - 1)))
+    if piece.transposed:
+        return tensor.t().contiguous()
+    return tensor.chunk(piece.count)[piece.index] if piece.count > 1 else tensor
+
+
+def converted(part: Part, name: str, tensor: Tensor, expected: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in the type that its place needs."""
+    if not expected.is_floating_point():
+        return tensor.to(expected.dtype)
+    if not tensor.is_floating_point():
+        stored = str(tensor.dtype).removeprefix("torch.")
+        found = f"this is {KINDS[part.kind].title} in a quantised format that is not read here ({name} holds {stored})"
+        raise IncompatibleCheckpoint(found, part.source.path)
+    if dtype is None:
+        return tensor
+    if dtype in FLOAT8 and tensor.dim() < 2:
+        return tensor.to(torch.bfloat16) if tensor.dtype in FLOAT8 else tensor
+    return tensor.to(dtype)
+
+
+def _finite(tensor: Tensor) -> bool:
+    tensor = tensor.float() if tensor.dtype in FLOAT8 else tensor
+    return bool(torch.isfinite(tensor).all())

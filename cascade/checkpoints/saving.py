@@ -1,0 +1,277 @@
+"""Writing checkpoints: tensor by tensor, into a file beside the target that takes its place when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, IncompatibleCheckpoint
+from ..models import Config
+from .clip import ClipConfig
+from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, find_parts
+from .header import TensorInfo, header_bytes
+from .kinds import KINDS, config_of, kind_of
+from .layouts import DIFFUSERS_FOLDERS, from_ours, prefix, rules
+from .loading import FLOAT8, converted, expected_network, read_piece, settled_config
+from .sources import open_source
+
+LAYOUTS = ("cascade", "comfyui", "diffusers")
+"""What can be written: a released single file with our metadata, a ComfyUI checkpoint of one or several networks, a
+folder of diffusers with one network."""
+
+OnTensor = Callable[[int, int], None]
+"""Called with (tensors written, tensors in all)."""
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A tensor to be written: its name in the file, and how to get it when its turn comes."""
+
+    name: str
+    info: TensorInfo
+    read: Callable[[], Tensor]
+
+
+def save_model(net: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    """Write a network as a released single file with its config as metadata. The file is replaced whole or not at all.
+
+    Args:
+        net: of any kind that `load_model` returns.
+        path: of the .safetensors file.
+        dtype: of the floating tensors; None keeps theirs.
+
+    Raises:
+        TypeError: no network of ours.
+        OSError: it could not be written; what was there is still there.
+    """
+    kind, config, state = kind_of(net), config_of(net), net.state_dict()
+    outputs = []
+    for name, ours in from_ours(state, rules("released", kind)).items():
+        infos = [_info(state[each].shape, state[each].dtype, dtype) for each in ours]
+        outputs.append(_Output(name, _joined(infos), _reading([state[each] for each in ours])))
+    _write_file(Path(path), outputs, _metadata(kind, config), None)
+
+
+def convert(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    *,
+    layout: str = "cascade",
+    part: str | None = None,
+    dtype: torch.dtype | None = None,
+    on_tensor: OnTensor | None = None,
+) -> None:
+    """Write checkpoints in another layout or type, without holding more than a tensor of them in memory.
+
+    Args:
+        sources: one file or folder; several, of different networks, are merged into one ComfyUI checkpoint.
+        target: a file, which is replaced when the new one is whole, or for diffusers a folder, which must be empty or
+            not there.
+        layout: one of `LAYOUTS`.
+        part: the network that is meant, where a source holds several.
+        dtype: of the floating tensors; None keeps theirs (float8 with factors becomes float32).
+
+    Raises:
+        ValueError: no such layout, or several networks for one that holds one.
+        CheckpointError: what `load_model` raises; or the target is one of the sources.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
+    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    target = Path(target)
+    if any(target.exists() and Path(path).exists() and target.samefile(path) for path in paths):
+        raise CheckpointError("source and target are the same; write to another name", target)
+    parts = [each for path in paths for each in _chosen(path, part, layout)]
+    kinds = [each.kind for each in parts]
+    if len(set(kinds)) < len(kinds) or (len(kinds) > 1 and layout != "comfyui"):
+        raise ValueError(f"{layout} cannot hold {', '.join(kinds)} at once")
+    if layout == "comfyui" and (without := [kind for kind in kinds if not prefix(kind)]):
+        raise ValueError(f"a ComfyUI checkpoint has no place for a {without[0]}")
+    configs = [settled_config(each) for each in parts]
+    with _outputs(parts, configs, layout, dtype) as outputs:
+        if layout == "diffusers":
+            _write_folder(target, parts[0].kind, configs[0], outputs, on_tensor)
+        elif layout == "comfyui":
+            metadata = {
+                f"{METADATA_CONFIG}.{kind}": json.dumps(config.to_dict()) for kind, config in zip(kinds, configs)
+            }
+            _write_file(target, outputs, metadata, on_tensor)
+        else:
+            _write_file(target, outputs, _metadata(kinds[0], configs[0]), on_tensor)
+
+
+def _chosen(path: str | os.PathLike[str], part: str | None, layout: str) -> list[Part]:
+    parts = find_parts(open_source(path))
+    return parts if part is None and layout == "comfyui" else [choose(parts, part)]
+
+
+@contextmanager
+def _outputs(
+    parts: Sequence[Part], configs: Sequence[Config], layout: str, dtype: torch.dtype | None
+) -> Iterator[list[_Output]]:
+    """What is to be written, with the sources open."""
+    table = "released" if layout == "cascade" else layout
+    with ExitStack() as stack:
+        outputs = []
+        for part, config in zip(parts, configs):
+            get = stack.enter_context(part.source.reader())
+            outputs += _converted_part(part, config, table, dtype, get)
+        yield outputs
+
+
+def _converted_part(part: Part, config: Config, table: str, dtype: torch.dtype | None, get: Any) -> list[_Output]:
+    expected = expected_network(part, config).state_dict()
+    start = prefix(part.kind) if table == "comfyui" else ""
+
+    def reading(names: Sequence[str]) -> Callable[[], Tensor]:
+        # A tensor of integers where numbers are due is refused here, before the target is touched.
+        for name in names:
+            piece = part.pieces[name]
+            converted(part, name, torch.empty(0, dtype=part.tensors[piece.name].dtype), expected[name], None)
+        return lambda: _cat([read_piece(part, part.pieces[name], get) for name in names])
+
+    outputs = []
+    for name, ours in from_ours(expected, rules(table, part.kind)).items():
+        infos = []
+        for each in ours:
+            stored = part.tensors[part.pieces[each].name].dtype
+            stored = torch.float32 if part.pieces[each].name in part.scales else stored
+            stored = stored if expected[each].is_floating_point() else expected[each].dtype
+            infos.append(_info(expected[each].shape, stored, dtype))
+        outputs.append(_Output(start + name, _joined(infos), reading(ours)))
+    return outputs
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _reading(tensors: Sequence[Tensor]) -> Callable[[], Tensor]:
+    return lambda: _cat([tensor.detach().cpu() for tensor in tensors])
+
+
+def _info(shape: Sequence[int], stored: torch.dtype, wanted: torch.dtype | None) -> TensorInfo:
+    keep = wanted is None or not stored.is_floating_point or (wanted in FLOAT8 and len(shape) < 2)
+    dtype = stored if keep or wanted is None else wanted
+    return TensorInfo(tuple(shape), dtype)
+
+
+def _joined(infos: Sequence[TensorInfo]) -> TensorInfo:
+    """One after another along the first dimension."""
+    first = infos[0]
+    shape = (sum(info.shape[0] for info in infos), *first.shape[1:]) if len(infos) > 1 else first.shape
+    return TensorInfo(shape, first.dtype if all(info.dtype == first.dtype for info in infos) else torch.float32)
+
+
+def _metadata(kind: str, config: Config) -> dict[str, str]:
+    return {"format": "pt", METADATA_KIND: kind, METADATA_CONFIG: json.dumps(config.to_dict())}
+
+
+def _write_file(
+    path: Path, outputs: Iterable[_Output], metadata: Mapping[str, str], on_tensor: OnTensor | None
+) -> None:
+    # Wide types first: every tensor then begins at a multiple of its type's size.
+    ordered = sorted(outputs, key=lambda output: (-output.info.dtype.itemsize, output.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(header_bytes({output.name: output.info for output in ordered}, metadata))
+            for index, output in enumerate(ordered):
+                tensor = output.read().to(output.info.dtype).contiguous()
+                tensor.reshape(-1).view(torch.uint8).numpy().tofile(file)
+                if on_tensor is not None:
+                    on_tensor(index + 1, len(ordered))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_folder(
+    path: Path, kind: str, config: Config, outputs: Iterable[_Output], on_tensor: OnTensor | None
+) -> None:
+    if kind not in DIFFUSERS_FOLDERS:
+        raise IncompatibleCheckpoint(f"diffusers has no {KINDS[kind].title}", path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(17, "the folder is not empty", str(path))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    name = "model" if isinstance(config, ClipConfig) else "diffusion_pytorch_model"
+    try:
+        _write_file(unfinished / f"{name}.safetensors", outputs, {"format": "pt"}, on_tensor)
+        text = json.dumps(foreign_config(kind, config), indent=2) + "\n"
+        (unfinished / "config.json").write_text(text, encoding="utf-8")
+        if path.exists():
+            path.rmdir()
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def foreign_config(kind: str, config: Any) -> dict[str, Any]:
+    """config.json as diffusers or transformers write it."""
+    if kind == "text_encoder":
+        return {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model", **config.to_dict()}
+    if kind == "image_encoder":
+        return {
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "model_type": "clip_vision_model",
+            **config.to_dict(),
+        }
+    if kind == "stage_a":
+        return {
+            "_class_name": "PaellaVQModel",
+            "levels": config.levels,
+            "bottleneck_blocks": config.bottleneck_blocks,
+            "embed_dim": config.width,
+            "latent_channels": config.latent_channels,
+            "num_vq_embeddings": config.codebook_size,
+            "scale_factor": config.scale_factor,
+        }
+    return _unet_config(kind, config)
+
+
+def _unet_config(kind: str, config: Any) -> dict[str, Any]:
+    """The arguments of diffusers' StableCascadeUNet."""
+    block = {"C": "SDCascadeResBlock", "T": "SDCascadeTimestepBlock", "A": "SDCascadeAttnBlock"}
+    levels = config.levels
+    found: dict[str, Any] = {
+        "_class_name": "StableCascadeUNet",
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "timestep_ratio_embedding_dim": config.timestep_channels,
+        "patch_size": config.patch_size,
+        "conditioning_dim": config.condition_channels,
+        "block_out_channels": [level.width for level in levels],
+        "num_attention_heads": [level.heads for level in levels],
+        "down_num_layers_per_block": [level.depth for level in levels],
+        "up_num_layers_per_block": [level.depth for level in levels[::-1]],
+        "down_blocks_repeat_mappers": [level.down_repeats for level in levels],
+        "up_blocks_repeat_mappers": [level.up_repeats for level in levels[::-1]],
+        "block_types_per_layer": [[block[letter] for letter in level.pattern] for level in levels],
+        "clip_seq": config.condition_tokens,
+        "kernel_size": config.kernel_size,
+        "dropout": [0.0] * len(levels),
+        "self_attn": config.self_attention,
+        "timestep_conditioning_type": list(config.timestep_conditions),
+    }
+    if kind == "stage_c":
+        return found | {
+            "clip_text_in_channels": config.clip_text,
+            "clip_text_pooled_in_channels": config.clip_text_pooled,
+            "clip_image_in_channels": config.clip_img,
+            "switch_level": list(config.switch_level),
+        }
+    return found | {
+        "clip_text_pooled_in_channels": config.clip,
+        "effnet_in_channels": config.effnet,
+        "pixel_mapper_in_channels": config.pixels,
+    }

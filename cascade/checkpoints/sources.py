@@ -1,0 +1,201 @@
+"""Where tensors come from: a file, a folder of shards, a folder of diffusers, a pickle, a state dict.
+
+A `Source` tells names, shapes and types at once and reads a tensor when it is asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import BrokenCheckpoint, UnknownCheckpoint, UnsafeCheckpoint
+from .header import TensorInfo, read_header, what_it_is
+
+Get = Callable[[str], Tensor]
+
+PIPELINE_FOLDERS = ("prior", "decoder", "vqgan", "text_encoder", "image_encoder")
+"""The networks of a diffusers pipeline of Stable Cascade, each in a folder of its own."""
+_DAMAGES = (RuntimeError, ValueError, TypeError, LookupError, EOFError, AttributeError, ArithmeticError, struct.error)
+"""What torch raises at a pickle that is cut off or changed."""
+MAX_INDEX = 50_000_000
+"""Bytes of a shard index or a config that are read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Named tensors that can be read.
+
+    Attributes:
+        path: the file or folder, None for a state dict.
+        tensors: names to shape and type.
+        files: each name's file; empty where `held` has the tensors.
+        held: tensors already at hand: a state dict's, or a pickle's (mapped from its file where the format allows).
+        metadata: of the safetensors file.
+        config: config.json of a diffusers folder.
+    """
+
+    path: Path | None
+    tensors: Mapping[str, TensorInfo]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    held: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+
+    @contextmanager
+    def reader(self) -> Iterator[Get]:
+        """A function from a name to its tensor on the CPU.
+
+        Tensors of a safetensors file are its own bytes, mapped privately: reading is lazy, nothing is there twice, and
+        what is written to them (training) goes to memory, never to the file.
+        """
+        with ExitStack() as stack:
+            opened: dict[Path, Any] = {}
+
+            def get(name: str) -> Tensor:
+                if name in self.held:
+                    return self.held[name]
+                path = self.files[name]
+                try:
+                    if path not in opened:
+                        opened[path] = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+                    return opened[path].get_tensor(name)
+                except (SafetensorError, RuntimeError, ValueError) as error:
+                    raise BrokenCheckpoint(f"{name} cannot be read: {error}", path) from error
+
+            yield get
+
+
+def open_source(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, Source]:
+    """The tensors of a path or a state dict: one source under "", or one for each network of a pipeline folder.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        BrokenCheckpoint, UnsafeCheckpoint, UnknownCheckpoint: see there.
+    """
+    if isinstance(source, Mapping):
+        return {"": _from_state_dict(source, None)}
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(2, "there is no such file or folder", str(path))
+    if not path.is_dir():
+        return {"": _from_index(path) if path.suffix == ".json" else _from_file(path)}
+    if (path / "model_index.json").exists():
+        return {name: _from_folder(path / name) for name in PIPELINE_FOLDERS if (path / name).is_dir()}
+    return {"": _from_folder(path)}
+
+
+def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> Source:
+    nested = state.get("state_dict")
+    state = nested if isinstance(nested, Mapping) else state
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            found = f"{str(name)[:80]!r} is a {type(value).__name__}"
+            raise BrokenCheckpoint(f"not a table of tensors: {found}", path)
+    infos = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in state.items()}
+    return Source(path, infos, held={name: value.detach() for name, value in state.items()})
+
+
+def _from_file(path: Path) -> Source:
+    kind = what_it_is(path)
+    if kind == "safetensors":
+        header = read_header(path)
+        return Source(path, header.tensors, files=dict.fromkeys(header.tensors, path), metadata=header.metadata)
+    if kind in ("zip", "pickle"):
+        return _from_state_dict(_unpickled(path, mmap=kind == "zip"), path)
+    raise BrokenCheckpoint(f"this is {kind}", path)
+
+
+def _unpickled(path: Path, mmap: bool) -> Mapping[Any, Any]:
+    """What torch saved, by its own reader for weights alone, which runs none of a pickle's code."""
+    try:
+        with warnings.catch_warnings():
+            # About pickles that another program than torch wrote; what comes of it is told below.
+            warnings.simplefilter("ignore", UserWarning)
+            if path.suffix == ".safetensors":
+                # By this name alone torch would take it for what it is not; a name it cannot see leaves no map either.
+                with path.open("rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        # The error's own text advises to load it all the same: it is not for users.
+        if "unsupported" in str(error).lower() or "not an allowed" in str(error):
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            wanted = f"calls {named[1]}" if named else "is more than tensors"
+            raise UnsafeCheckpoint(f"a pickle that wants to run code, which is refused: it {wanted}", path) from error
+        raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
+    except (*_DAMAGES, OSError) as error:
+        raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
+    if not isinstance(content, Mapping):
+        raise BrokenCheckpoint(f"a pickle of a {type(content).__name__}, not of a table of tensors", path)
+    return content
+
+
+def _from_folder(path: Path) -> Source:
+    """The weights of a folder: one file, else the shards of its index, else a pickle; plain ones before variants."""
+    config = _read_json(path / "config.json") if (path / "config.json").exists() else None
+    for pattern, read in (
+        ("*.safetensors", _from_file),
+        ("*.safetensors.index*.json", _from_index),
+        ("*.bin", _from_file),
+        ("*.pt", _from_file),
+    ):
+        files = [file for file in path.glob(pattern) if "-of-" not in file.name]
+        names = sorted((file.name for file in files), key=lambda name: (len(name), name))
+        stems = {name.split(".")[0] for name in names}
+        if len(stems) > 1:
+            raise UnknownCheckpoint(f"several files ({', '.join(names[:5])}): name the one that is meant", path)
+        if names:
+            found = read(path / names[0])
+            return Source(path, found.tensors, found.files, found.held, found.metadata, config)
+    raise UnknownCheckpoint("a folder without weights (.safetensors, an index of shards, or .bin)", path)
+
+
+def _from_index(path: Path) -> Source:
+    """The shards that an index.json names, all in its own folder."""
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise BrokenCheckpoint("an index of shards without a weight_map", path)
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, Path] = {}
+    held: dict[str, Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise BrokenCheckpoint(f"an index of shards that names a file elsewhere: {name[:200]!r}", path)
+        shard = path.parent / name
+        if not shard.exists():
+            raise BrokenCheckpoint(f"the shard {name} is missing", path)
+        found = _from_file(shard)
+        held |= found.held
+        for tensor, info in found.tensors.items():
+            if tensor in tensors:
+                raise BrokenCheckpoint(f"{tensor} is in {files[tensor].name} and in {name}", path)
+            tensors[tensor], files[tensor] = info, shard
+    if missing := [tensor for tensor in weight_map if tensor not in tensors]:
+        raise BrokenCheckpoint(f"{len(missing)} tensors are in no shard, among them {', '.join(missing[:3])}", path)
+    return Source(path, tensors, files, held)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if path.stat().st_size > MAX_INDEX:
+        raise BrokenCheckpoint("too large for what it should be", path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"not readable as JSON: {str(error)[:200]}", path) from error
+    if not isinstance(content, dict):
+        raise BrokenCheckpoint("no table", path)
+    return content

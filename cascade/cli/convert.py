@@ -1,0 +1,54 @@
+"""`python -m cascade convert SOURCE... TARGET`: another layout or another type."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+LAYOUTS = ("cascade", "comfyui", "diffusers")
+DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "convert",
+        help="write a checkpoint in another layout or type",
+        description="Write a checkpoint in another layout or type, a tensor at a time. The target appears when it is "
+        "whole. Sources may be single files, ComfyUI checkpoints, diffusers folders, .pt and .ckpt.",
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or folder; several are merged (comfyui)")
+    parser.add_argument("target", metavar="TARGET", help="the file to write, or for diffusers the folder")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="cascade",
+        help="cascade: a single file as released, with its config as metadata (the default); comfyui: a checkpoint for "
+        "ComfyUI's checkpoint loader; diffusers: a folder with config.json",
+    )
+    parser.add_argument(
+        "--part", metavar="KIND", help="the network to take from a file that holds several, such as stage_c"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the numbers; without it they stay as they are")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+    from tqdm import tqdm
+
+    from ..checkpoints import KINDS, convert
+    from ..errors import CascadeError
+
+    if args.part is not None and args.part not in KINDS:
+        raise CascadeError(f"--part is one of {', '.join(KINDS)}, not {args.part}")
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    with tqdm(desc=args.target, unit=" tensors", disable=None) as bar:
+
+        def on_tensor(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            convert(args.sources, args.target, layout=args.layout, part=args.part, dtype=dtype, on_tensor=on_tensor)
+        except ValueError as error:
+            raise CascadeError(str(error)) from error
+    return 0

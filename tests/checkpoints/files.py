@@ -1,0 +1,169 @@
+"""Files for the tests of checkpoints: small networks of sizes that tell their heads, in every layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cascade import models
+from cascade.checkpoints import ClipTextConfig, ClipVisionConfig
+from cascade.checkpoints.header import TensorInfo, header_bytes
+from cascade.checkpoints.kinds import KINDS
+from cascade.models import Level
+
+CONFIGS: dict[str, Any] = {
+    "stage_c": models.StageCConfig(
+        condition_channels=64,
+        clip_text=20,
+        clip_text_pooled=12,
+        clip_img=8,
+        levels=(Level(64, 1, 1), Level(128, 2, 2, down_repeats=2, up_repeats=2)),
+    ),
+    "stage_b": models.StageBConfig(
+        condition_channels=32,
+        clip=12,
+        levels=(Level(8, 0, 2, "CT", up_repeats=2), Level(16, 0, 1, "CT"), Level(64, 1, 2, up_repeats=3)),
+    ),
+    "stage_a": models.StageAConfig(width=16, bottleneck_blocks=2, codebook_size=16),
+    "effnet": models.EffnetConfig(
+        stem=4,
+        stages=(
+            models.EffnetStage(True, 1, 1, 4, 2),
+            models.EffnetStage(True, 4, 2, 8, 2),
+            models.EffnetStage(True, 4, 2, 8, 1),
+            models.EffnetStage(False, 1, 2, 12, 2),
+            models.EffnetStage(False, 6, 1, 12, 1),
+            models.EffnetStage(False, 4, 2, 16, 2),
+        ),
+        head=24,
+    ),
+    "previewer": models.PreviewerConfig(width=16),
+    "controlnet": models.ControlNetConfig(
+        in_channels=3, width=8, blocks=(0, 4, 8, 12, 51, 55, 59, 63), backbone="simple"
+    ),
+    "text_encoder": ClipTextConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        projection_dim=12,
+        vocab_size=40,
+        max_position_embeddings=9,
+    ),
+    "image_encoder": ClipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        projection_dim=8,
+        image_size=28,
+    ),
+}
+
+
+@cache
+def network(kind: str) -> nn.Module:
+    """A network with random numbers everywhere, the same every time."""
+    torch.manual_seed(sum(map(ord, kind)))
+    net = KINDS[kind].network(CONFIGS[kind], nn)
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.normal_(std=0.2)
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.5)
+        else:
+            tensor.zero_()
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def outputs(kind: str, net: Any) -> list[Tensor]:
+    """What a network makes of fixed inputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    config = CONFIGS[kind]
+    match kind:
+        case "stage_c":
+            args = (noise(2, 16, 4, 5), torch.tensor([0.2, 0.9]), noise(2, 7, 20), noise(2, 1, 12), noise(2, 1, 8))
+            return [net(*args)]
+        case "stage_b":
+            return [net(noise(2, 4, 8, 8), torch.tensor([0.2, 0.9]), noise(2, 16, 2, 2), noise(2, 1, 12))]
+        case "stage_a":
+            return [net.encode(noise(1, 3, 16, 16)), net.decode(noise(1, 4, 4, 4))]
+        case "effnet":
+            return [net(noise(1, 3, 64, 64))]
+        case "previewer":
+            return [net(noise(1, 16, 3, 3))]
+        case "controlnet":
+            return [x for x in net(noise(1, config.in_channels, 4, 4)) if x is not None]
+        case "text_encoder":
+            result = net(torch.arange(9)[None] % 40, output_hidden_states=True)
+            return [result.text_embeds, result.hidden_states[-1]]
+        case _:
+            return [net(pixel_values=noise(1, 3, 28, 28)).image_embeds]
+
+
+def same_outputs(kind: str, one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(outputs(kind, one), outputs(kind, other), strict=True))
+
+
+def released_state(kind: str) -> dict[str, Tensor]:
+    """A network's tensors under the released names, written down here a second time on purpose."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in network(kind).state_dict().items():
+        if ".to_q." in name:
+            parts = [network(kind).state_dict()[name.replace(".to_q.", f".to_{m}.")] for m in "qkv"]
+            state[name.replace(".to_q.", ".in_proj_")] = torch.cat(parts)
+        elif ".to_k." not in name and ".to_v." not in name:
+            state[name] = tensor
+    return state
+
+
+def comfyui_state(*kinds: str) -> dict[str, Tensor]:
+    """Several networks as ComfyUI merges them."""
+    prefixes = {
+        "stage_c": "model.diffusion_model.",
+        "stage_b": "model.diffusion_model.",
+        "stage_a": "vae.",
+        "effnet": "vae.encoder.",
+        "previewer": "vae.previewer.",
+        "text_encoder": "text_encoder.clip_g.transformer.",
+        "image_encoder": "clip_l_vision.",
+    }
+    return {prefixes[kind] + name: tensor for kind in kinds for name, tensor in released_state(kind).items()}
+
+
+def save(path: Path, state: Mapping[str, Tensor]) -> Path:
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path)
+    return path
+
+
+def hollow_file(path: Path, shapes: Mapping[str, list[int]], dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A file of the right size with the right header, and a hole where its tensors should be."""
+    infos = {
+        name: TensorInfo(tuple(shape), torch.int64 if name.endswith("num_batches_tracked") else dtype)
+        for name, shape in shapes.items()
+    }
+    infos = dict(sorted(infos.items(), key=lambda item: -item[1].dtype.itemsize))
+    start = header_bytes(infos, {})
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + sum(info.bytes for info in infos.values()))
+    return path
+
+
+def raw_file(path: Path, header: Any, body: bytes = b"") -> Path:
+    """A safetensors file whose header says whatever it is told to say."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return path
