@@ -5,8 +5,8 @@
 
 Rows: a guided Stage C step (1B, 24 x 24: one batch of prompt and negative prompt), a Stage B forward (700M, 64 x 64),
 a Stage A decode (256 x 256), in float32 and bfloat16. What depends on the conditions alone is computed once in a run of
-many steps; the rows "once a run left out" show a step without it. Errors are against diffusers' float32 output, relative
-to its maximum; in float32 they must be below 1e-4, or the script fails.
+many steps; the rows "once a run left out" show a step without it. Errors are against diffusers' float32 output,
+relative to its maximum; in float32 they must be below 1e-4, or the script fails.
 """
 
 from __future__ import annotations
