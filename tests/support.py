@@ -91,3 +91,13 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """max |ours - theirs| / max |theirs|."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Initialised, and with nothing left at zero that would hide a mistake."""
+    torch.manual_seed(0)
+    models.initialize(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net.eval().requires_grad_(False)

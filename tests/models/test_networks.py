@@ -14,7 +14,7 @@ from torch import nn
 
 from cascade import models
 from cascade.models import Level, StageB, StageBConfig, StageC, StageCConfig, initialize
-from tests.support import golden, golden_network, manifest, meta, relative_error, split_attention
+from tests.support import golden, golden_network, manifest, meta, randomised, relative_error, split_attention
 
 RELEASED = {
     "stage_c_3_6b": ("stage_c", models.STAGE_C_3_6B),
@@ -50,16 +50,6 @@ def inputs_c(config: StageCConfig, batch: int, size: tuple[int, int], tokens: in
 def inputs_b(config: StageBConfig, batch: int, size: tuple[int, int]) -> list[Any]:
     effnet = torch.randn(batch, config.effnet, 2, 3)
     return [torch.randn(batch, 4, *size), torch.rand(batch), effnet, torch.randn(batch, 1, config.clip)]
-
-
-def randomised(net: nn.Module) -> nn.Module:
-    """Initialised, and with nothing left at zero that would hide a mistake."""
-    torch.manual_seed(0)
-    initialize(net)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", RELEASED)
