@@ -22,10 +22,9 @@ ROOMS: dict[str, set[str]] = {
     "images": set(),
     "conditioning": {"models"},
     "checkpoints": {"models"},
-    "adapters": {"models", "checkpoints"},
-    "pipelines": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters"},
-    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines"},
-    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines", "tiny"},
+    "pipelines": {"models", "diffusion", "images", "conditioning", "checkpoints"},
+    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "pipelines"},
+    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "pipelines", "tiny"},
 }
 ROOMS["cli"] = set(ROOMS)
 OPEN_TO_ALL = {"errors"}
@@ -173,7 +172,7 @@ PLANTED = [
     ("cascade/models/bad.py", "import numpy as np", "models imports numpy"),
     ("cascade/diffusion/bad.py", "from ..models.stage_c import StageC", "diffusion imports models"),
     ("cascade/images/bad.py", "def f():\n    from ..cli import main", "images imports cli"),
-    ("cascade/checkpoints/bad.py", "if 0:\n    from ..adapters import lora", "checkpoints imports adapters"),
+    ("cascade/checkpoints/bad.py", "if 0:\n    from ..conditioning import text", "checkpoints imports conditioning"),
     ("cascade/pipelines/bad.py", "from ..training import loop", "pipelines imports training"),
     ("cascade/errors.py", "from .models import StageC", "errors imports models"),
     ("cascade/pipelines/bad.py", "from cascade.models import StageC", "absolute name"),
