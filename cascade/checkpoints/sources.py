@@ -5,9 +5,11 @@ A `Source` tells names, shapes and types at once and reads a tensor when it is a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -28,7 +30,20 @@ Get = Callable[[str], Tensor]
 
 PIPELINE_FOLDERS = ("prior", "decoder", "vqgan", "text_encoder", "image_encoder")
 """The networks of a diffusers pipeline of Stable Cascade, each in a folder of its own."""
-_DAMAGES = (RuntimeError, ValueError, TypeError, LookupError, EOFError, AttributeError, ArithmeticError, struct.error)
+_DAMAGES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    MemoryError,
+    struct.error,
+    OSError,
+)
 """What torch raises at a pickle that is cut off or changed."""
 MAX_INDEX = 50_000_000
 """Bytes of a shard index or a config that are read."""
@@ -132,16 +147,34 @@ def _unpickled(path: Path, mmap: bool) -> Mapping[Any, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         # The error's own text advises to load it all the same: it is not for users.
-        if "unsupported" in str(error).lower() or "not an allowed" in str(error):
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            wanted = f"calls {named[1]}" if named else "is more than tensors"
-            raise UnsafeCheckpoint(f"a pickle that wants to run code, which is refused: it {wanted}", path) from error
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        called = called[1] if called else _first_global(path)
+        if called:
+            message = f"a pickle that wants to run code, which is refused: it names {called}"
+            raise UnsafeCheckpoint(message, path) from error
         raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
-    except (*_DAMAGES, OSError) as error:
+    except _DAMAGES as error:
         raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
     if not isinstance(content, Mapping):
         raise BrokenCheckpoint(f"a pickle of a {type(content).__name__}, not of a table of tensors", path)
     return content
+
+
+def _first_global(path: Path) -> str | None:
+    """The first function or class that a plain pickle names; None where it names none, or is no plain pickle."""
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(MAX_INDEX))
+    texts: list[str] = []
+    try:
+        for code, argument, _ in pickletools.genops(start):
+            if code.name in ("GLOBAL", "INST"):
+                return str(argument).replace(" ", ".")
+            if code.name == "STACK_GLOBAL":
+                return ".".join(texts[-2:])
+            texts += [argument] if isinstance(argument, str) else []
+    except (ValueError, IndexError, OverflowError, UnicodeDecodeError):
+        return None
+    return None
 
 
 def _from_folder(path: Path) -> Source:

@@ -1,0 +1,254 @@
+"""Damaged files: an error of ours or a network, never a crash, a hang or memory that the file does not justify."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from cascade.checkpoints import inspect_file, load_model, save_model
+from cascade.checkpoints.kinds import KINDS
+from cascade.errors import CheckpointError
+from cascade.models import PreviewerConfig
+from tests.checkpoints.files import network, released_state
+
+MUTATIONS = 2400
+WORDS = (b"F32", b"F64", b"BF16", b"U8", b"I64", b"F8_E4M3", b"shape", b"dtype", b"data_offsets", b"__metadata__")
+NUMBERS = (
+    b"0",
+    b"-1",
+    b"1e9",
+    b"4",
+    b"18446744073709551615",
+    b"9223372036854775807",
+    b"null",
+    b"[]",
+    b"1.0",
+    b"1" * 5000,
+)
+
+
+@cache
+def originals() -> tuple[bytes, ...]:
+    """Small files: one with our metadata, one as released."""
+    import tempfile
+
+    torch.manual_seed(0)
+    net = KINDS["previewer"].network(PreviewerConfig(latent_channels=2, width=4), torch.nn)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.safetensors"
+        save_model(net, path)
+        ours = path.read_bytes()
+        save_model(network("stage_c"), path)
+        stack = path.read_bytes()
+    return ours, stack, save({name: tensor.clone() for name, tensor in released_state("stage_a").items()})
+
+
+def length_of(data: bytes) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
+def flip_bits(data: bytearray, dice: random.Random) -> None:
+    for _ in range(dice.randint(1, 8)):
+        data[dice.randrange(8 + length_of(data))] ^= 1 << dice.randrange(8)
+
+
+def set_bytes(data: bytearray, dice: random.Random) -> None:
+    for _ in range(dice.randint(1, 4)):
+        data[dice.randrange(8 + length_of(data))] = dice.choice(b'0123456789{}[],:"\\ \x00\xff')
+
+
+def change_length(data: bytearray, dice: random.Random) -> None:
+    value = dice.choice((0, 1, 2**63, 2**64 - 1, 2**40, 100_000_001, length_of(data) + dice.randint(-40, 40)))
+    data[:8] = (value % 2**64).to_bytes(8, "little")
+
+
+def change_number(data: bytearray, dice: random.Random) -> None:
+    places = [i for i in range(8, 8 + length_of(data)) if data[i : i + 1].isdigit()]
+    at = dice.choice(places)
+    replace(data, at, at + 1, dice.choice(NUMBERS))
+
+
+def change_word(data: bytearray, dice: random.Random) -> None:
+    old = dice.choice(WORDS)
+    at = data.find(old, dice.randrange(8, 8 + length_of(data)))
+    if at >= 0:
+        replace(data, at, at + len(old), dice.choice(WORDS))
+
+
+def cut(data: bytearray, dice: random.Random) -> None:
+    at = dice.randrange(8, 8 + length_of(data))
+    replace(data, at, at + dice.randint(1, 60), b"")
+
+
+def double(data: bytearray, dice: random.Random) -> None:
+    at = dice.randrange(8, 8 + length_of(data))
+    replace(data, at, at, bytes(data[at : at + dice.randint(1, 80)]))
+
+
+def nest(data: bytearray, dice: random.Random) -> None:
+    at = dice.randrange(8, 8 + length_of(data))
+    replace(data, at, at, dice.choice((b"[", b'{"a":')) * dice.choice((1, 50, 20_000)))
+
+
+def truncate(data: bytearray, dice: random.Random) -> None:
+    del data[dice.randrange(len(data)) :]
+
+
+def extend(data: bytearray, dice: random.Random) -> None:
+    data += bytes(dice.randint(1, 100))
+
+
+def replace(data: bytearray, begin: int, end: int, new: bytes) -> None:
+    """Change a stretch of the header, most often with the length that it then has."""
+    length = length_of(data) + len(new) - (min(end, len(data)) - begin)
+    data[begin:end] = new
+    data[:8] = length.to_bytes(8, "little")
+
+
+def change_entry(data: bytearray, dice: random.Random) -> None:
+    """A header that is right in form and wrong in what it says."""
+    length = length_of(data)
+    header = json.loads(data[8 : 8 + length])
+    name = dice.choice([name for name in header if name != "__metadata__"])
+    entry = header[name]
+    match dice.randrange(5):
+        case 0:
+            entry["shape"] = [dice.choice((0, 1, 7, 2**62, -1)) for _ in range(dice.randint(0, 10))]
+        case 1:
+            entry["data_offsets"][dice.randrange(2)] += dice.choice((-8, -1, 1, 8, 2**50))
+        case 2:
+            entry["dtype"] = dice.choice(("F64", "F16", "U8", "I64", "F4", 5, None, ["F32"]))
+        case 3:
+            header[name + ".more"] = header.pop(name)
+        case _:
+            entry["shape"] = entry["shape"][::-1]
+    text = json.dumps(header).encode()
+    data[: 8 + length] = len(text).to_bytes(8, "little") + text
+
+
+def change_metadata(data: bytearray, dice: random.Random) -> None:
+    length = length_of(data)
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.setdefault("__metadata__", {"cascade.kind": "stage_a", "cascade.config": "{}"})
+    text = metadata.get("cascade.config", "{}")
+    digits = [i for i, c in enumerate(text) if c.isdigit()]
+    if digits and dice.random() < 0.8:
+        at = dice.choice(digits)
+        text = text[:at] + dice.choice(("9" * 15, "-3", "0", "null", '"a"', "[]", "2.5", "true")) + text[at + 1 :]
+    else:
+        text = dice.choice(("", "[]", "5", '{"levels": 99999999999}', '{"levels": [[]]}', "[" * 9000))
+    metadata["cascade.config"] = text
+    metadata["cascade.kind"] = dice.choice((metadata.get("cascade.kind", ""), "stage_c", "stage_z"))
+    raw = json.dumps(header).encode()
+    data[: 8 + length] = len(raw).to_bytes(8, "little") + raw
+
+
+MUTATORS: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    flip_bits,
+    set_bytes,
+    change_length,
+    change_number,
+    change_word,
+    cut,
+    double,
+    nest,
+    truncate,
+    extend,
+    change_entry,
+    change_metadata,
+)
+
+
+def survives(path: Path) -> bool:
+    """Whether the file loads; what is raised must be ours, in one line."""
+    try:
+        net = load_model(path)
+    except CheckpointError as error:
+        text = str(error)
+    else:
+        return all(tensor.device.type == "cpu" for tensor in net.state_dict().values())
+    text.encode()
+    assert "\n" not in text
+    return False
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_headers(tmp_path: Path) -> None:
+    dice = random.Random(20240212)
+    path = tmp_path / "file.safetensors"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loaded = 0
+    for index in range(MUTATIONS):
+        data = bytearray(originals()[index % 3])
+        MUTATORS[index % len(MUTATORS)](data, dice)
+        # A new file each time: a network may still be reading the one before.
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+        start = time.process_time()
+        loaded += survives(path)
+        assert time.process_time() - start < 5, f"mutation {index} took too long"
+    assert 0 < loaded < MUTATIONS / 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kB of memory for files of a few kB"
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_mutated_pickles(new: bool, tmp_path: Path) -> None:
+    dice = random.Random(20240213)
+    path = tmp_path / "file.pt"
+    net = KINDS["previewer"].network(PreviewerConfig(latent_channels=2, width=4), torch.nn)
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=new)
+    original = path.read_bytes()
+    for _ in range(400):
+        data = bytearray(original)
+        for _ in range(dice.randint(1, 6)):
+            # Where the pickle itself lies, before the numbers
+            data[dice.randrange(6000)] = dice.randrange(256)
+        if dice.random() < 0.2:
+            del data[dice.randrange(len(data)) :]
+        path.unlink()
+        path.write_bytes(data)
+        survives(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_bytes(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(data)
+    assert not survives(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "U8", "F4", "I64"]) | json_values,
+        "shape": st.lists(st.integers(-1, 4), max_size=4) | json_values,
+        "data_offsets": st.lists(st.integers(0, 64), min_size=2, max_size=2) | json_values,
+    }
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(list("abc")) | st.text(max_size=5), entries | json_values, max_size=4))
+def test_any_header(tmp_path: Path, header: dict[str, object]) -> None:
+    text = json.dumps(header).encode()
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    assert not survives(path)
+    with pytest.raises(CheckpointError):
+        inspect_file(path)
