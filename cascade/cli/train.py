@@ -32,7 +32,10 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="another value for a key of the file, as in --set steps=2000 or --set stage_b.effnet_noise=0.1",
     )
-    parser.add_argument("--part", help="tiny: only this part of the recipe (stage_a, encoder, stage_b, stage_c)")
+    parser.add_argument(
+        "--part",
+        help="tiny: only this part of the recipe (stage_a, encoder, encoder_detail, stage_c, stage_b, stage_a_decoder)",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny: every step of the recipe, but tiny and short")
     parser.add_argument("--install", type=Path, help="tiny: at the end, copy the weights to this folder")
 

@@ -20,7 +20,7 @@ from ..errors import InvalidConfig
 
 T = TypeVar("T")
 
-_CHANGEABLE = ("steps", "output", "device", "threads", "checkpoint_every", "sample_every", "log_every", "compile")
+_CHANGEABLE = ("steps", "output", "device", "threads", "checkpoint_every", "sample_every", "log_every")
 """What may differ between a run and its continuation; `steps` may only grow."""
 
 
@@ -53,7 +53,6 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: int | None = setting(None, minimum=1)
-    compile: bool = False
     checkpoint_every: int = setting(1000, minimum=1)
     sample_every: int | None = setting(None, minimum=1)
     log_every: int = setting(50, minimum=1)
@@ -95,10 +94,13 @@ def parse_config(
 
 
 def incompatible_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Why a run with settings `before` cannot go on with `now`; empty when it can."""
+    """Why a run with settings `before` cannot go on with `now`; empty when it can.
+
+    A key that only one of the two knows, in the file or in its section, is one that the program gained or lost since.
+    """
     reasons = [
         f"{key} was {a!r} and is {b!r}"
-        for key, a, b in _differences(before, now)
+        for key, a, b in _differences(before, now, optional=2)
         if key.split(".")[0] not in _CHANGEABLE
     ]
     if now["steps"] < before["steps"]:
@@ -106,13 +108,16 @@ def incompatible_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
     return reasons
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "", *, optional: int = 0
+) -> list[tuple[str, Any, Any]]:
+    """(key, value in a, value in b) where they differ; in the upper `optional` layers only keys that both have."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*a, *b}):
         x, y = a.get(key), b.get(key)
         if isinstance(x, Mapping) and isinstance(y, Mapping):
-            found += _differences(x, y, f"{prefix}{key}.")
-        elif x != y:
+            found += _differences(x, y, f"{prefix}{key}.", optional=optional - 1)
+        elif x != y and (optional <= 0 or (key in a and key in b)):
             found.append((prefix + key, x, y))
     return found
 

@@ -56,7 +56,9 @@ class EncoderTask(BaseTask):
         self.config, self.settings = config, config.settings
         settings: EncoderSettings = config.settings
         if any(size % 32 for size in (*settings.sizes, settings.crop or 32)):
-            raise InvalidConfig(f"encoder: sizes {list(settings.sizes)} and crop {settings.crop} must be multiples of 32")
+            raise InvalidConfig(
+                f"encoder: sizes {list(settings.sizes)} and crop {settings.crop} must be multiples of 32"
+            )
         self.device = pick_device(config.device)
         encoder = EffnetEncoder(model_config(EffnetConfig, settings.model, "encoder: model"))
         previewer = Previewer(model_config(PreviewerConfig, settings.previewer, "encoder: previewer"))
@@ -68,7 +70,9 @@ class EncoderTask(BaseTask):
             for name, module in self.modules.items():
                 module.load_state_dict(frozen(settings.start / f"{name}.safetensors", self.device).state_dict())
         if settings.detail is not None:
-            decoder = Previewer(model_config(PreviewerConfig, {**settings.detail, "out_channels": 48}, "encoder: detail"))
+            decoder = Previewer(
+                model_config(PreviewerConfig, {**settings.detail, "out_channels": 48}, "encoder: detail")
+            )
             self.modules["detail"] = new_network(decoder, config.seed, "detail", self.device)
         source = open_source(settings.pictures)
         self.data = cached(settings.cache, "pictures", source, lambda p: {"pictures": p}, on_chunk=on_chunk)

@@ -77,11 +77,6 @@ def frozen(path: Path, device: torch.device) -> Any:
     return on_device(net, device).eval().requires_grad_(False)
 
 
-def fast(function: Any, compiled: bool) -> Any:
-    """`function` of a network, as torch.compile makes it when the settings ask for that; weights stay the network's."""
-    return torch.compile(function, dynamic=False) if compiled else function
-
-
 def on_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Filters lie channels last, as the networks' activations do."""
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ from ..models import StageB, StageBConfig
 from .config import TrainingConfig, setting
 from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import fast, frozen, model_config, new_network, sheet, training_attention
+from .nets import frozen, model_config, new_network, sheet, training_attention
 from .objective import DiffusionSettings, build_diffusion, diffusion_loss
 from .text import pooled_captions
 
@@ -80,7 +80,6 @@ class StageBTask(BaseTask):
                 f"stage_b: model: clip is {net.config.clip}, the text encoder gives {self.pooled.shape[-1]}"
             )
         self.modules = {"stage_b": net}
-        self.denoise = fast(net.denoise, config.compile)
         self.diffusion = build_diffusion(settings.diffusion)
 
     def _cache(self, on_chunk: Progress | None) -> Cache:
@@ -127,7 +126,7 @@ class StageBTask(BaseTask):
         return diffusion_loss(
             self.diffusion,
             self.settings.diffusion,
-            lambda x, r: self.denoise(x, r, conditions),
+            lambda x, r: net.denoise(x, r, conditions),
             batch.latents,
             generator,
         )

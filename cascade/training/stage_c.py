@@ -32,7 +32,7 @@ from .data import (
     to_pictures,
 )
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import fast, frozen, model_config, new_clip, new_network, sheet, training_attention
+from .nets import frozen, model_config, new_clip, new_network, sheet, training_attention
 from .objective import DiffusionSettings, build_diffusion, diffusion_loss
 from .text import tokenize_captions
 
@@ -107,7 +107,6 @@ class StageCTask(BaseTask):
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         captions = [*self.data.captions, ""]
         self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.modules["text_encoder"]), captions)
-        self.denoise, self.conditions = fast(net.denoise, config.compile), fast(net.conditions, config.compile)
         self.diffusion = build_diffusion(settings.diffusion)
 
     def _check_widths(self, net: StageCConfig) -> None:
@@ -175,11 +174,11 @@ class StageCTask(BaseTask):
         if len(batch.with_image):
             embeddings = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)
             images = images.index_copy(0, batch.with_image, embeddings.to(images.dtype))
-        conditions = repeat_conditions(self.conditions(text.hidden, text.pooled, images), repeats)
+        conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images), repeats)
         return diffusion_loss(
             self.diffusion,
             self.settings.diffusion,
-            lambda x, r: self.denoise(x, r, conditions),
+            lambda x, r: net.denoise(x, r, conditions),
             batch.latents.repeat_interleave(repeats, dim=0),
             generator,
         )
