@@ -85,6 +85,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, affine=affine)
 
+    def reset_parameters(self) -> None:
+        """Nothing: `initialize` fills weights, constructors do not."""
+
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
             return super().forward(input)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .blocks import channels_first, channels_last
 from .config import Config
 from .effnet import EffnetConfig, effnet_features
+from .layers import layer_factory
 
 BACKBONES = ("effnet", "simple", "large")
 
@@ -109,6 +110,7 @@ class ControlNet(nn.Module):
 
     def __init__(self, config: ControlNetConfig, *, ops: Any = nn) -> None:
         super().__init__()
+        ops = layer_factory(ops)
         self.config = config
         self.backbone, width = _backbone(config, ops)
         self.projections = nn.ModuleList(

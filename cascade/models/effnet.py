@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import BatchNorm2d
 from .config import Config
+from .layers import layer_factory
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class EffnetEncoder(nn.Module):
 
     def __init__(self, config: EffnetConfig, *, ops: Any = nn) -> None:
         super().__init__()
+        ops = layer_factory(ops)
         self.config = config
         self.backbone = effnet_features(config, ops)
         mapper = ops.Conv2d(config.head, config.latent_channels, 1, bias=False)

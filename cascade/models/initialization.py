@@ -39,8 +39,10 @@ def _initialize_layer(module: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        case BatchNorm2d() | nn.LayerNorm():
-            module.reset_parameters()
+        case BatchNorm2d():
+            nn.BatchNorm2d.reset_parameters(module)
+        case nn.LayerNorm():
+            nn.LayerNorm.reset_parameters(module)
         case GlobalResponseNorm():
             nn.init.zeros_(module.gamma)
             nn.init.zeros_(module.beta)

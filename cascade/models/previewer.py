@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .blocks import BatchNorm2d
 from .config import Config
+from .layers import layer_factory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Previewer(nn.Module):
 
     def __init__(self, config: PreviewerConfig, *, ops: Any = nn) -> None:
         super().__init__()
+        ops = layer_factory(ops)
         self.config = config
         full, half, quarter = config.width, config.width // 2, config.width // 4
         convolutions = [

@@ -22,6 +22,7 @@ from .blocks import (
     timestep_embedding,
 )
 from .config import Level, StackConfig
+from .layers import layer_factory
 
 Control = Sequence[Tensor | None]
 
@@ -55,6 +56,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: StackConfig, ops: Any, attention: Attention) -> None:
         super().__init__()
+        ops = layer_factory(ops)
         self.config = config
         levels, patch = config.levels, config.patch_size
         folded = config.latent_channels * patch**2

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .blocks import BatchNorm2d, LayerNorm2d, channels_first, channels_last
 from .config import Config
+from .layers import layer_factory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ class StageA(nn.Module):
 
     def __init__(self, config: StageAConfig, *, ops: Any = nn) -> None:
         super().__init__()
+        ops = layer_factory(ops)
         self.config = config
         widths = [config.width // 2**i for i in reversed(range(config.levels))]
         self.in_block = nn.Sequential(nn.PixelUnshuffle(2), ops.Conv2d(12, widths[0], 1))

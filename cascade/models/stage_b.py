@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .blocks import Attention, LayerNorm2d, resize, scaled_dot_product_attention, stream
 from .config import Level, StackConfig, reference_levels
+from .layers import layer_factory
 from .stack import Conditions, Rescale, Stack
 
 
@@ -100,6 +101,7 @@ class StageB(Stack):
     def __init__(
         self, config: StageBConfig, *, ops: Any = nn, attention: Attention = scaled_dot_product_attention
     ) -> None:
+        ops = layer_factory(ops)
         super().__init__(config, ops, attention)
         width = config.levels[0].width
         self.effnet_mapper = _mapper(config.effnet, width, ops)

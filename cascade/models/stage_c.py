@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import Attention, resize, scaled_dot_product_attention
 from .config import Level, StackConfig, reference_levels
+from .layers import layer_factory
 from .stack import Conditions, Control, Rescale, Stack
 
 
@@ -114,6 +115,7 @@ class StageC(Stack):
     def __init__(
         self, config: StageCConfig, *, ops: Any = nn, attention: Attention = scaled_dot_product_attention
     ) -> None:
+        ops = layer_factory(ops)
         super().__init__(config, ops, attention)
         tokens = config.condition_channels * config.condition_tokens
         self.clip_txt_mapper = ops.Linear(config.clip_text, config.condition_channels)
