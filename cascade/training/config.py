@@ -87,6 +87,8 @@ def parse_config(
     task = data.get("task")
     if not isinstance(task, str) or task not in settings:
         raise InvalidConfig(f"{where}: task is {task!r}; known tasks: {', '.join(settings)}")
+    if "settings" in data:
+        raise _unknown("settings", [task], where)
     common = {key: value for key, value in data.items() if key != task}
     section = data.get(task) or {}
     common["settings"] = _parse(settings[task], section, f"{where}: {task}", Path(root))
@@ -152,8 +154,7 @@ def _parse(
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), [*(k for k in known if k != hide), *also], n=1, cutoff=0.0)
-            raise InvalidConfig(f"{where}: unknown key {key!r}; the nearest known one is {near[0]!r}")
+            raise _unknown(key, [*(k for k in known if k != hide), *also], where)
         place = f"{where}: {key}"
         values[key] = value if key == hide else _convert(hints[key], value, place, root)
         _check_range(values[key], known[key].metadata, place)
@@ -162,6 +163,11 @@ def _parse(
     if missing:
         raise InvalidConfig(f"{where}: missing {', '.join(missing)}")
     return cls(**values)
+
+
+def _unknown(key: Any, known: list[str], where: str) -> InvalidConfig:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+    return InvalidConfig(f"{where}: unknown key {key!r}; the nearest known one is {near[0]!r}")
 
 
 def _convert(hint: Any, value: Any, where: str, root: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import setting
+from .state import remove_abandoned, temporary_for
 
 CHUNK = 256
 Progress = Callable[[int, int], None]
@@ -98,8 +98,9 @@ def cached(
 
 
 def _build(place: Path, source: PictureSource, compute: Compute, on_chunk: Progress | None) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(place)
     temporary.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(place.parent)
     arrays: dict[str, np.memmap] = {}
     captions: list[str] = []
     total = len(source)

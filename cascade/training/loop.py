@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import CascadeError, InvalidConfig
 from .config import TrainingConfig, incompatible_changes
 from .metrics import append_metrics, plot_loss, truncate_metrics
-from .state import load_state, save_state, write_atomically
+from .state import load_state, remove_abandoned, save_state, write_atomically
 
 log = logging.getLogger("cascade")
 
@@ -112,8 +112,8 @@ def fit(
 
     `on_step(step, steps, metrics)` is called after every step. When `should_stop()` is true, and on the first ctrl-C
     or SIGTERM, the run saves its state and returns; a second ctrl-C raises KeyboardInterrupt at once.
-    Raises InvalidConfig when the saved state belongs to another configuration, TrainingFailed when the loss
-    is not finite.
+    Raises InvalidConfig when the saved state belongs to another configuration, CascadeError when the loss is not
+    finite.
     """
     trainer = Trainer(task, config)
     trainer.resume()
@@ -145,13 +145,15 @@ class Trainer:
         self.ema = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.99), fused=True)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.finished = 0, 0.0, False
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
         self.metrics: dict[str, float] = {}
 
     def run(self, on_step: Progress | None, should_stop: Callable[[], bool]) -> Outcome:
         config, saved = self.config, self.step
+        if self.finished and self.step >= config.steps:
+            return Outcome(self.step, True, self.metrics)
         while self.step < config.steps and not should_stop():
             start = time.perf_counter()
             self._train_step()
@@ -168,10 +170,9 @@ class Trainer:
         complete = self.step >= config.steps
         if complete:
             self.task.finish(self.ema)
-        if saved != self.step or not (config.output / "state.pt").exists():
+            self.finished = True
+        if saved != self.step or complete:
             self.save()
-        if complete:
-            self.task.export(self.ema, config.output, getattr(torch, config.export_dtype))
         return Outcome(self.step, complete, self.metrics)
 
     def _train_step(self) -> None:
@@ -232,7 +233,10 @@ class Trainer:
             "samples_per_second": self.step * self.config.batch_size * self.config.accumulation / self.seconds,
         }
         append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
-        if not math.isfinite(means["loss"]):
+        self._check(means["loss"])
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise CascadeError(
                 f"{self.config.output}: the loss is not finite at step {self.step}; a lower lr or float32 may help. "
                 "The state saved last is untouched."
@@ -250,10 +254,13 @@ class Trainer:
             write_atomically(self.config.output / "loss.png", lambda p: plot.save(p, "PNG"))
 
     def save(self) -> None:
+        """The state, and the averaged weights as they are now for whoever wants to try them."""
+        self._check(float(self.sums.get("loss", 0.0)))
         state = {
             "config": self.config.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "finished": self.finished,
             "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
             "ema": {name: m.state_dict() for name, m in self.ema.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -261,12 +268,15 @@ class Trainer:
             "sums": self.sums,
             "summed": self.summed,
         }
+        # In this order: a state that says finished has its files beside it.
+        self.task.export(self.ema, self.config.output, getattr(torch, self.config.export_dtype))
         save_state(self.config.output, state)
         log.info("%s: saved at step %d", self.config.output, self.step)
 
     def resume(self) -> None:
         """Take up the state in the output folder; raises InvalidConfig when it is another run's."""
         self.config.output.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.config.output)
         state = load_state(self.config.output, self.device)
         if state is None:
             truncate_metrics(self.config.output, 0)
@@ -282,7 +292,7 @@ class Trainer:
             self.ema[name].load_state_dict(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.task.load_state(state["task"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.finished = state["step"], state["seconds"], state.get("finished", False)
         self.sums, self.summed = state["sums"], state["summed"]
         truncate_metrics(self.config.output, self.step)
         log.info("%s: going on from step %d", self.config.output, self.step)

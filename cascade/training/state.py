@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, An
 def write_atomically(path: Path, write: Any) -> None:
     """Call write(temporary path), flush it to the disk and move it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(path)
     try:
         write(temporary)
         with temporary.open("rb+") as file:
@@ -55,3 +56,28 @@ def write_atomically(path: Path, write: Any) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def temporary_for(path: Path) -> Path:
+    """Where this process prepares what will become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes were preparing in the folder."""
+    if os.name != "posix":  # elsewhere signal 0 is not a question
+        return
+    for temporary in folder.glob(".*.tmp"):
+        owner = temporary.name.split(".")[-2]
+        if owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

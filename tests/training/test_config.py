@@ -1,0 +1,121 @@
+"""Settings files: what is read, what is refused, and how the refusal reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascade.errors import InvalidConfig
+from cascade.training import SETTINGS, read_config
+from cascade.training.config import incompatible_changes, parse_config
+
+GOOD: dict[str, Any] = {
+    "task": "stage_a",
+    "output": "out",
+    "steps": 10,
+    "batch_size": 2,
+    "stage_a": {"pictures": {"count": 8}, "cache": "cache", "model": {"width": 16}},
+}
+
+
+def parse(changes: dict[str, Any] | None = None, section: dict[str, Any] | None = None) -> Any:
+    data = {**GOOD, **(changes or {}), "stage_a": {**GOOD["stage_a"], **(section or {})}}
+    return parse_config(data, SETTINGS, where="file.yaml", root="/root")
+
+
+def test_defaults_and_sections() -> None:
+    config = parse({"lr": 1})
+    assert (config.lr, config.steps, config.accumulation) == (1.0, 10, 1)
+    assert config.settings.pictures.count == 8
+    assert config.settings.pictures.size == 256
+
+
+def test_paths_start_at_the_root() -> None:
+    config = parse()
+    assert config.output == Path("/root/out")
+    assert config.settings.cache == Path("/root/cache")
+    assert parse({"output": "/elsewhere"}).output == Path("/elsewhere")
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(json.dumps(GOOD), encoding="utf-8")
+    config = read_config(path, SETTINGS, root=tmp_path, changes={"steps": 5, "stage_a.crop": 32})
+    assert (config.steps, config.settings.crop) == (5, 32)
+
+
+def test_yaml_reads_exponents_without_a_point_as_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(json.dumps(GOOD).replace('"steps"', '"lr": 1e-3, "steps"'), encoding="utf-8")
+    assert read_config(path, SETTINGS).lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "section", "words"),
+    [
+        ({"stpes": 3}, {}, ["file.yaml", "'stpes'", "'steps'"]),
+        ({}, {"crap": 3}, ["file.yaml: stage_a", "'crap'", "'crop'"]),
+        ({}, {"pictures": {"count": 3, "sizes": 3}}, ["stage_a: pictures", "'sizes'", "'size'"]),
+        ({"steps": 0}, {}, ["file.yaml: steps", "at least 1", "0"]),
+        ({"steps": 2.5}, {}, ["steps", "a whole number"]),
+        ({"steps": True}, {}, ["steps", "a number", "True"]),
+        ({"lr": "fast"}, {}, ["lr", "a number", "'fast'"]),
+        ({"lr": float("nan")}, {}, ["lr", "a number"]),
+        ({"ema": 1.5}, {}, ["ema", "from 0 to 1"]),
+        ({"precision": "int4"}, {}, ["precision", "bfloat16", "'int4'"]),
+        ({"device": 3}, {}, ["device", "str"]),
+        ({}, {"model": 3}, ["stage_a: model", "keys and values"]),
+        ({}, {"cache": 3}, ["stage_a: cache", "a path"]),
+        ({"task": "stage_d"}, {}, ["'stage_d'", "stage_c"]),
+        ({"task": None}, {}, ["known tasks"]),
+        ({"settings": {}}, {}, ["'settings'"]),
+    ],
+)
+def test_refusals_name_the_place_and_the_reason(
+    changes: dict[str, Any], section: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        parse(changes, section)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(InvalidConfig, match="missing output, batch_size"):
+        parse_config({"task": "stage_a", "steps": 1, "stage_a": GOOD["stage_a"]}, SETTINGS, where="f")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "", "just words"])
+def test_files_that_are_no_settings(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidConfig, match=r"a\.yaml"):
+        read_config(path, SETTINGS)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="cannot be read"):
+        read_config(tmp_path / "none.yaml", SETTINGS)
+
+
+def test_what_may_change_between_a_run_and_its_continuation() -> None:
+    before = parse().to_dict()
+    assert incompatible_changes(before, parse({"steps": 20, "log_every": 3}).to_dict()) == []
+    assert "may only grow" in incompatible_changes(before, parse({"steps": 5}).to_dict())[0]
+    assert "lr was 0.001 and is 0.1" in incompatible_changes(before, parse({"lr": 0.1}).to_dict())
+    assert incompatible_changes(before, parse({}, {"model": {"width": 32}}).to_dict())
+    assert incompatible_changes(before, parse({}, {"model": {"width": 16, "levels": 3}}).to_dict())
+
+
+def test_a_key_that_the_program_gained_is_no_change() -> None:
+    before = parse().to_dict()
+    del before["ema"], before["stage_a"]["l1"]
+    assert incompatible_changes(before, parse().to_dict()) == []
+
+
+def test_settings_survive_json() -> None:
+    config = parse()
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()

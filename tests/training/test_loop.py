@@ -1,0 +1,244 @@
+"""The loop on a small regression: what it computes, how it stops, and that it goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cascade.errors import CascadeError, InvalidConfig
+from cascade.training.config import TrainingConfig
+from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit, learning_rate
+from cascade.training.metrics import read_metrics
+from cascade.training.state import load_state
+
+
+class Regression(BaseTask):
+    """y = 3 x with dropout, batch norm and noise: everything that could make a continuation differ."""
+
+    def __init__(self, batch_size: int = 4, *, noisy: bool = True) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)] if noisy else [nn.Linear(2, 1)]
+        self.modules: dict[str, nn.Module] = {"net": nn.Sequential(*layers)}
+        self.batch_size, self.noisy = batch_size, noisy
+        self.finished = 0
+        self.exported: list[Path] = []
+        self.seen = torch.zeros(())
+
+    def batch(self, index: int) -> Tensor:
+        return torch.randn(self.batch_size, 2, generator=torch.Generator().manual_seed(derive_seed("data", index)))
+
+    def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = torch.randn(batch.shape, generator=generator) if self.noisy else torch.zeros(batch.shape)
+        error = self.modules["net"](batch + 0.1 * noise) - 3 * batch.sum(dim=1, keepdim=True)
+        self.seen += 1
+        return error.square().mean(), {"error": error.abs().mean()}
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen.clone()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    def finish(self, modules: Modules) -> None:
+        self.finished += 1
+
+    def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
+        self.exported.append(folder)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+def settings(folder: Path, **changes: Any) -> TrainingConfig:
+    values = {"steps": 12, "batch_size": 4, "lr": 0.05, "log_every": 2, "checkpoint_every": 5, "threads": None}
+    return TrainingConfig(
+        **{"task": "x", "output": folder, "settings": Nothing(), "device": "cpu", **values, **changes}
+    )
+
+
+def run(folder: Path, task: Regression | None = None, **changes: Any) -> Outcome:
+    return fit(task or Regression(), settings(folder, **changes))
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    state = load_state(folder)
+    assert state is not None
+    return {k: state[k] for k in ("modules", "ema", "optimizer", "task", "step")}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def test_it_learns_and_leaves_its_files(tmp_path: Path) -> None:
+    task = Regression(noisy=False)
+    outcome = run(tmp_path, task, steps=60, sample_every=30)
+    lines = read_metrics(tmp_path)
+    assert outcome.complete
+    assert lines[-1]["step"] == 60
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert {"loss", "error", "grad_norm", "lr", "seconds", "samples_per_second"} <= set(lines[0])
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step_00000030.png", "step_00000060.png"]
+    assert (tmp_path / "loss.png").exists()
+    assert task.finished == 1
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 11])
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path: Path, stop: int) -> None:
+    run(tmp_path / "whole", accumulation=2)
+    config = settings(tmp_path / "parts", accumulation=2)
+    steps: list[int] = []
+    first = fit(Regression(), config, on_step=lambda i, n, m: steps.append(i), should_stop=lambda: len(steps) >= stop)
+    assert (first.step, first.complete) == (stop, False)
+    assert fit(Regression(), config, on_step=lambda i, n, m: steps.append(i)).complete
+    assert steps == list(range(1, 13))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    volatile = {"seconds", "samples_per_second"}
+    a, b = (
+        [{k: v for k, v in m.items() if k not in volatile} for m in read_metrics(tmp_path / x)]
+        for x in ("whole", "parts")
+    )
+    assert a == b
+
+
+def test_a_run_that_died_between_checkpoints_repeats_what_was_lost(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+
+    def die(step: int, steps: int, metrics: dict[str, float]) -> None:
+        if step == 9:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        fit(Regression(), settings(tmp_path / "died"), on_step=die)
+    state = load_state(tmp_path / "died")
+    assert state is not None
+    assert state["step"] == 5
+    run(tmp_path / "died")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "died"))
+    assert [m["step"] for m in read_metrics(tmp_path / "died")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "state.pt").stat().st_mtime_ns
+    task = Regression()
+    assert run(tmp_path, task).complete
+    assert (task.finished, (tmp_path / "state.pt").stat().st_mtime_ns) == (0, before)
+    assert run(tmp_path, steps=14).step == 14
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(InvalidConfig, match=r"lr was 0\.05 and is 0\.1"):
+        run(tmp_path, lr=0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def on_step(step: int, steps: int, metrics: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    outcome = fit(Regression(), settings(tmp_path), on_step=on_step)
+    assert (outcome.step, outcome.complete) == (3, False)
+    assert weights(tmp_path)["step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def on_step(step: int, steps: int, metrics: dict[str, float]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Regression(), settings(tmp_path), on_step=on_step)
+    assert load_state(tmp_path) is None
+
+
+def test_it_runs_beside_the_main_thread(tmp_path: Path) -> None:
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(run(tmp_path)))
+    thread.start()
+    thread.join()
+    assert outcomes[0].complete
+
+
+def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
+    class Halves(Regression):
+        def batch(self, index: int) -> Tensor:
+            return super().batch(index // 2)[index % 2 * 2 :][:2]
+
+    run(tmp_path / "whole", Regression(noisy=False), clip_norm=0)
+    run(tmp_path / "halves", Halves(noisy=False), clip_norm=0, accumulation=2, batch_size=2)
+    a, b = (weights(tmp_path / x)["modules"]["net"]["0.weight"] for x in ("whole", "halves"))
+    torch.testing.assert_close(a, b)
+
+
+def test_the_average_follows_its_definition(tmp_path: Path) -> None:
+    trainer = Trainer(Regression(noisy=False), settings(tmp_path, ema=0.5))
+    expected = trainer.task.modules["net"].state_dict()["0.weight"].clone()
+    for step in range(1, 5):
+        trainer._train_step()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * trainer.task.modules["net"].state_dict()["0.weight"]
+    torch.testing.assert_close(trainer.ema["net"].state_dict()["0.weight"], expected)
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    trainer = Trainer(Regression(), settings(tmp_path, clip_norm=0.01))
+    trainer._train_step()
+    norm = torch.stack([p.grad.square().sum() for p in trainer.parameters if p.grad is not None]).sum().sqrt()
+    assert norm <= 0.0101
+    assert trainer.sums["grad_norm"] > 0.01
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_path: Path) -> None:
+    class Breaks(Regression):
+        def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, metrics = super().loss(batch, generator)
+            return (loss * float("nan") if self.seen > 3 else loss), metrics
+
+    with pytest.raises(CascadeError, match="not finite at step"):
+        run(tmp_path, Breaks(), checkpoint_every=3)
+    assert weights(tmp_path)["step"] == 3
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+    config = settings(tmp_path, steps=110, warmup=10, lr=1.0, lr_final=0.1)
+    rates = [learning_rate(config, step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+
+
+def test_tables_and_biases_do_not_decay(tmp_path: Path) -> None:
+    task = Regression()
+    task.modules = {"net": nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))}
+    groups = Trainer(task, settings(tmp_path, weight_decay=0.1)).optimizer.param_groups
+    assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
+        (0.1, [(2, 3)]),
+        (0.0, [(4, 3), (2,)]),
+    ]

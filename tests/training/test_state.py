@@ -1,0 +1,89 @@
+"""What a run leaves in its folder: the state, and the metrics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cascade.errors import BrokenCheckpoint
+from cascade.training.metrics import append_metrics, plot_loss, read_metrics, truncate_metrics
+from cascade.training.state import STATE_FILE, load_state, remove_abandoned, save_state, write_atomically
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    assert load_state(tmp_path) is None
+    save_state(tmp_path, {"step": 3, "weights": {"a": torch.arange(3.0)}})
+    state = load_state(tmp_path)
+    assert state is not None
+    assert state["step"] == 3
+    assert torch.equal(state["weights"]["a"], torch.arange(3.0))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    save_state(tmp_path, {"step": 1})
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / STATE_FILE, write)
+    state = load_state(tmp_path)
+    assert state is not None
+    assert state["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [STATE_FILE]
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 and then nothing"])
+def test_a_broken_state_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(BrokenCheckpoint, match=STATE_FILE):
+        load_state(tmp_path)
+
+
+class Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+def test_a_state_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "bad": Runs()}, tmp_path / STATE_FILE)
+    with pytest.raises(BrokenCheckpoint):
+        load_state(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks whether a process lives")
+def test_what_killed_processes_were_writing_is_removed(tmp_path: Path) -> None:
+    dead = tmp_path / ".state.pt.99999999.tmp"
+    alive = tmp_path / f".state.pt.{os.getpid()}.tmp"
+    dead.write_bytes(b"")
+    alive.write_bytes(b"")
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [alive]
+
+
+def test_metrics_after_a_step_are_forgotten(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        append_metrics(tmp_path, {"step": step, "loss": 1.0 / step})
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')
+    truncate_metrics(tmp_path, 2)
+    append_metrics(tmp_path, {"step": 3, "loss": float("nan")})
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["loss"] is None
+
+
+def test_the_plot_wants_two_lines(tmp_path: Path) -> None:
+    assert plot_loss(tmp_path) is None
+    append_metrics(tmp_path, {"step": 1, "loss": 1.0})
+    assert plot_loss(tmp_path) is None
+    append_metrics(tmp_path, {"step": 2, "loss": 1.0})
+    picture = plot_loss(tmp_path)
+    assert picture is not None
+    assert len(picture.getcolors() or ()) > 2
