@@ -1,0 +1,7 @@
+"""The nodes, one file a capability. Only `host` knows ComfyUI's insides; the files beside it do not know each other."""
+
+from __future__ import annotations
+
+from . import conditioning, decoding, latents, loaders, sampling
+
+NODES = [*loaders.NODES, *conditioning.NODES, *latents.NODES, *sampling.NODES, *decoding.NODES]

@@ -1,0 +1,54 @@
+"""Prompts to conditionings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..cascade.errors import MissingPart
+from .types import CONDITIONING, field, schema
+
+
+class CascadeTextEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeTextEncode",
+            display_name="Text Encode (Stable Cascade)",
+            category=CONDITIONING,
+            description="What the picture should show and what it should not, for Stage C and Stage B alike.",
+            inputs=[
+                field(io.Clip, "clip", tooltip="The text encoder."),
+                field(
+                    io.String,
+                    "positive",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="a large red circle on a blue background",
+                    tooltip="What the picture should show. (word:1.2) weighs a word, embedding:name is a learned one.",
+                ),
+                field(
+                    io.String,
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What to keep away. Empty is what the models were trained with.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive_out", display_name="positive", tooltip="For `positive` of a sampler."),
+                io.Conditioning.Output("negative_out", display_name="negative", tooltip="For `negative` of a sampler."),
+            ],
+            search_aliases=["prompt", "clip text encode"],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, positive: str, negative: str) -> io.NodeOutput:
+        if clip is None:
+            raise MissingPart("There is no text encoder: the checkpoint that was loaded has none.")
+        return io.NodeOutput(*(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (positive, negative)))
+
+
+NODES = [CascadeTextEncode]

@@ -1,0 +1,178 @@
+"""VAE: Stage A, and the pair of EfficientNet encoder and previewer, for the host's nodes and ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ...cascade.errors import MissingPart
+from ...cascade.images.resize import normalise
+from ...cascade.models import EffnetEncoder, Previewer, StageA
+from .files import read
+from .nets import LayerFactory
+
+DTYPES: dict[str, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+Memory = Callable[[tuple[int, ...], torch.dtype], float]
+"""(shape of one picture or latent [B, c, h, w], type) -> bytes beside the weights."""
+
+
+class HostStageA(StageA):
+    """Stage A in the host's convention: its latents are not divided by the scale factor (the MODEL does that)."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return super().encode(images) * self.config.scale_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents / self.config.scale_factor)
+
+
+class Coder(nn.Module):
+    """What makes Stage C's latents of pictures, and what draws quick pictures of them; either may be missing."""
+
+    def __init__(self, encoder: EffnetEncoder | None, previewer: Previewer | None) -> None:
+        super().__init__()
+        self.encoder, self.previewer = encoder, previewer
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [B, 16, H/32, W/32] of pictures [B, 3, H, W] in [0, 1]."""
+        if self.encoder is None:
+            raise MissingPart(
+                "This VAE is a previewer alone. To encode pictures, load the EfficientNet encoder as well."
+            )
+        return self.encoder(normalise(images))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, 8h, 8w] of latents [B, 16, h, w]."""
+        if self.previewer is None:
+            raise MissingPart("This VAE is an encoder alone. To see Stage C's latents, load the previewer as well.")
+        return self.previewer(latents)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the host wants to know of a VAE."""
+
+    channels: int
+    down: int
+    up: int
+    encode_memory: Memory
+    decode_memory: Memory
+
+
+class CascadeVAE(comfy.sd.VAE):
+    """The host's VAE around a network of ours with `encode` and `decode`, pictures in [0, 1]."""
+
+    def __init__(self, net: nn.Module, geometry: Geometry, dtype: torch.dtype) -> None:
+        with _quietly():
+            super().__init__(sd={})
+        self.first_stage_model: Any = net.eval().requires_grad_(False)
+        self.downscale_ratio, self.upscale_ratio = geometry.down, geometry.up
+        self.latent_channels = geometry.channels
+        self.memory_used_encode, self.memory_used_decode = geometry.encode_memory, geometry.decode_memory
+        self.process_input = lambda images: images
+        self.process_output = lambda images: images.clamp_(0.0, 1.0)
+        self.device, self.vae_dtype = comfy.model_management.vae_device(), dtype
+        self.output_device = comfy.model_management.intermediate_device()
+        comfy.model_management.archive_model_dtypes(net)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            net, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
+        )
+        self.model_size()
+
+
+def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:
+    """The VAE of a Stage A file. Raises CheckpointError."""
+    wanted = _dtype(dtype)
+    with torch.inference_mode(False):
+        net: Any = _network(HostStageA, path, "stage_a", wanted)
+        vae = CascadeVAE(net, _stage_a_geometry(net.config), wanted)
+    vae.patcher.cached_patcher_init = (_patcher, (load_stage_a, path, dtype))
+    return vae
+
+
+def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "auto") -> CascadeVAE:
+    """The VAE of an EfficientNet encoder's and a previewer's file, which may be one. Raises CheckpointError."""
+    wanted = _dtype(dtype)
+    with torch.inference_mode(False):
+        effnet: Any = None if encoder is None else _network(EffnetEncoder, encoder, "effnet", wanted)
+        drawer: Any = None if previewer is None else _network(Previewer, previewer, "previewer", wanted)
+        vae = CascadeVAE(Coder(effnet, drawer), _coder_geometry(effnet, drawer), wanted)
+    vae.patcher.cached_patcher_init = (_patcher, (load_coder, encoder, previewer, dtype))
+    return vae
+
+
+def _patcher(load: Callable[..., CascadeVAE], *args: Any, **_: Any) -> Any:
+    """For newer hosts, which load a model again for another device."""
+    return load(*args).patcher
+
+
+def _dtype(choice: str) -> torch.dtype:
+    working = [torch.bfloat16, torch.float32]
+    device = comfy.model_management.vae_device()
+    return DTYPES[choice] or comfy.model_management.vae_dtype(device, working)
+
+
+def _network(cls: Any, path: Path, kind: str, dtype: torch.dtype) -> nn.Module:
+    config, state = read(path, kind)
+    with torch.device("meta"):
+        net = cls(config, ops=LayerFactory(comfy.ops.disable_weight_init, dtype))
+    net.load_state_dict(
+        {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}, assign=True
+    )
+    return net
+
+
+def _stage_a_geometry(config: Any) -> Geometry:
+    """The finest level decides: its MLP holds three tensors of four times its width, at half the picture's size."""
+    ratio, finest = config.compression, config.width // 2 ** (config.levels - 1)
+
+    def memory(pixels: float, dtype: torch.dtype) -> float:
+        return pixels / 4 * finest * 14 * comfy.model_management.dtype_size(dtype)
+
+    return Geometry(
+        channels=config.latent_channels,
+        down=ratio,
+        up=ratio,
+        encode_memory=lambda shape, dtype: memory(shape[2] * shape[3], dtype),
+        decode_memory=lambda shape, dtype: memory(shape[2] * shape[3] * ratio**2, dtype),
+    )
+
+
+def _coder_geometry(encoder: Any, previewer: Any) -> Geometry:
+    stem = 24 if encoder is None else encoder.config.stem
+    width = 512 if previewer is None else previewer.config.width
+
+    def encode_memory(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        return shape[2] * shape[3] / 4 * stem * 12 * comfy.model_management.dtype_size(dtype)
+
+    def decode_memory(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        return shape[2] * shape[3] * 64 * width // 4 * 4 * comfy.model_management.dtype_size(dtype)
+
+    return Geometry(channels=16, down=32, up=8, encode_memory=encode_memory, decode_memory=decode_memory)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The host warns of a VAE without weights; here they come a moment later."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No VAE weights" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)

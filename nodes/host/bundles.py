@@ -1,0 +1,114 @@
+"""Files that belong together: a previewer for a Stage C, and whole cascades."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ...cascade import tiny
+from ...cascade.checkpoints import KINDS, inspect_file
+from ...cascade.errors import IncompatibleCheckpoint, MissingPart
+from ...cascade.pipelines import find_parts
+from . import folders
+from .autoencoders import load_coder, load_stage_a
+from .encoders import load_image_encoder, load_text_encoder
+from .files import kinds
+from .models import load_stage
+
+logger = logging.getLogger("cascade")
+
+SEARCH = "search my folders"
+AUTO, NONE = "auto", "none"
+
+MODEL_DTYPES_OF_VAES = ("auto", "bf16", "fp32")
+
+
+def previewer(path: Path, file: str, choice: str) -> Path | None:
+    """The previewer that was chosen for the network of a file; None for none."""
+    if choice == NONE:
+        return None
+    if choice != AUTO:
+        return folders.find("previewer", choice)
+    if file == folders.TINY:
+        return folders.find("previewer", folders.TINY)
+    return path if "previewer" in kinds(path) else _any_previewer()
+
+
+def coder(path: Path, file: str, choice: str) -> tuple[Path | None, Path | None]:
+    """The files of the encoder and of the previewer. Raises IncompatibleCheckpoint where `path` holds neither."""
+    found = kinds(path)
+    if not {"effnet", "previewer"} & set(found):
+        raise IncompatibleCheckpoint(_unwanted(path), path)
+    return (path if "effnet" in found else None), previewer(path, file, choice)
+
+
+def _unwanted(path: Path) -> str:
+    found = inspect_file(path)
+    return f"this is {found.variant}; it belongs in {found.folder}. Wanted here: EfficientNet encoder or Previewer"
+
+
+def _any_previewer() -> Path | None:
+    """The first previewer in the vae folders."""
+    candidates = ((path, path.stat()) for path in folders.model_files("previewer"))
+    return next((path for path, stat in candidates if _is_previewer(path, stat.st_mtime_ns, stat.st_size)), None)
+
+
+@lru_cache(maxsize=1024)
+def _is_previewer(path: Path, changed: int, size: int) -> bool:
+    """Looked up once for each state of a file."""
+    return kinds(path) == ("previewer",)
+
+
+def load(named: Sequence[str], dtype: str) -> list[Any]:
+    """Stage C, Stage B, CLIP, Stage A, encoder with previewer, CLIP vision, and a report of what was taken.
+
+    What was not found blocks the nodes that want it, with a message.
+    """
+    found = _found(named)
+    vae_dtype = dtype if dtype in MODEL_DTYPES_OF_VAES else "auto"
+    drawn = {kind: found.get(kind) for kind in ("effnet", "previewer")}
+    loaders: dict[str, tuple[Sequence[str], Callable[[], Any]]] = {
+        "stage_c": (["stage_c"], lambda: load_stage("stage_c", found["stage_c"], dtype, found.get("previewer"))),
+        "stage_b": (["stage_b"], lambda: load_stage("stage_b", found["stage_b"], dtype)),
+        "text_encoder": (["text_encoder"], lambda: load_text_encoder(found["text_encoder"], dtype)),
+        "stage_a": (["stage_a"], lambda: load_stage_a(found["stage_a"], vae_dtype)),
+        "effnet": (["effnet", "previewer"], lambda: load_coder(drawn["effnet"], drawn["previewer"], vae_dtype)),
+        "image_encoder": (["image_encoder"], lambda: load_image_encoder(found["image_encoder"])),
+    }
+    outputs = [
+        make() if any(each in found for each in wanted) else ExecutionBlocker(_missing(kind))
+        for kind, (wanted, make) in loaders.items()
+    ]
+    report = _report(found)
+    logger.info("%s", report)
+    return [*outputs, report]
+
+
+def _found(named: Sequence[str]) -> Mapping[str, Path]:
+    """kind -> file. Raises MissingPart where there is nothing at all."""
+    if folders.TINY in named:
+        named = [name for name in named if name != folders.TINY]
+        found = tiny.parts() | (find_parts([folders.find_checkpoint(name) for name in named]) if named else {})
+        return {kind: path for kind, path in found.items() if path.exists()} or _nothing()
+    paths = [folders.find_checkpoint(name) for name in named]
+    return find_parts([*paths, *folders.model_folders()]) or _nothing()
+
+
+def _nothing() -> Mapping[str, Path]:
+    where = ", ".join(str(path) for path in folders.model_folders())
+    raise MissingPart(f"There is no network of Stable Cascade in {where}.")
+
+
+def _missing(kind: str) -> str:
+    title, folder = KINDS[kind].title, KINDS[kind].folder
+    return f"Load Checkpoint (Stable Cascade) found no {title}: put one into ComfyUI's {folder} folder."
+
+
+def _report(found: Mapping[str, Path]) -> str:
+    lines = [f"{title.title}: {found.get(kind, 'not found')}" for kind, title in KINDS.items() if kind != "controlnet"]
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""From a file to what the host's classes load: a config and a table of tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...cascade.checkpoints import inspect_file
+from ...cascade.checkpoints.detection import choose, find_parts
+from ...cascade.checkpoints.loading import expected_network, read_tensors, settled_config
+from ...cascade.checkpoints.sources import open_source
+from ...cascade.errors import CheckpointError
+
+
+def read(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    """A network's config and its tensors under our names, as they are stored: the file's own bytes, mapped.
+
+    Raises CheckpointError: another kind of file, broken, or names and shapes that do not fit.
+    """
+    part = choose(find_parts(open_source(path)), kind)
+    config = settled_config(part)
+    expected = expected_network(part, config)
+    return config, dict(read_tensors(part, expected.state_dict(), None, "cpu"))
+
+
+def kinds(path: Path) -> tuple[str, ...]:
+    """The networks in a file; none for one that is not of Stable Cascade."""
+    try:
+        found = inspect_file(path)
+    except (CheckpointError, OSError):
+        return ()
+    return tuple(part.kind for part in found.parts or (found,))

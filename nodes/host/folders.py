@@ -1,0 +1,116 @@
+"""ComfyUI's model folders, and what the loaders offer from them: the tiny cascade first, then people's own files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ...cascade import tiny
+from ...cascade.errors import CheckpointError, MissingPart
+
+TINY = "tiny cascade (included)"
+
+FOLDERS = {
+    "stage_c": ("diffusion_models", "checkpoints"),
+    "stage_b": ("diffusion_models", "checkpoints"),
+    "stage_a": ("vae", "checkpoints"),
+    "effnet": ("vae", "checkpoints"),
+    "previewer": ("vae", "checkpoints"),
+    "text_encoder": ("text_encoders", "checkpoints"),
+    "image_encoder": ("clip_vision", "checkpoints"),
+}
+"""kind of network -> the folders in which its files lie: its own, and that of merged checkpoints."""
+
+CHECKPOINTS = ("checkpoints",)
+
+
+def choices(kind: str) -> list[str]:
+    """What a loader of this kind of network offers."""
+    return [TINY, *_names(FOLDERS[kind])]
+
+
+def find(kind: str, choice: str) -> Path:
+    """The file of a choice.
+
+    Raises:
+        MissingPart: it is not there (any more).
+    """
+    if choice == TINY:
+        return _existing(tiny.path(kind))
+    return _full_path(FOLDERS[kind], choice)
+
+
+def fingerprint(kind: str, *files: str) -> tuple[object, ...]:
+    """Changes when a chosen file does: a loader then loads it again."""
+    return tuple(_stamp(kind, choice) for choice in files)
+
+
+def checkpoint_choices() -> list[str]:
+    """Merged checkpoints and folders of diffusers."""
+    return [*_names(CHECKPOINTS), *sorted(_diffusers())]
+
+
+def find_checkpoint(choice: str) -> Path:
+    """The file or folder of one of `checkpoint_choices`. Raises MissingPart."""
+    folders = _diffusers()
+    return folders[choice] if choice in folders else _full_path(CHECKPOINTS, choice)
+
+
+def model_folders() -> list[Path]:
+    """All folders in which a part of a cascade may lie, once each."""
+    names = dict.fromkeys(name for folders in FOLDERS.values() for name in folders)
+    paths = (Path(path) for name in names for path in folder_paths.get_folder_paths(name))
+    return [path for path in dict.fromkeys(paths) if path.is_dir()]
+
+
+def model_files(kind: str) -> Iterator[Path]:
+    """The files in a kind's own folder."""
+    own = FOLDERS[kind][:1]
+    return (_full_path(own, name) for name in _names(own) if name.endswith(".safetensors"))
+
+
+def embeddings() -> list[str]:
+    """The folders of textual inversions."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
+def _names(folders: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder)))
+
+
+def _full_path(folders: tuple[str, ...], name: str) -> Path:
+    for folder in folders:
+        path = folder_paths.get_full_path(folder, name)
+        if path is not None:
+            return Path(path)
+    raise MissingPart(
+        f"{name} is not in ComfyUI's {' or '.join(folders)} folder. Reload the list (R) and choose again."
+    )
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise MissingPart(f"{path} is missing: this copy of the pack came without the tiny cascade's weights.")
+    return path
+
+
+def _stamp(kind: str, choice: str) -> tuple[object, ...]:
+    try:
+        stat = find(kind, choice).stat()
+    except (MissingPart, CheckpointError, OSError):
+        return (choice,)
+    return choice, stat.st_mtime_ns, stat.st_size
+
+
+def _diffusers() -> dict[str, Path]:
+    """Name -> folder with a model_index.json, under ComfyUI's diffusers folders."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths("diffusers")):
+        for where, folders, files in os.walk(root, followlinks=True):
+            if "model_index.json" in files:
+                found.setdefault(f"{Path(where).relative_to(root).as_posix()}/", Path(where))
+                folders.clear()
+    return found

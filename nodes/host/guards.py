@@ -1,0 +1,65 @@
+"""What is wrong with a latent or a model, told in the artist's words before it becomes a riddle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_base
+import torch
+from torch import Tensor
+
+from ...cascade.errors import CascadeError
+
+CURES = {
+    "Stage C": "Load Stage C with dtype bf16 or fp32, take away LoRAs one by one, or lower the guidance.",
+    "Stage B": "Load Stage B with dtype bf16 or fp32, take away LoRAs one by one, or lower the guidance.",
+    "Stage A": "Load Stage A with dtype fp32.",
+    "The previewer": "Load the encoder and previewer with dtype fp32.",
+}
+
+CHANNELS = {"Stage C": 16, "Stage B": 4}
+MODELS = {"Stage C": "StableCascade_C", "Stage B": "StableCascade_B"}
+
+
+def finite(samples: Tensor, stage: str, where: str = "result") -> Tensor:
+    """The samples. Raises CascadeError where one of them is NaN or infinite."""
+    if not bool(torch.isfinite(samples).all()):
+        bad = int((~torch.isfinite(samples)).sum())
+        raise CascadeError(
+            f"{stage}'s {where} is not finite ({bad} of {samples.numel()} numbers are NaN or infinity; "
+            f"the picture would be black). {CURES[stage]}"
+        )
+    return samples
+
+
+def latents(latent: dict[str, Any], stage: str) -> Tensor:
+    """The samples of a latent of this stage [B, 16 or 4, h, w], finite. Raises CascadeError."""
+    samples, channels = latent["samples"], CHANNELS[stage]
+    if samples.ndim != 4 or samples.shape[1] != channels:
+        other = next((name for name, count in CHANNELS.items() if count == samples.shape[1]), "another model")
+        raise CascadeError(
+            f"This takes {stage}'s latents, which have {channels} channels; these have {samples.shape[1]}: "
+            f"they are those of {other}."
+        )
+    return finite(samples, stage, "latent")
+
+
+def model(patcher: Any, stage: str) -> Any:
+    """The model, which must be of this stage (ours or the host's own). Raises CascadeError."""
+    if not isinstance(patcher.model, getattr(comfy.model_base, MODELS[stage])):
+        found = next(
+            (name for name, cls in MODELS.items() if isinstance(patcher.model, getattr(comfy.model_base, cls))),
+            f"{type(patcher.model).__name__}, another model",
+        )
+        raise CascadeError(f"This takes a {stage} model; the one that is connected is {found}.")
+    return patcher
+
+
+def autoencoder(vae: Any, stage: str) -> Any:
+    """The VAE, which must be that of this stage's latents (ours or the host's own). Raises CascadeError."""
+    if vae.latent_channels != CHANNELS[stage]:
+        wanted = {"Stage B": "Stage A", "Stage C": "the encoder and previewer"}[stage]
+        raise CascadeError(
+            f"{stage}'s latents have {CHANNELS[stage]} channels, this VAE's {vae.latent_channels}: connect {wanted}."
+        )
+    return vae

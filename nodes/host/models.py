@@ -1,0 +1,245 @@
+"""MODEL: the host's own machinery (sampling, LoRA, hooks, offloading) around our Stage C and Stage B."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
+
+from ...cascade.errors import CascadeError
+from ...cascade.models.blocks import resize
+from .files import read
+from .nets import HostStageB, HostStageC
+from .previews import Watch
+
+logger = logging.getLogger("cascade")
+
+KEY = "cascade"
+"""Under which our callbacks and wrappers stand in the host's lists."""
+
+DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8": torch.float8_e4m3fn,
+}
+
+
+class LatentC(comfy.latent_formats.SC_Prior):
+    spacial_downscale_ratio = 42
+
+
+class LatentB(comfy.latent_formats.SC_B):
+    spacial_downscale_ratio = 4
+
+
+class CondSpatial(comfy.conds.CONDRegular):
+    """A condition that lies over the picture: where the host takes an area of the picture, it takes the same of it."""
+
+    def __init__(self, cond: Tensor, size: tuple[int, ...]) -> None:
+        super().__init__(cond)
+        self.picture = size
+
+    def _copy_with(self, cond: Tensor) -> CondSpatial:
+        return CondSpatial(cond, self.picture)
+
+    def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> Any:
+        cropped = self.cond
+        for side in range(2 if area is not None else 0):
+            have, whole = cropped.shape[side + 2], self.picture[side]
+            first = area[side + 2] * have // whole
+            last = min(have, -(-(area[side + 2] + area[side]) * have // whole))
+            cropped = cropped.narrow(side + 2, first, max(1, last - first))
+        return self._copy_with(comfy.utils.repeat_to_batch_size(cropped, batch_size))
+
+
+class CascadeC(comfy.model_base.StableCascade_C):
+    """Stage C. Conditions have no padding: prompts of unequal length run one after the other."""
+
+    def __init__(self, model_config: Any, device: Any = None) -> None:
+        kind = comfy.model_base.ModelType.STABLE_CASCADE
+        comfy.model_base.BaseModel.__init__(self, model_config, kind, device=device, unet_model=HostStageC)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        config, device = self.diffusion_model.config, kwargs["device"]
+        images = [
+            entry["clip_vision_output"].image_embeds.unsqueeze(0).to(device) * entry["strength"]
+            for entry in kwargs.get("unclip_conditioning", ())
+        ]
+        found = {
+            "clip_text": _embedding(kwargs.get("cross_attn"), config.clip_text, "Stage C", "text"),
+            "clip_text_pooled": _embedding(
+                kwargs.get("pooled_output"), config.clip_text_pooled, "Stage C", "pooled text"
+            ),
+            "clip_img": _embedding(torch.cat(images, dim=1), config.clip_img, "Stage C", "image")
+            if images
+            else torch.zeros(1, 1, config.clip_img),
+            **_timesteps(kwargs, "sca", "crp"),
+        }
+        return {name: comfy.conds.CONDRegular(value.to(device)) for name, value in found.items()}
+
+    def memory_required(self, input_shape: list[int], cond_shapes: Any = {}) -> float:  # noqa: B006  the host's
+        return _memory(self, input_shape)
+
+
+class CascadeB(comfy.model_base.StableCascade_B):
+    """Stage B. Stage C's latents are laid over the whole picture first, so that an area of it gets its own part."""
+
+    def __init__(self, model_config: Any, device: Any = None) -> None:
+        kind = comfy.model_base.ModelType.STABLE_CASCADE
+        comfy.model_base.BaseModel.__init__(self, model_config, kind, device=device, unet_model=HostStageB)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        config, device, noise = self.diffusion_model.config, kwargs["device"], kwargs["noise"]
+        size = tuple(noise.shape[-2:])
+        grid = tuple(-(-side // config.patch_size) for side in size)
+        effnet = kwargs.get("stable_cascade_prior")
+        if effnet is None:
+            effnet = torch.zeros(1, config.effnet, *grid)
+        elif effnet.shape[1] != config.effnet:
+            raise CascadeError(
+                f"Stage B reads Stage C's latents of {config.effnet} channels; these have {effnet.shape[1]}."
+            )
+        pooled = _embedding(kwargs.get("pooled_output"), config.clip, "Stage B", "pooled text")
+        regular = {"clip": pooled, **_timesteps(kwargs, "sca")}
+        out = {name: comfy.conds.CONDRegular(value.to(device)) for name, value in regular.items()}
+        out["effnet"] = CondSpatial(resize(effnet.to(device), grid), size)
+        if "stable_cascade_pixels" in kwargs:
+            out["pixels"] = CondSpatial(kwargs["stable_cascade_pixels"].to(device), size)
+        return out
+
+    def memory_required(self, input_shape: list[int], cond_shapes: Any = {}) -> float:  # noqa: B006  the host's
+        return _memory(self, input_shape)
+
+
+def _embedding(value: Tensor | None, width: int, stage: str, what: str) -> Tensor:
+    if value is None:
+        raise CascadeError(f"{stage} needs a conditioning with {what}: encode the prompt with Stable Cascade's CLIP.")
+    if value.shape[-1] != width:
+        raise CascadeError(
+            f"This {stage} reads {what} embeddings of width {width}, the conditioning has {value.shape[-1]}: "
+            f"the encoder belongs to another model. Load the one that was trained with this {stage}."
+        )
+    return value
+
+
+def _timesteps(kwargs: dict[str, Any], *names: str) -> dict[str, Tensor]:
+    """The extra timestep conditions, 0 unless the conditioning names one (`stable_cascade_sca`)."""
+    return {name: torch.tensor([float(kwargs.get(f"stable_cascade_{name}", 0.0))]) for name in names}
+
+
+def _memory(model: Any, input_shape: list[int]) -> float:
+    """Bytes that a call takes beside the weights: the widest level's activations, and what is kept for the run."""
+    config = model.diffusion_model.config
+    patch, size = config.patch_size, comfy.model_management.dtype_size(model.get_dtype_inference())
+    pixels = input_shape[0] * (-(-input_shape[-2] // patch)) * (-(-input_shape[-1] // patch))
+    activations, kept = 0, 0
+    for number, level in enumerate(config.levels):
+        tokens = pixels / 4**number if patch > 1 else pixels
+        # The MLP holds three tensors of four times the width, the residual and the skips a few of the width itself.
+        activations = max(activations, tokens * level.width * 16)
+        kept += tokens * level.width * 2
+        if level.heads:
+            kept += input_shape[0] * 100 * level.width * 4 * level.depth
+    return (activations + kept) * size
+
+
+class _ConfigC(comfy.supported_models.Stable_Cascade_C):
+    latent_format = LatentC
+    # float16 is safe here: what leaves its range is kept in float32 (see cascade/models/blocks.py).
+    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+
+    def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> CascadeC:
+        return CascadeC(self, device=device)
+
+
+class _ConfigB(comfy.supported_models.Stable_Cascade_B):
+    latent_format = LatentB
+
+    def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> CascadeB:
+        return CascadeB(self, device=device)
+
+
+_CONFIGS = {"stage_c": _ConfigC, "stage_b": _ConfigB}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What stands in the host's list of models while it loads ours: a class to it, with the sizes that we detected."""
+
+    cls: type[Any]
+    config: Any
+    thread: int
+
+    def matches(self, unet_config: dict[str, Any], state_dict: Any = None, unet_key_prefix: str = "") -> bool:
+        return threading.get_ident() == self.thread and self.cls.matches(unet_config, state_dict, unet_key_prefix)
+
+    def __call__(self, unet_config: dict[str, Any]) -> Any:
+        return self.cls({"stable_cascade_stage": unet_config["stable_cascade_stage"], "config": self.config})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cls, name)
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def _known(entry: _Entry) -> Iterator[None]:
+    """The entry at the head of the host's list, for this thread and this moment."""
+    models = comfy.supported_models.models
+    with _lock:
+        models.insert(0, entry)
+        try:
+            yield
+        finally:
+            models.remove(entry)
+
+
+def load_stage(
+    kind: str, path: Path, dtype: str = "auto", previewer: Path | None = None, disable_dynamic: bool = False
+) -> Any:
+    """The MODEL of a Stage C or Stage B file.
+
+    Args:
+        kind: stage_c or stage_b.
+        dtype: one of `DTYPES`.
+        previewer: file of the network that draws Stage C's live previews.
+        disable_dynamic: asked for by newer hosts when they load the model again.
+
+    Raises:
+        CheckpointError: see `files.read`.
+    """
+    with torch.inference_mode(False):
+        config, state = read(path, kind)
+        entry = _Entry(_CONFIGS[kind], config, threading.get_ident())
+        options = {} if DTYPES[dtype] is None else {"dtype": DTYPES[dtype]}
+        load = comfy.sd.load_diffusion_model_state_dict
+        with _known(entry):
+            patcher = load(state, model_options=options, **({"disable_dynamic": True} if disable_dynamic else {}))
+    patcher.cached_patcher_init = (load_stage, (kind, path, dtype, previewer))
+    for event in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP, CallbacksMP.ON_APPLY_HOOKS):
+        patcher.add_callback_with_key(event, KEY, _forget)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, Watch(previewer))
+    return patcher
+
+
+def _forget(patcher: Any, *_: Any, **__: Any) -> None:
+    """A run begins or ends, or the weights have changed: nothing that was computed from them may stay."""
+    patcher.model.diffusion_model.cache.clear()

@@ -1,0 +1,128 @@
+"""Our networks as the host calls them: its layers, its attention, its wrappers and its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
+
+from ...cascade.models import Conditions, StageB, StageC
+
+Control = Mapping[str, list[Tensor | None]]
+"""The host's: under "input", residuals of which the last is for the first block."""
+
+
+class LayerFactory:
+    """The host's layers, of one type and on one device: what our networks take as `ops`."""
+
+    def __init__(self, operations: Any, dtype: torch.dtype | None, device: torch.device | None = None) -> None:
+        for name in ("Linear", "Conv2d", "ConvTranspose2d", "LayerNorm"):
+            setattr(self, name, partial(getattr(operations, name), dtype=dtype, device=device))
+
+
+class HostAttention:
+    """The host's attention, with the options of the call that is under way (nodes may override attention there)."""
+
+    def __init__(self) -> None:
+        self.options: Mapping[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return optimized_attention(q, k, v, heads, transformer_options=self.options)
+
+
+class ConditionCache:
+    """What depends on the conditions alone, kept from step to step of a run.
+
+    The host makes new tensors of the conditions for every step, so they are compared by what they hold. The weights
+    must stay: whoever changes them calls `clear`, and nothing is kept while gradients are wanted.
+    """
+
+    LIMIT = 8
+    """More areas and prompts than this at once are computed anew; it bounds the memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[dict[str, Any], Conditions]] = []
+
+    def clear(self) -> None:
+        self.entries.clear()
+
+    def get(self, inputs: dict[str, Any], compute: Callable[..., Conditions]) -> Conditions:
+        """`compute(**inputs)`, or what it gave for equal inputs before."""
+        if torch.is_grad_enabled():
+            return compute(**inputs)
+        for known, conditions in self.entries:
+            if all(_same(known[name], value) for name, value in inputs.items()):
+                return conditions
+        conditions = compute(**inputs)
+        self.entries = [*self.entries[1 - self.LIMIT :], (inputs, conditions)]
+        return conditions
+
+
+def _same(first: Any, second: Any) -> bool:
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return first is second or (isinstance(first, tuple) and first == second)
+    like = (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
+    return like and (first is second or torch.equal(first, second))
+
+
+class Hosted:
+    """A network of ours for the host, beside its class from `cascade.models`; weights keep their names."""
+
+    def __init__(self, *, config: Any, dtype: Any = None, device: Any = None, operations: Any, **_: Any) -> None:
+        attend = HostAttention()
+        super().__init__(config, ops=LayerFactory(operations, dtype, device), attention=attend)  # type: ignore[call-arg]
+        self.attend, self.dtype, self.cache = attend, dtype, ConditionCache()
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | None = None,
+        control: Control | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """The host's call: `timestep` is r, the conditions are those of the model's `extra_conds`."""
+        options = {} if transformer_options is None else transformer_options
+        # Nodes such as EasyCache put themselves around the network here, and look for the options in the last place.
+        wrapped = WrapperExecutor.new_class_executor(
+            self._run, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        )
+        return wrapped.execute(x, timestep, context, control, options, **conditions)
+
+    def _run(
+        self, x: Tensor, timestep: Tensor, context: Any, control: Any, transformer_options: Any, **conditions: Any
+    ) -> Tensor:
+        self.attend.options = transformer_options
+        found = self.cache.get(self._inputs(x, conditions), self.conditions)  # type: ignore[attr-defined]
+        return self.denoise(x, timestep, found, control=_residuals(control, x))  # type: ignore[attr-defined]
+
+    def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `conditions`."""
+        raise NotImplementedError
+
+
+class HostStageC(Hosted, StageC):
+    def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        names = ("clip_text", "clip_text_pooled", "clip_img", "sca", "crp")
+        return {name: conditions.get(name) for name in names}
+
+
+class HostStageB(Hosted, StageB):
+    def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        found = {name: conditions.get(name) for name in ("effnet", "clip", "pixels", "sca")}
+        return {**found, "size": tuple(x.shape[-2:])}
+
+
+def _residuals(control: Control | None, x: Tensor) -> list[Tensor | None] | None:
+    """The host's control in order of execution. Its lists are left as they are."""
+    if control is None or not control.get("input"):
+        return None
+    # The stream between the blocks is float32 where the network is float16.
+    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    return [residual if residual is None else residual.to(x.device, dtype) for residual in reversed(control["input"])]

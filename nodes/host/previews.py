@@ -1,0 +1,71 @@
+"""What happens between steps: the learned previewer's picture, and a look at whether the artist pressed stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import latent_preview
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...cascade.checkpoints import load_model
+from ...cascade.images import to_pillow
+
+Callback = Callable[..., Any]
+
+
+class Watch:
+    """Wraps a whole sampling run of a MODEL, whichever sampler it is.
+
+    Args:
+        previewer: file of the network that draws previews; None for the host's own previews alone.
+    """
+
+    def __init__(self, previewer: Path | None) -> None:
+        self.path = previewer
+        self.net: Any = None
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        positional = list(args)
+        # noise, latent_image, sampler, sigmas, denoise_mask, callback, ...
+        given = positional[5] if len(positional) > 5 else kwargs.get("callback")
+        watching = self._watching(given)
+        if len(positional) > 5:
+            positional[5] = watching
+        else:
+            kwargs["callback"] = watching
+        try:
+            return executor(*positional, **kwargs)
+        finally:
+            if self.net is not None:
+                self.net.to("cpu")
+
+    def _watching(self, callback: Callback | None) -> Callback:
+        bars: list[Any] = []
+
+        def watching(step: int, x0: Tensor, x: Tensor, total_steps: int, *args: Any, **kwargs: Any) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if callback is not None:
+                callback(step, x0, x, total_steps, *args, **kwargs)
+            if self.path is not None:
+                bars[:] = bars or [comfy.utils.ProgressBar(total_steps)]
+                picture = ("JPEG", self.picture(x0), latent_preview.MAX_PREVIEW_RESOLUTION)
+                bars[0].update_absolute(step + 1, total_steps, picture)
+
+        return watching
+
+    def picture(self, x0: Tensor) -> Image.Image:
+        """The first picture of latents [B, 16, h, w]."""
+        with torch.inference_mode():
+            net = self._network().to(x0.device)
+            return to_pillow(net(x0[:1].float())[0])
+
+    def _network(self) -> Any:
+        if self.net is None:
+            self.net = load_model(self.path, part="previewer", dtype=torch.float32)
+        return self.net

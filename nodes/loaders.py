@@ -1,0 +1,260 @@
+"""Files to models. The tiny cascade that comes with the pack is the first choice everywhere: nothing to download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .host import bundles, encoders, folders
+from .host.autoencoders import DTYPES as VAE_DTYPES
+from .host.autoencoders import load_coder, load_stage_a
+from .host.models import DTYPES, load_stage
+from .types import LOADERS, field, schema
+
+DTYPE_TIP = (
+    "How the weights are held. auto: what the file and the machine suggest. fp16 is safe here, for Stage C too. "
+    "fp8 takes half the memory of bf16 and is slightly less exact. fp32 is exact and takes twice the memory."
+)
+VAE_DTYPE_TIP = "How the weights are held. auto: bf16 where the machine is fast with it. fp32 is exact."
+PREVIEWER_TIP = (
+    "Draws a picture of the latent after every step, with any sampler. auto: the one that came with the file, "
+    "or one that lies in the vae folder. none: no previews but ComfyUI's own."
+)
+AUTO, NONE = "auto", "none"
+
+
+def file_field(kind: str, tip: str) -> Any:
+    return field(io.Combo, "file", options=folders.choices(kind), default=folders.TINY, tooltip=tip)
+
+
+def dtype_field(options: Any = DTYPES, tip: str = DTYPE_TIP) -> Any:
+    return field(io.Combo, "dtype", options=list(options), default="auto", tooltip=tip)
+
+
+def previewer_field() -> Any:
+    options = [AUTO, NONE, *folders.choices("previewer")]
+    return field(io.Combo, "previewer", options=options, default=AUTO, tooltip=PREVIEWER_TIP)
+
+
+class CascadeLoadStageC(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeLoadStageC",
+            display_name="Load Stage C (Stable Cascade)",
+            category=LOADERS,
+            description="Stage C makes a small latent of a prompt. Any released file, 3.6B or 1B, or one you trained.",
+            inputs=[
+                file_field("stage_c", "A Stage C, from diffusion_models or a merged checkpoint from checkpoints."),
+                dtype_field(),
+                previewer_field(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="Stage C, for samplers of ComfyUI's too.")],
+            search_aliases=["unet", "prior", "diffusion model"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, previewer: str, **_: Any) -> Any:
+        return folders.fingerprint("stage_c", file), folders.fingerprint("previewer", previewer)
+
+    @classmethod
+    def execute(cls, file: str, dtype: str, previewer: str) -> io.NodeOutput:
+        path = folders.find("stage_c", file)
+        return io.NodeOutput(load_stage("stage_c", path, dtype, bundles.previewer(path, file, previewer)))
+
+
+class CascadeLoadStageB(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeLoadStageB",
+            display_name="Load Stage B (Stable Cascade)",
+            category=LOADERS,
+            description="Stage B makes the large latent of Stage C's small one. 1.5B or 700M, or one you trained.",
+            inputs=[
+                file_field("stage_b", "A Stage B, from diffusion_models or a merged checkpoint from checkpoints."),
+                dtype_field(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="Stage B, for samplers of ComfyUI's too.")],
+            search_aliases=["unet", "decoder", "diffusion model"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+        return folders.fingerprint("stage_b", file)
+
+    @classmethod
+    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_stage("stage_b", folders.find("stage_b", file), dtype))
+
+
+class CascadeLoadStageA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeLoadStageA",
+            display_name="Load Stage A (Stable Cascade)",
+            category=LOADERS,
+            description="Stage A makes the picture of Stage B's latent, and that latent of a picture.",
+            inputs=[
+                file_field("stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints."),
+                dtype_field(VAE_DTYPES, VAE_DTYPE_TIP),
+            ],
+            outputs=[io.Vae.Output(display_name="vae", tooltip="Stage A, for ComfyUI's VAE nodes too.")],
+            search_aliases=["vae", "vqgan"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+        return folders.fingerprint("stage_a", file)
+
+    @classmethod
+    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_stage_a(folders.find("stage_a", file), dtype))
+
+
+class CascadeLoadEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeLoadEncoder",
+            display_name="Load Encoder and Previewer (Stable Cascade)",
+            category=LOADERS,
+            description=(
+                "The VAE of Stage C's latents: the EfficientNet encoder makes them of pictures, "
+                "the previewer draws quick pictures of them."
+            ),
+            inputs=[
+                file_field(
+                    "effnet", "An EfficientNet encoder, a previewer, or a file with both, from vae or checkpoints."
+                ),
+                previewer_field(),
+                dtype_field(VAE_DTYPES, VAE_DTYPE_TIP),
+            ],
+            outputs=[io.Vae.Output(display_name="vae", tooltip="Encodes to and previews Stage C's latents.")],
+            search_aliases=["effnet", "efficientnet", "previewer", "vae"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, previewer: str, **_: Any) -> Any:
+        return folders.fingerprint("effnet", file), folders.fingerprint("previewer", previewer)
+
+    @classmethod
+    def execute(cls, file: str, previewer: str, dtype: str) -> io.NodeOutput:
+        path = folders.find("effnet", file)
+        return io.NodeOutput(load_coder(*bundles.coder(path, file, previewer), dtype))
+
+
+class CascadeLoadTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeLoadTextEncoder",
+            display_name="Load Text Encoder (Stable Cascade)",
+            category=LOADERS,
+            description="The CLIP that reads prompts: CLIP bigG/14 for the released stages.",
+            inputs=[
+                file_field(
+                    "text_encoder", "A text encoder, from text_encoders or a merged checkpoint from checkpoints."
+                ),
+                dtype_field(),
+            ],
+            outputs=[io.Clip.Output(display_name="clip", tooltip="For ComfyUI's CLIP nodes too.")],
+            search_aliases=["clip"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+        return folders.fingerprint("text_encoder", file)
+
+    @classmethod
+    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(encoders.load_text_encoder(folders.find("text_encoder", file), dtype))
+
+
+class CascadeLoadImageEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeLoadImageEncoder",
+            display_name="Load Image Encoder (Stable Cascade)",
+            category=LOADERS,
+            description="The CLIP vision tower for image variations: CLIP ViT-L/14 for the released Stage C.",
+            inputs=[
+                file_field(
+                    "image_encoder", "An image encoder, from clip_vision or a merged checkpoint from checkpoints."
+                ),
+            ],
+            outputs=[
+                io.ClipVision.Output(display_name="clip_vision", tooltip="For ComfyUI's CLIP vision and unCLIP nodes.")
+            ],
+            search_aliases=["clip vision"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+        return folders.fingerprint("image_encoder", file)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(encoders.load_image_encoder(folders.find("image_encoder", file)))
+
+
+class CascadeLoadCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        checkpoints = folders.checkpoint_choices()
+        return schema(
+            node_id="CascadeLoadCheckpoint",
+            display_name="Load Checkpoint (Stable Cascade)",
+            category=LOADERS,
+            description=(
+                "A whole cascade at once: from merged checkpoints, a folder of diffusers (under models/diffusers), "
+                "or loose files that it finds in ComfyUI's folders. What the chosen files lack comes from the others; "
+                "the report says what was taken."
+            ),
+            inputs=[
+                field(
+                    io.Combo,
+                    "checkpoint",
+                    options=[folders.TINY, bundles.SEARCH, *checkpoints],
+                    default=folders.TINY,
+                    tooltip=f"Where to look first. {bundles.SEARCH}: the largest networks that fit together, wherever.",
+                ),
+                field(
+                    io.Combo,
+                    "second_checkpoint",
+                    options=[AUTO, *checkpoints],
+                    default=AUTO,
+                    tooltip="Where to look next, such as the checkpoint of Stage B. auto: in all of ComfyUI's folders.",
+                ),
+                dtype_field(),
+            ],
+            outputs=[
+                io.Model.Output("stage_c", display_name="stage_c", tooltip="Stage C."),
+                io.Model.Output("stage_b", display_name="stage_b", tooltip="Stage B."),
+                io.Clip.Output("clip", display_name="clip", tooltip="The text encoder."),
+                io.Vae.Output("stage_a", display_name="stage_a", tooltip="Stage A, which makes the picture."),
+                io.Vae.Output("encoder", display_name="encoder", tooltip="EfficientNet encoder and previewer."),
+                io.ClipVision.Output("clip_vision", display_name="clip_vision", tooltip="The image encoder."),
+                io.String.Output("report", display_name="report", tooltip="What was taken from where."),
+            ],
+            search_aliases=["checkpoint", "diffusers"],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, second_checkpoint: str, dtype: str) -> io.NodeOutput:
+        named = [name for name in (checkpoint, second_checkpoint) if name not in (AUTO, bundles.SEARCH)]
+        return io.NodeOutput(*bundles.load(named, dtype))
+
+
+NODES = [
+    CascadeLoadStageC,
+    CascadeLoadStageB,
+    CascadeLoadStageA,
+    CascadeLoadEncoder,
+    CascadeLoadTextEncoder,
+    CascadeLoadImageEncoder,
+    CascadeLoadCheckpoint,
+]

@@ -1,0 +1,28 @@
+"""What all nodes share: their place in the menu, and schemas that an older ComfyUI understands as well."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+CATEGORY = "Stable Cascade"
+LOADERS = f"{CATEGORY}/loaders"
+CONDITIONING = f"{CATEGORY}/conditioning"
+LATENT = f"{CATEGORY}/latent"
+SAMPLING = f"{CATEGORY}/sampling"
+CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
+
+
+def schema(**keywords: Any) -> io.Schema:
+    """A node's schema; what this ComfyUI does not know yet is left out."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in keywords.items() if name in known})
+
+
+def field(kind: Any, name: str, **keywords: Any) -> Any:
+    """An input of a type (`io.Int`, ...); what this ComfyUI does not know yet is left out."""
+    known = inspect.signature(kind.Input).parameters
+    return kind.Input(name, **{key: value for key, value in keywords.items() if key in known})
