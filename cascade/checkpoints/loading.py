@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,13 +70,27 @@ def load_model(
         config = settled_config(found)
     elif isinstance(config, Mapping):
         config = KINDS[found.kind].config.from_dict(config)
-    expected = expected_network(found, config)
-    net = expected if ops is nn else empty_network(found.kind, config, ops)
-    dtype = dtype or _computing_dtype(found)
-    state = dict(read_tensors(found, expected.state_dict(), dtype, device, check_finite))
-    net.load_state_dict(state, strict=True, assign=True)
+    with _without_collector():
+        expected = expected_network(found, config)
+        net = expected if ops is nn else empty_network(found.kind, config, ops)
+        dtype = dtype or _computing_dtype(found)
+        state = dict(read_tensors(found, expected.state_dict(), dtype, device, check_finite))
+        net.load_state_dict(state, strict=True, assign=True)
     place_position_ids(net, device)
     return net.eval()
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Thousands of modules and tensors start the garbage collector, whose walk over all objects of torch costs as much
+    as loading does and finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def settled_config(part: Part) -> Config:
