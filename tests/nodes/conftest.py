@@ -1,0 +1,29 @@
+"""Starts a real ComfyUI in this process, with this pack in its custom_nodes; COMFYUI_PATH says where it lies.
+
+`nox -s hosts` fetches hosts and runs these tests on each. Without a host there is nothing here to run.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+HOST = os.environ.get("COMFYUI_PATH")
+collect_ignore_glob = [] if HOST else ["test_*.py"]
+
+if HOST:
+    from tests.nodes.hosting import boot
+
+    BOOTED = boot(HOST)
+
+
+@pytest.fixture(scope="session")
+def host() -> Any:
+    return BOOTED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not HOST:
+        terminalreporter.write_line("tests/nodes did not run: no ComfyUI (COMFYUI_PATH). `nox -s hosts` fetches one.")
