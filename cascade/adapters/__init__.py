@@ -1,0 +1,36 @@
+"""LoRA in every format, and learned tokens.
+
+`read_lora` takes any file and gives one internal form (`Lora`); `attach` lets it act on networks until it is detached,
+`merge` for good; `save_lora` writes any format, `extract` makes one from two networks.
+"""
+
+from .attaching import Applied, Attachment, attach, merge
+from .extracting import extract
+from .lora import Full, Lora, LowRank, Rows, Token
+from .names import FORMATS
+from .reading import read_lora
+from .tokens import LearnedTokenizer, absolute, check_word, vectors_of
+from .writing import WRITABLE, metadata_of, save_lora, to_tensors
+
+__all__ = [
+    "FORMATS",
+    "WRITABLE",
+    "Applied",
+    "Attachment",
+    "Full",
+    "LearnedTokenizer",
+    "Lora",
+    "LowRank",
+    "Rows",
+    "Token",
+    "absolute",
+    "attach",
+    "check_word",
+    "extract",
+    "merge",
+    "metadata_of",
+    "read_lora",
+    "save_lora",
+    "to_tensors",
+    "vectors_of",
+]

@@ -1,0 +1,197 @@
+"""LoRAs on networks: attach and detach, merge.
+
+Attaching writes changed weights in place of the old ones, which are kept: a step then costs what it costs without a
+LoRA, and detaching puts back the very tensors that were there.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import KINDS, config_of, kind_of
+from ..checkpoints.kinds import variant
+from ..errors import IncompatibleCheckpoint
+from ..models import StageCConfig
+from .lora import TABLE, Change, Lora
+from .tokens import LearnedTokenizer, tokens_of, vectors_of
+
+END_ID = 49407
+"""CLIP's end token. Configs from before transformers 4.31 say 2, and then the highest id counts as the end."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A LoRA and how strongly it acts on each network: 0 not at all, 1 as trained; any finite number."""
+
+    lora: Lora
+    stage_c: float = 1.0
+    text_encoder: float = 1.0
+
+    def strength(self, kind: str) -> float:
+        strength = {"stage_c": self.stage_c, "text_encoder": self.text_encoder}[kind]
+        if not math.isfinite(strength):
+            raise ValueError(f"a LoRA's strength is a finite number, not {strength}")
+        return strength
+
+
+@dataclass
+class Attachment:
+    """LoRAs that act on networks until `detach`; as a context manager, until the block ends.
+
+    tokenizer: knows the learned words; the one that was given where there are none.
+    changed: kind -> how many parameters are changed.
+    words: learned words that prompts can use.
+    """
+
+    tokenizer: Any = None
+    changed: dict[str, int] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    _kept: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list, repr=False)
+    _attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list, repr=False)
+    _nets: list[nn.Module] = field(default_factory=list, repr=False)
+
+    def detach(self) -> None:
+        """Put back what was there. A second time does nothing."""
+        for parameter, tensor in reversed(self._kept):
+            parameter.data = tensor
+        for module, name, value in reversed(self._attributes):
+            setattr(module, name, value)
+        for net in self._nets:
+            _ATTACHED.discard(net)
+        self._kept, self._attributes, self._nets = [], [], []
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def replace_data(self, parameter: nn.Parameter, tensor: Tensor) -> None:
+        self._kept.append((parameter, parameter.data))
+        parameter.data = tensor
+
+    def replace_attribute(self, module: nn.Module, name: str, value: Any) -> None:
+        self._attributes.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+
+_ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def attach(
+    applied: Sequence[Applied],
+    *,
+    stage_c: nn.Module | None = None,
+    text_encoder: nn.Module | None = None,
+    tokenizer: Any = None,
+) -> Attachment:
+    """Let LoRAs, any number at once, act on the networks that are given; what they have for others is left alone.
+
+    Changes add up, each computed from the weights as they are now, so their order does not matter. At strength 0 a LoRA
+    changes nothing, and its tokens are not there. Tokens are whole at any other strength of the text encoder.
+
+    Args:
+        text_encoder: a `transformers.CLIPTextModelWithProjection`.
+        tokenizer: with `encode(text).ids` and `get_vocab()`; needed with the text encoder for LoRAs that have tokens.
+            Use the attachment's in its place.
+
+    Raises:
+        IncompatibleCheckpoint: a LoRA for another size, or tokens that clash. Nothing is changed then.
+        ValueError: a network that has LoRAs attached already, no tokenizer for tokens, or a strength that is no number.
+    """
+    nets = {kind: net for kind, net in (("stage_c", stage_c), ("text_encoder", text_encoder)) if net is not None}
+    if any(net in _ATTACHED for net in nets.values()):
+        raise ValueError("the network has LoRAs attached: detach them, or attach all in one call")
+    attachment = Attachment(tokenizer)
+    try:
+        base = None if text_encoder is None else text_encoder.get_parameter(TABLE).data
+        for kind, net in nets.items():
+            attachment.changed[kind] = _change_weights(attachment, applied, kind, net)
+        if text_encoder is not None and base is not None:
+            _add_tokens(attachment, applied, text_encoder, base)
+    except BaseException:
+        attachment.detach()
+        raise
+    attachment._nets = list(nets.values())
+    _ATTACHED.update(nets.values())
+    return attachment
+
+
+def merge(applied: Sequence[Applied], net: nn.Module) -> int:
+    """Add LoRAs to a network's weights for good. Tokens are not merged: a checkpoint has no words.
+
+    Returns:
+        How many parameters were changed.
+
+    Raises:
+        IncompatibleCheckpoint: a LoRA for another size, or none that changes this kind of network.
+    """
+    kind = kind_of(net)
+    if not any(each.lora.changes.get(kind) for each in applied):
+        raise IncompatibleCheckpoint(f"none of the LoRAs changes {KINDS[kind].title if kind in KINDS else kind}")
+    return _change_weights(Attachment(), applied, kind, net)
+
+
+def _change_weights(attachment: Attachment, applied: Sequence[Applied], kind: str, net: nn.Module) -> int:
+    parameters = dict(net.named_parameters())
+    changes: dict[str, list[tuple[Change, float]]] = {}
+    for each in applied:
+        own, strength = each.lora.changes.get(kind, {}), each.strength(kind)
+        check_fits(own, parameters, kind, net, each.lora)
+        if strength:
+            for name, change in own.items():
+                changes.setdefault(name, []).append((change, strength))
+    for name, found in changes.items():
+        weight = parameters[name].data
+        total = weight.float()
+        for change, strength in found:
+            total = total + change.delta(weight) * strength
+        attachment.replace_data(parameters[name], total.to(weight.dtype))
+    return len(changes)
+
+
+def check_fits(
+    changes: Mapping[str, Change], parameters: Mapping[str, Tensor], kind: str, net: nn.Module, lora: Lora
+) -> None:
+    """Raises IncompatibleCheckpoint, with the reason, where changes do not fit the parameters of a network."""
+    wrong = [name for name in changes if name not in parameters or not changes[name].fits(parameters[name].shape)]
+    if not wrong:
+        return
+    config = config_of(net)
+    if isinstance(config, StageCConfig) and lora.width not in (None, config.levels[0].width):
+        this = variant(kind, config)
+        size = f"Stage C, {lora.base}" if lora.base != "custom" else f"a Stage C {lora.width} wide"
+        raise IncompatibleCheckpoint(f"made for {size}, and this is {this}", lora.path)
+    missing = [name for name in wrong if name not in parameters]
+    reason = f"{missing[0]} is not there" if missing else f"{wrong[0]} has another shape there"
+    text = f"does not fit {variant(kind, config)}: {len(wrong)} of its {len(changes)} changes, {reason}"
+    raise IncompatibleCheckpoint(text, lora.path)
+
+
+def _add_tokens(attachment: Attachment, applied: Sequence[Applied], net: nn.Module, base: Tensor) -> None:
+    """Learned tokens as further rows of the table; `base` is the table without LoRAs."""
+    loras = [each.lora for each in applied if each.strength("text_encoder")]
+    if not any(lora.tokens for lora in loras):
+        return
+    if attachment.tokenizer is None:
+        raise ValueError("a LoRA with learned tokens needs the tokenizer")
+    tokens = tokens_of(loras, attachment.tokenizer)
+    table = net.get_parameter(TABLE)
+    rows = [vectors_of(token, base, attachment.tokenizer) for token in tokens]
+    words: dict[str, range] = {}
+    end = len(table)
+    for token, vectors in zip(tokens, rows, strict=True):
+        words[token.word] = range(end, end + len(vectors))
+        end += len(vectors)
+    attachment.replace_data(table, torch.cat([table.data, *(row.to(table.dtype) for row in rows)]))
+    attachment.replace_attribute(net.get_submodule(TABLE.removesuffix(".weight")), "num_embeddings", end)
+    if getattr(net.get_submodule("text_model"), "eos_token_id", None) == 2:
+        attachment.replace_attribute(net.get_submodule("text_model"), "eos_token_id", END_ID)
+    attachment.tokenizer, attachment.words = LearnedTokenizer(attachment.tokenizer, words), tuple(words)

@@ -1,0 +1,231 @@
+"""What a LoRA is once it is read: changes of weights, learned tokens, and what the file says about itself.
+
+Whatever the file's format, a change belongs to one parameter of one network, under our name for it. Scale is
+alpha / rank (Hu et al. 2021, LoRA, section 4.1); DoRA is Liu et al. 2024, eq. 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import IncompatibleCheckpoint
+from ..models.stage_c import STAGE_C_1B, STAGE_C_3_6B, StageCConfig
+
+TABLE = "text_model.embeddings.token_embedding.weight"
+"""The text encoder's token table [tokens, width]."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """weight + up @ down * alpha / rank, and with DoRA a length for each row or column of the sum.
+
+    down: [rank, in], for a convolution [rank, in, kh, kw].
+    up: [out, rank], for a convolution [out, rank, 1, 1].
+    dora: [out, 1, ...] or [1, in, ...], as many dimensions as the weight.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    dora: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def outputs(self) -> int:
+        return self.up.shape[0]
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether it can change a weight of this shape.
+
+        OneTrainer gives a depthwise convolution [c, 1, kh, kw] one row of c kh kw numbers: up [1, rank, 1, 1], down
+        [rank, c, kh, kw].
+        """
+        depthwise = len(shape) == 4 and shape[1] == 1
+        rows = self.up.shape[0] == shape[0] and self.down[0].numel() == math.prod(shape[1:])
+        one_row = depthwise and self.up.shape[0] == 1 and tuple(self.down.shape[1:]) == (shape[0], *shape[2:])
+        return len(shape) > 1 and (rows or one_row) and (self.dora is None or _scales(self.dora.shape, shape))
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """What is added to the weight: float32, in its shape, on its device."""
+        up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
+        delta = (up @ down).reshape(weight.shape) * self.scale
+        if self.dora is None:
+            return delta
+        dora, base = self.dora.to(weight.device, torch.float32), weight.float()
+        changed = base + delta
+        axes = [axis for axis in range(changed.dim()) if dora.shape[axis] == 1] or list(range(1, changed.dim()))
+        length = torch.linalg.vector_norm(changed, dim=axes, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return changed * (dora / length) - base
+
+
+def _scales(dora: torch.Size, shape: torch.Size) -> bool:
+    ones = (1,) * (len(shape) - 2)
+    return tuple(dora) in ((shape[0], 1, *ones), (1, shape[1], *ones))
+
+
+@dataclass(frozen=True)
+class Full:
+    """weight + value, of any shape."""
+
+    value: Tensor
+
+    @property
+    def outputs(self) -> int:
+        return self.value.shape[0]
+
+    def fits(self, shape: torch.Size) -> bool:
+        return self.value.shape == shape
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return self.value.to(weight.device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """values [n, width] added to the rows `indices` [n] of a table."""
+
+    indices: Tensor
+    values: Tensor
+
+    @property
+    def outputs(self) -> int:
+        return int(self.indices.max()) + 1
+
+    def fits(self, shape: torch.Size) -> bool:
+        return len(shape) == 2 and self.outputs <= shape[0] and self.values.shape[1] == shape[1]
+
+    def delta(self, weight: Tensor) -> Tensor:
+        delta = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        return delta.index_add_(0, self.indices.to(weight.device), self.values.to(weight.device, torch.float32))
+
+
+Change = LowRank | Full | Rows
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word that a prompt can use, with vectors of its own.
+
+    word: as written in prompts; "" where the file does not tell.
+    vectors: [n, width]; the word stands for n tokens.
+    start: what the vectors are added to: a text, whose tokens' mean is meant, or a pattern of the released trainer
+        (`^dog</w>`) over the vocabulary. None where the vectors are whole.
+    """
+
+    word: str
+    vectors: Tensor
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA, and the tokens learned with it; a stand-alone embedding has tokens only.
+
+    changes: kind of network (stage_c, text_encoder) -> our name of a parameter -> its change.
+    tokens: in the order of the file.
+    training: settings the file tells, as its trainer named them.
+    format: of the file it was read from, one of `FORMATS`.
+    path: of that file, for messages.
+    """
+
+    changes: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
+    tokens: tuple[Token, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "cascade"
+    path: str | None = None
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that occur, ascending."""
+        return tuple(sorted({change.rank for change in self._low_rank()}))
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        return tuple(sorted({change.alpha for change in self._low_rank()}))
+
+    @property
+    def base(self) -> str | None:
+        """The released size it was made for ("3.6B", "1B"), "custom", or None where it does not change Stage C."""
+        width = self.width
+        if width is None:
+            return "custom" if self.changes.get("stage_c") else None
+        return SIZES.get(width, "custom")
+
+    @property
+    def width(self) -> int | None:
+        """Channels of the Stage C that it changes, None where its changes do not tell."""
+        for name, change in self.changes.get("stage_c", {}).items():
+            for ending, factor in WIDTHS.items():
+                if name.endswith(ending) and change.outputs > 1:
+                    return change.outputs // factor
+        return None
+
+    def renamed(self, words: Mapping[str, str]) -> Lora:
+        """The same with other words for its tokens: old word -> new word.
+
+        Raises:
+            IncompatibleCheckpoint: it has no such token.
+        """
+        own = [token.word for token in self.tokens]
+        if unknown := [word for word in words if word not in own]:
+            raise IncompatibleCheckpoint(f"no token {unknown[0]}; it has {', '.join(own) or 'none'}", self.path)
+        tokens = tuple(replace(token, word=words.get(token.word, token.word)) for token in self.tokens)
+        return replace(self, tokens=tokens)
+
+    def named(self, names: list[tuple[str, str | None]]) -> Lora:
+        """The same with words and starts, in order, for the tokens that have no word yet.
+
+        Raises:
+            IncompatibleCheckpoint: more or fewer names than such tokens.
+        """
+        nameless = sum(not token.word for token in self.tokens)
+        if len(names) != nameless:
+            raise IncompatibleCheckpoint(f"{nameless} of its tokens need a word, {len(names)} were given", self.path)
+        given = iter(names)
+        tokens = (token if token.word else Token(*_named(token, next(given))) for token in self.tokens)
+        return replace(self, tokens=tuple(tokens))
+
+    def _low_rank(self) -> list[LowRank]:
+        return [c for changes in self.changes.values() for c in changes.values() if isinstance(c, LowRank)]
+
+
+def _named(token: Token, name: tuple[str, str | None]) -> tuple[str, Tensor, str | None]:
+    word, start = name
+    return word, token.vectors, start
+
+
+RELEASED: Mapping[str, StageCConfig] = {"3.6B": STAGE_C_3_6B, "1B": STAGE_C_1B}
+SIZES = {config.levels[0].width: name for name, config in RELEASED.items()}
+"""Width of a released Stage C -> its name."""
+
+WIDTHS = {
+    ".to_q.weight": 1,
+    ".to_k.weight": 1,
+    ".to_v.weight": 1,
+    ".out_proj.weight": 1,
+    ".kv_mapper.1.weight": 1,
+    ".channelwise.0.weight": 4,
+    ".channelwise.4.weight": 1,
+    ".mapper.weight": 2,
+    ".mapper_sca.weight": 2,
+    ".mapper_crp.weight": 2,
+    ".depthwise.weight": 1,
+    "clip_txt_mapper.weight": 1,
+    "clip_txt_pooled_mapper.weight": 4,
+    "clip_img_mapper.weight": 4,
+    "embedding.1.weight": 1,
+}
+"""Ending of a parameter's name -> how many times the network's width its outputs are."""

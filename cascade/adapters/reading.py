@@ -1,0 +1,250 @@
+"""From a LoRA file of any format to the one internal form."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.detection import METADATA_KIND
+from ..checkpoints.sources import Source, open_source
+from ..errors import BrokenCheckpoint, IncompatibleCheckpoint, UnknownCheckpoint
+from ..models import StageCConfig
+from . import released
+from .lora import TABLE, Change, Full, Lora, LowRank, Rows, Token
+from .names import FORMATS, Place, find_place, format_of, recognise_foreign
+
+METADATA = "cascade.lora"
+"""Key of the safetensors metadata under which our files tell tokens and training settings, as JSON."""
+BUNDLED = re.compile(r"bundle_emb\.(.+)\.(clip_g|clip_g_out|clip_l|string_to_param\.\*)")
+SHOWN = 3
+
+
+def read_lora(
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    config: StageCConfig | None = None,
+    tokens: Sequence[tuple[str, str | None]] = (),
+) -> Lora:
+    """The LoRA or learned token in a file (safetensors, .pt, .bin) or state dict, of any format that is known.
+
+    Args:
+        config: of the Stage C it is for. The released trainer's file needs it where the size was not released; given,
+            a file of that form is checked against it. Other formats are checked when they are attached.
+        tokens: word and start for each token whose word the file does not tell: those of the released trainer, as its
+            YAML has them (`("[fernando]", "^dog</w>")`), and of stand-alone embeddings, whose start is None.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        BrokenCheckpoint: truncated, empty, rank 0, NaN, parts of a change missing.
+        UnsafeCheckpoint: a pickle that wants to run code.
+        UnknownCheckpoint: no LoRA of Stable Cascade; what it is instead, if that is known.
+        IncompatibleCheckpoint: one for another size or of other modules than the form can tell; tokens that clash.
+    """
+    opened = list(open_source(source).values())
+    if len(opened) != 1:
+        raise UnknownCheckpoint("a folder of networks, not a LoRA", None if isinstance(source, Mapping) else source)
+    found = opened[0]
+    tensors = _tensors(found)
+    if not tensors:
+        raise BrokenCheckpoint("it holds no tensors", found.path)
+    lora = _read(tensors, found, config)
+    lora = lora.named(list(tokens)) if tokens else lora
+    _check_words(lora)
+    return lora
+
+
+def _tensors(source: Source) -> dict[str, Tensor]:
+    with source.reader() as get:
+        tensors = {name: get(name) for name in source.tensors}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise BrokenCheckpoint(f"NaN or infinity in {name}", source.path)
+    return tensors
+
+
+def _read(tensors: dict[str, Tensor], source: Source, config: StageCConfig | None) -> Lora:
+    path = None if source.path is None else str(source.path)
+    own, training = _metadata(source)
+    if released.is_released(tensors):
+        changes, tokens = released.read(tensors, config, path)
+        return Lora(changes, _told(tokens, own), training, "released", path)
+    if "clip_g" in tensors:
+        return Lora({}, _told([_embedding(tensors, path)], own), training, "embedding", path)
+    bundled = {name: match for name in tensors if (match := BUNDLED.fullmatch(name))}
+    tokens = [_bundled(tensors, name, match, path) for name, match in bundled.items()]
+    names = [name for name in tensors if name not in bundled]
+    changes = _changes({name: tensors[name] for name in names}, path)
+    form = format_of(names) if names else "onetrainer"
+    if source.metadata.get(METADATA_KIND) == "lora" and "format" in own:
+        form = own["format"] if own["format"] in FORMATS else form
+    return Lora(changes, _told(tokens, own), training, form, path)
+
+
+def _metadata(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What our own metadata says, and the training settings in ours or in another trainer's."""
+    text = source.metadata.get(METADATA)
+    if text is None:
+        return {}, dict(source.metadata)
+    try:
+        own = json.loads(text)
+        training = own.get("training", {})
+        tokens = own.get("tokens", [])
+        fine = isinstance(training, dict) and isinstance(tokens, list) and all(map(_is_named, tokens))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BrokenCheckpoint(f"its metadata is damaged: {str(error)[:200]}", source.path) from error
+    if not fine:
+        raise BrokenCheckpoint("its metadata describes no LoRA", source.path)
+    return own, training
+
+
+def _is_named(token: Any) -> bool:
+    return isinstance(token, dict) and isinstance(token.get("word"), str) and isinstance(token.get("start"), str | None)
+
+
+def _told(tokens: Sequence[Token], own: Mapping[str, Any]) -> tuple[Token, ...]:
+    """Tokens with the words and starts that our metadata tells."""
+    told = own.get("tokens", [])
+    if len(told) != len(tokens):
+        return tuple(tokens)
+    if all(token.word for token in tokens):
+        starts = {entry["word"]: entry.get("start") for entry in told}
+        return tuple(Token(t.word, t.vectors, starts.get(t.word, t.start)) for t in tokens)
+    return tuple(Token(e["word"], t.vectors, e.get("start")) for t, e in zip(tokens, told, strict=True))
+
+
+def _embedding(tensors: Mapping[str, Tensor], path: str | None) -> Token:
+    if "clip_l" in tensors:
+        raise UnknownCheckpoint("this is an embedding for SDXL: it has clip_l beside clip_g", path)
+    if others := [name for name in tensors if name != "clip_g"]:
+        raise IncompatibleCheckpoint(f"an embedding with more than clip_g: {', '.join(others[:SHOWN])}", path)
+    return Token("", _vectors("clip_g", tensors["clip_g"], path))
+
+
+def _bundled(tensors: Mapping[str, Tensor], name: str, match: re.Match[str], path: str | None) -> Token:
+    word, encoder = match.groups()
+    if encoder == "clip_l":
+        raise UnknownCheckpoint(f"this is for SDXL: its token {word} has vectors for CLIP-L", path)
+    if encoder == "clip_g_out":
+        raise IncompatibleCheckpoint(
+            f"the token {word} changes the text encoder's output, which is not done here", path
+        )
+    return Token(word, _vectors(name, tensors[name], path))
+
+
+def _vectors(name: str, tensor: Tensor, path: str | None) -> Tensor:
+    tensor = tensor[None] if tensor.dim() == 1 else tensor
+    if tensor.dim() != 2 or not tensor.numel() or not tensor.is_floating_point():
+        raise BrokenCheckpoint(f"{name} holds no vectors: {list(tensor.shape)}", path)
+    return tensor
+
+
+def _changes(tensors: Mapping[str, Tensor], path: str | None) -> dict[str, dict[str, Change]]:
+    """The changes that named tensors describe, by kind and parameter."""
+    places = {name: find_place(name) for name in tensors}
+    unknown = [name for name, place in places.items() if place is None]
+    if unknown:
+        raise UnknownCheckpoint(_what_else(tensors, unknown), path)
+    parts: dict[Place, dict[str, str]] = {}
+    for name, place in places.items():
+        assert place is not None
+        target = Place(place.kind, place.parameters, "")
+        if place.part in parts.setdefault(target, {}):
+            raise IncompatibleCheckpoint(f"{parts[target][place.part]} and {name} are the same", path)
+        parts[target][place.part] = name
+    changes: dict[str, dict[str, Change]] = {}
+    for target, named in parts.items():
+        change = _change({part: tensors[name] for part, name in named.items()}, next(iter(named.values())), path)
+        own = changes.setdefault(target.kind, {})
+        for parameter, piece in zip(target.parameters, split(change, len(target.parameters), path), strict=True):
+            if parameter in own:
+                raise IncompatibleCheckpoint(f"{next(iter(named.values()))} is there under another name too", path)
+            own[parameter] = _as_rows(piece) if parameter == TABLE else piece
+    return changes
+
+
+def _what_else(tensors: Mapping[str, Tensor], unknown: Sequence[str]) -> str:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    foreign = recognise_foreign(shapes)
+    if foreign:
+        return f"this is {foreign}, not for Stable Cascade"
+    if len(unknown) == len(tensors):
+        return f"no LoRA of Stable Cascade ({len(tensors)} tensors, the first {', '.join(unknown[:SHOWN])})"
+    return f"{len(unknown)} of its {len(tensors)} tensors are not known: {', '.join(unknown[:SHOWN])}"
+
+
+def _change(parts: Mapping[str, Tensor], name: str, path: str | None) -> Change:
+    """One change from its tensors; `name` is that of one of them."""
+    if set(parts) == {"full"}:
+        return Full(parts["full"])
+    if set(parts) == {"rows", "indices"}:
+        return _rows(parts["indices"], parts["rows"], path)
+    if not {"down", "up"} <= set(parts) <= {"down", "up", "alpha", "dora", "magnitude"}:
+        raise BrokenCheckpoint(f"{name}: its change has only {', '.join(sorted(parts))}", path)
+    return _low_rank(parts, name, path)
+
+
+def _low_rank(parts: Mapping[str, Tensor], name: str, path: str | None) -> LowRank:
+    """A low-rank change with its shapes checked; without alpha its scale is 1."""
+    down, up, alpha, dora = parts["down"], parts["up"], parts.get("alpha"), parts.get("dora")
+    numbers = all(tensor.is_floating_point() for tensor in (down, up))
+    shaped = numbers and min(down.dim(), up.dim()) >= 2 and max(down.dim(), up.dim()) <= 4
+    if shaped and 0 in (down.shape[0], up.shape[1]):
+        raise BrokenCheckpoint(f"{name} has rank 0", path)
+    if not shaped or down.shape[0] != up[0].numel() or not down.numel() or not up.numel():
+        raise BrokenCheckpoint(f"{name}: {list(down.shape)} and {list(up.shape)} make no low-rank change", path)
+    if alpha is not None and alpha.numel() != 1:
+        raise BrokenCheckpoint(f"{name}: its alpha has the shape {list(alpha.shape)}", path)
+    if "magnitude" in parts:
+        # PEFT keeps the lengths of the rows: a vector, or [1, out, 1, 1] for a convolution.
+        dora = parts["magnitude"].reshape(-1, *[1] * (down.dim() - 1))
+    return LowRank(down, up, float(down.shape[0] if alpha is None else alpha), dora)
+
+
+def _rows(indices: Tensor, values: Tensor, path: str | None) -> Rows:
+    whole = indices.dim() == 1 and not indices.is_floating_point() and values.dim() == 2 and len(indices) == len(values)
+    if not whole or not len(indices) or int(indices.min()) < 0 or len(indices.unique()) != len(indices):
+        raise BrokenCheckpoint(f"rows of a table that cannot be: {list(indices.shape)}, {list(values.shape)}", path)
+    return Rows(indices.long(), values)
+
+
+def split(change: Change, count: int, path: str | None) -> list[Change]:
+    """A change of a fused matrix as changes of its `count` equal parts.
+
+    Raises:
+        IncompatibleCheckpoint: it cannot be taken apart.
+    """
+    if count == 1:
+        return [change]
+    if isinstance(change, Full) and change.value.shape[0] % count == 0:
+        return [Full(value) for value in change.value.chunk(count)]
+    if isinstance(change, LowRank) and change.up.shape[0] % count == 0:
+        dora = change.dora
+        if dora is None or dora.shape[0] == change.up.shape[0]:
+            doras = [None] * count if dora is None else dora.chunk(count)
+            ups = change.up.chunk(count)
+            return [LowRank(change.down, up, change.alpha, d) for up, d in zip(ups, doras, strict=True)]
+    raise IncompatibleCheckpoint("a change of the fused attention matrix that cannot be taken apart", path)
+
+
+def _as_rows(change: Change) -> Change:
+    """A low-rank change of a table whose `up` only picks rows, as those rows: how other formats hold them."""
+    if not isinstance(change, LowRank) or change.dora is not None or change.up.dim() != 2:
+        return change
+    picked = change.up != 0
+    if not bool((picked.sum(0) == 1).all()) or not bool((picked.sum(1) <= 1).all()):
+        return change
+    indices = picked.float().argmax(0)
+    factors = change.up[indices, torch.arange(change.rank)] * change.scale
+    return Rows(indices, factors[:, None] * change.down)
+
+
+def _check_words(lora: Lora) -> None:
+    words = [token.word.lower() for token in lora.tokens if token.word]
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise IncompatibleCheckpoint(f"it defines the token {twice[0]} twice", lora.path)

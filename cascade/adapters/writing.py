@@ -1,0 +1,154 @@
+"""Writing LoRAs, in our own form or in another trainer's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..checkpoints.detection import METADATA_KIND
+from ..errors import IncompatibleCheckpoint
+from ..models import StageCConfig
+from . import released
+from .lora import TABLE, Change, Full, Lora, LowRank, Rows
+from .names import FORMATS, Format, name_of
+from .reading import METADATA
+
+WRITABLE = (*FORMATS, "released", "embedding")
+
+
+def save_lora(
+    lora: Lora,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "cascade",
+    config: StageCConfig | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a LoRA as a safetensors file, which is replaced whole or not at all.
+
+    Every format keeps all that the LoRA does, or refuses. Our own form's metadata, which tells tokens, their starts and
+    the training's settings, goes into each of them; other programs ignore it.
+
+    Args:
+        format: one of `WRITABLE`.
+        config: of its Stage C; needed for the released form where the size was not released.
+        dtype: of the factors and vectors; None keeps theirs.
+
+    Raises:
+        ValueError: no such format.
+        IncompatibleCheckpoint: something that the format cannot hold.
+        OSError: it could not be written; what was there is still there.
+    """
+    tensors = to_tensors(lora, format, config)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    # Tensors may share memory (q, k and v of a fused matrix), which the format forbids.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, unfinished, metadata_of(lora, format))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
+    """What our form says of a LoRA beside its tensors: base, ranks, alphas, modules, tokens, training settings."""
+    names = [name for changes in lora.changes.values() for name in changes]
+    told: dict[str, Any] = {
+        "format": format,
+        "base": lora.base,
+        "ranks": lora.ranks,
+        "alphas": lora.alphas,
+        "modules": sorted({_without_numbers(name) for name in names}),
+        "tokens": [{"word": token.word, "start": token.start} for token in lora.tokens],
+        "training": dict(lora.training),
+    }
+    return {METADATA_KIND: "lora", METADATA: json.dumps(told)}
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join(part for part in name.split(".")[:-1] if not part.isdigit())
+
+
+def to_tensors(lora: Lora, format: str, config: StageCConfig | None = None) -> dict[str, Tensor]:
+    """The tensors of a file in a format, as in `save_lora`."""
+    if format == "released":
+        return released.write(lora, config)
+    if format == "embedding":
+        return _embedding(lora)
+    if format not in FORMATS:
+        raise ValueError(f"format is one of {', '.join(WRITABLE)}, not {format!r}")
+    tensors: dict[str, Tensor] = {}
+    for kind, changes in lora.changes.items():
+        for name, change in changes.items():
+            tensors |= _written(kind, name, change, FORMATS[format], lora.path)
+    return tensors | _bundled(lora, format)
+
+
+def _written(kind: str, name: str, change: Change, form: Format, path: str | None) -> dict[str, Tensor]:
+    """One change under the names of a format."""
+    endings = form.endings
+    if isinstance(change, Rows) and "rows" not in endings and name == TABLE:
+        change = _as_low_rank(change)
+    if isinstance(change, Full) and "delta" in endings:
+        return {f"{form.prefixes[kind]}{name}{endings['delta']}": change.value}
+    module, _, parameter = name.rpartition(".")
+    stem = name_of(kind, module, form)
+    parts = _parts(change, parameter, endings)
+    if stem is None or any(part not in endings for part in parts):
+        held = "DoRA" if "dora" in parts else "full change" if isinstance(change, Full) else "change"
+        raise IncompatibleCheckpoint(f"{form.title} has no place for the {held} of {name}", path)
+    return {stem + endings[part]: tensor for part, tensor in parts.items()}
+
+
+def _as_low_rank(rows: Rows) -> LowRank:
+    """Rows of a table as factors whose `up` picks them."""
+    count = len(rows.indices)
+    up = torch.zeros(released.VOCABULARY, count)
+    up[rows.indices, torch.arange(count)] = 1.0
+    return LowRank(rows.values, up, float(count))
+
+
+def _parts(change: Change, parameter: str, endings: Mapping[str, str]) -> dict[str, Tensor]:
+    if isinstance(change, Rows):
+        return {"rows": change.values, "indices": change.indices}
+    if isinstance(change, Full):
+        return {"full" if parameter == "weight" else f"full_{parameter}": change.value}
+    parts = {"down": change.down, "up": change.up}
+    if "alpha" in endings:
+        parts["alpha"] = torch.tensor(change.alpha)
+    elif change.scale != 1:
+        parts["up"] = change.up.float() * change.scale
+    if change.dora is None:
+        return parts
+    if "magnitude" in endings and change.dora.numel() == change.dora.shape[0]:
+        magnitude = change.dora.flatten() if change.dora.dim() == 2 else change.dora.transpose(0, 1)
+        return parts | {"magnitude": magnitude}
+    parts["dora"] = change.dora
+    return parts
+
+
+def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
+    """Tokens; other programs read them as whole vectors."""
+    if format != "cascade" and (relative := [token.word for token in lora.tokens if token.start is not None]):
+        text = f"its token {relative[0]} is kept as a change of another text, for which {FORMATS[format].title} has no "
+        raise IncompatibleCheckpoint(text + "place: make it absolute first, which takes the text encoder", lora.path)
+    if any(not token.word for token in lora.tokens):
+        raise IncompatibleCheckpoint("it has a learned token without a word: say which word it is to have", lora.path)
+    return {f"bundle_emb.{token.word}.clip_g": token.vectors for token in lora.tokens}
+
+
+def _embedding(lora: Lora) -> dict[str, Tensor]:
+    if lora.changes or len(lora.tokens) != 1 or lora.tokens[0].start is not None:
+        raise IncompatibleCheckpoint("a stand-alone embedding is one token with whole vectors and no more", lora.path)
+    return {"clip_g": lora.tokens[0].vectors}

@@ -1,0 +1,192 @@
+"""Files that are refused, and what is said of them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from cascade.adapters import Applied, attach, read_lora, save_lora, to_tensors
+from cascade.adapters.attaching import check_fits
+from cascade.adapters.lora import Full, Lora, LowRank, Token
+from cascade.errors import (
+    BrokenCheckpoint,
+    CheckpointError,
+    IncompatibleCheckpoint,
+    UnknownCheckpoint,
+    UnsafeCheckpoint,
+)
+from cascade.models import STAGE_C_1B, STAGE_C_3_6B
+from tests.adapters import loras
+
+STEM = "lora_unet_down_blocks_0_2_attention_attn_to_q"
+DOWN, UP = f"{STEM}.lora_down.weight", f"{STEM}.lora_up.weight"
+
+
+def pair(stem: str = STEM, down: tuple[int, ...] = (2, 8), up: tuple[int, ...] = (8, 2)) -> dict[str, Tensor]:
+    return {f"{stem}.lora_down.weight": torch.ones(down), f"{stem}.lora_up.weight": torch.ones(up)}
+
+
+def sd(name: str, width: int) -> dict[str, Tensor]:
+    return pair(f"lora_unet_{name}_attn2_to_k", (1, width), (320, 1))
+
+
+BROKEN = {
+    "rank 0": (pair(down=(0, 8), up=(8, 0)), "rank 0"),
+    "NaN": (pair() | {UP: torch.full((8, 2), torch.nan)}, "NaN or infinity"),
+    "infinity": (pair() | {DOWN: torch.full((2, 8), torch.inf)}, "NaN or infinity"),
+    "half": ({DOWN: torch.ones(2, 8)}, "has only down"),
+    "ranks": (pair(up=(8, 3)), "make no low-rank change"),
+    "alpha": (pair() | {f"{STEM}.alpha": torch.ones(3)}, "alpha has the shape"),
+    "alpha NaN": (pair() | {f"{STEM}.alpha": torch.tensor(torch.nan)}, "NaN or infinity"),
+    "integers": ({name: value.int() for name, value in pair().items()}, "make no low-rank change"),
+    "vectors": (pair(down=(2,), up=(2,)), "make no low-rank change"),
+    "no tensors": ({}, "no tensors"),
+    "released gap": ({"weights.1.lora_down": torch.ones(1, 8), "weights.1.lora_up": torch.ones(8, 1)}, "missing"),
+    "released half": ({"weights.0.lora_down": torch.ones(1, 8)}, "missing"),
+    "released rank 0": ({"weights.0.lora_down": torch.ones(0, 8), "weights.0.lora_up": torch.ones(8, 0)}, "rank 0"),
+    "no vectors": ({"clip_g": torch.ones(0, 1280)}, "no vectors"),
+    "rows": ({"embeddings.embeddings": torch.ones(1, 8), "embeddings.indices": torch.tensor([60000])}, "49408"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file(case: str) -> None:
+    tensors, message = BROKEN[case]
+    with pytest.raises(BrokenCheckpoint, match=message):
+        read_lora(tensors)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (sd("down_blocks_0_attentions_0_transformer_blocks_0", 768), "Stable Diffusion 1.5,"),
+        (sd("down_blocks_0_attentions_0_transformer_blocks_0", 1024), "Stable Diffusion 2,"),
+        (sd("down_blocks_1_attentions_0_transformer_blocks_0", 2048), "SDXL"),
+        (sd("input_blocks_4_1_transformer_blocks_0", 2048), "SDXL"),
+        (pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "SDXL"),
+        (pair("lora_unet_double_blocks_0_img_attn_qkv"), "Flux"),
+        (pair("transformer.single_transformer_blocks.0.attn.to_q"), "Flux"),
+        (pair("lora_unet_joint_blocks_0_x_block_attn_qkv"), "Stable Diffusion 3"),
+        ({f"{STEM}.hada_w1_a": torch.ones(2, 8)}, "LyCORIS"),
+        ({"clip_g": torch.ones(1, 1280), "clip_l": torch.ones(1, 768)}, "SDXL"),
+        ({"bundle_emb.a.clip_l": torch.ones(1, 768)}, "SDXL"),
+        ({"weight": torch.ones(3, 3)}, "no LoRA of Stable Cascade"),
+        (pair() | {"extra.weight": torch.ones(1)}, "1 of its 3 tensors are not known: extra.weight"),
+    ],
+)
+def test_something_else_is_named(tensors: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(UnknownCheckpoint, match=message):
+        read_lora(tensors)
+
+
+def test_the_wrong_size_is_named() -> None:
+    for made, config in (("3.6B", STAGE_C_1B), ("1B", STAGE_C_3_6B)):
+        with pytest.raises(IncompatibleCheckpoint, match=f"made for Stage C, {made}, and this is Stage C"):
+            read_lora(loras.released(made), config=config)
+        net = loras.stage_c({"3.6B": "1B", "1B": "3.6B"}[made])
+        lora = read_lora(loras.kohya(made))
+        with pytest.raises(IncompatibleCheckpoint, match=f"made for Stage C, {made}, and this is Stage C"):
+            check_fits(lora.changes["stage_c"], dict(net.named_parameters()), "stage_c", net, lora)
+
+
+def test_another_size_needs_a_config() -> None:
+    with pytest.raises(IncompatibleCheckpoint, match="32 wide, a size that was not released"):
+        read_lora(loras.official())
+
+
+def test_other_filters_are_named() -> None:
+    tensors = loras.released("1B")
+    more = tensors | {"weights.64.lora_down": torch.ones(1, 1536), "weights.64.lora_up": torch.ones(1536, 1)}
+    with pytest.raises(IncompatibleCheckpoint, match=r"65 matrices .* 64 of attention .* other filters than .attn"):
+        read_lora(more)
+
+
+def test_a_text_encoder_of_another_model_does_not_fit() -> None:
+    lora = read_lora(pair("lora_te_text_model_encoder_layers_0_mlp_fc1", (1, 768), (3072, 1)))
+    net = loras.stage_c("text")
+    with pytest.raises(IncompatibleCheckpoint, match="does not fit Text encoder, CLIP bigG/14: 1 of its 1 changes"):
+        check_fits(lora.changes["text_encoder"], dict(net.named_parameters()), "text_encoder", net, lora)
+
+
+def test_a_block_that_is_not_there_is_named() -> None:
+    net = loras.small_stage_c()
+    lora = read_lora(pair("lora_unet_down_blocks_0_92_attention_attn_to_q", (1, 32), (32, 1)))
+    with pytest.raises(IncompatibleCheckpoint, match=r"down_blocks.0.92.attention.attn.to_q.weight is not there"):
+        attach([Applied(lora)], stage_c=net)
+
+
+def test_one_change_under_two_names_is_refused() -> None:
+    with pytest.raises(IncompatibleCheckpoint, match="the same"):
+        read_lora(pair() | pair("lora_prior_unet_down_blocks_0_2_attention_to_q"))
+
+
+def test_duplicate_tokens_are_refused() -> None:
+    with pytest.raises(IncompatibleCheckpoint, match="twice"):
+        read_lora({"bundle_emb.[a].clip_g": torch.ones(1, 8), "bundle_emb.[A].clip_g": torch.ones(1, 8)})
+    rows = {"embeddings.embeddings": torch.ones(2, 8), "embeddings.indices": torch.tensor([49408, 49408])}
+    with pytest.raises(IncompatibleCheckpoint, match="twice"):
+        read_lora(rows)
+    with pytest.raises(IncompatibleCheckpoint, match="1 of its tokens need a word, 2 were given"):
+        read_lora({"clip_g": torch.ones(1, 8)}, tokens=[("[a]", None), ("[b]", None)])
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    whole = save(pair())
+    file = tmp_path / "lora.safetensors"
+    for length in range(0, len(whole), 17):
+        file.write_bytes(whole[:length])
+        with pytest.raises(BrokenCheckpoint):
+            read_lora(file)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1/0",)
+
+
+def test_a_pickle_that_wants_to_run_code_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "lora.pt"
+    file.write_bytes(pickle.dumps({"weights.0.lora_down": Trap()}, protocol=2))
+    with pytest.raises(UnsafeCheckpoint, match="eval"):
+        read_lora(file)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(FileNotFoundError):
+        read_lora("nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "1", "{", '{"tokens": 3}', '{"tokens": [{"word": 1}]}', '{"training": []}', '{"tokens": [1]}']
+)
+def test_damaged_metadata(text: str, tmp_path: Path) -> None:
+    save_file(pair(), tmp_path / "a.safetensors", {"cascade.lora": text})
+    with pytest.raises(BrokenCheckpoint, match="metadata"):
+        read_lora(tmp_path / "a.safetensors")
+
+
+def test_what_a_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    low = LowRank(torch.ones(1, 2048), torch.ones(2048, 1), 1.0)
+    columns = LowRank(low.down, low.up, 1.0, torch.ones(1, 2048))
+    query = "down_blocks.0.2.attention.attn.to_q.weight"
+    cases = [
+        ("onetrainer", Lora({"stage_c": {"clf.1.bias": Full(torch.ones(16))}}), "no place for the full change"),
+        ("peft", Lora({"stage_c": {query: columns}}), "no place for the DoRA"),
+        ("released", Lora({"stage_c": {"down_blocks.0.2.kv_mapper.1.weight": low}}), "attention's matrices only"),
+        ("released", Lora({"stage_c": {query: columns}}), "plain low-rank"),
+        ("kohya", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "make it absolute"),
+        ("kohya", Lora({}, (Token("", torch.ones(1, 8)),)), "without a word"),
+        ("released", Lora({}, (Token("[a]", torch.ones(2, 8)),)), "one vector"),
+        ("embedding", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "stand-alone"),
+    ]
+    for format, lora, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            save_lora(lora, tmp_path / "a.safetensors", format=format)
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="format is one of"):
+        to_tensors(Lora(), "other")
