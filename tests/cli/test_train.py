@@ -1,0 +1,79 @@
+"""`python -m cascade train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cascade.checkpoints import load_model
+from cascade.cli import main
+from cascade.training import recipe
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "a.json"
+    section = {
+        "pictures": {"count": 4, "size": 32},
+        "cache": "cache",
+        "model": {"width": 8, "bottleneck_blocks": 1, "codebook_size": 4},
+        "crop": 32,
+    }
+    data = {"task": "stage_a", "output": "out", "steps": 3, "batch_size": 2, "device": "cpu", "stage_a": section}
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_one_training(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(settings), "--folder", str(tmp_path), "--set", "steps=2"]) == 0
+    out, err = capsys.readouterr()
+    assert "complete at step 2" in out
+    assert "stage_a" in err
+    assert load_model(tmp_path / "out" / "stage_a.safetensors") is not None
+    assert main(["train", str(settings), "--folder", str(tmp_path)]) == 0
+    assert "complete at step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "stpes=2"], "'steps'"),
+        (["--set", "steps"], "KEY=VALUE"),
+        (["--set", "stage_a.crop=34"], "multiple of 4"),
+    ],
+)
+def test_mistakes_in_one_line(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["train", str(settings), "--folder", str(tmp_path), *arguments]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert words in message
+
+
+def test_a_part_that_the_recipe_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--part", "stage_d", "--folder", str(tmp_path)]) == 1
+    assert "no part 'stage_d'" in capsys.readouterr().err
+
+
+def test_the_smoke_run_makes_all_seven_files(tmp_path: Path) -> None:
+    folder, target = tmp_path / "run", tmp_path / "weights"
+    assert main(["train", "tiny", "--smoke", "--folder", str(folder), "--install", str(target)]) == 0
+    kinds = ["effnet", "image_encoder", "previewer", "stage_a", "stage_b", "stage_c", "text_encoder"]
+    assert sorted(p.stem for p in target.iterdir()) == kinds
+    for kind in kinds:
+        assert load_model(target / f"{kind}.safetensors", part=kind) is not None
+    last = max(
+        recipe.PARTS,
+        key=lambda part: recipe.PARTS.index(part) if (folder / part / "stage_a.safetensors").exists() else -1,
+    )
+    assert (target / "stage_a.safetensors").read_bytes() == (folder / last / "stage_a.safetensors").read_bytes()
+
+
+def test_the_recipe_fits_the_repository() -> None:
+    """All its files are read and checked as they are."""
+    for part in recipe.PARTS:
+        for smoke in (False, True):
+            assert recipe.part_config(part, Path("run"), smoke=smoke).output == Path("run") / part

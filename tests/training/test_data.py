@@ -1,0 +1,96 @@
+"""Pictures, their order, and the caches made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.training.data import (
+    CHUNK,
+    DrawnPictures,
+    Order,
+    PictureSettings,
+    cached,
+    open_source,
+    resize,
+    to_images,
+    to_pictures,
+)
+
+
+def test_every_epoch_holds_every_picture_once_in_an_order_of_its_own() -> None:
+    order = Order(10, seed=1)
+    rows = np.concatenate([order.rows(i, 4) for i in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert list(rows[:10]) != list(rows[10:])
+
+
+def test_the_order_follows_from_the_index_alone() -> None:
+    forward = [Order(7, 3).rows(i, 5).tolist() for i in range(6)]
+    order = Order(7, 3)
+    assert [order.rows(i, 5).tolist() for i in reversed(range(6))][::-1] == forward
+    assert len(Order(3, 0).rows(2, 10)) == 10
+
+
+def test_drawn_pictures_do_not_depend_on_how_they_are_read() -> None:
+    source = open_source(PictureSettings(count=5, seed=4, size=64))
+    assert len(source) == 5
+    pictures, captions = source.read(0, 5)
+    assert (pictures.shape, pictures.dtype) == ((5, 64, 64, 3), np.uint8)
+    one, caption = source.read(3, 1)
+    assert np.array_equal(one[0], pictures[3])
+    assert caption[0] == captions[3]
+
+
+class Counting(DrawnPictures):
+    reads = 0
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
+        self.reads += 1
+        return super().read(start, count)
+
+
+def test_a_cache_is_made_once_and_named_by_what_it_depends_on(tmp_path: Path) -> None:
+    source = Counting(CHUNK + 3, seed=1, size=32)
+    seen: list[tuple[int, int]] = []
+
+    def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+        return {"mean": pictures.mean(axis=(1, 2), dtype=np.float32), "first": pictures[:, 0, 0]}
+
+    first = cached(tmp_path, "x", source, compute, key="a", on_chunk=lambda i, n: seen.append((i, n)))
+    again = cached(tmp_path, "x", source, compute, key="a")
+    assert (source.reads, seen) == (2, [(CHUNK, CHUNK + 3), (CHUNK + 3, CHUNK + 3)])
+    cached(tmp_path, "x", source, compute, key="b")
+    assert source.reads == 4
+    pictures, captions = source.read(0, CHUNK + 3)
+    assert again.captions == captions
+    assert np.array_equal(first.arrays["mean"], pictures.mean(axis=(1, 2), dtype=np.float32))
+    assert torch.equal(again.take("first", np.array([4, 2])), torch.from_numpy(pictures[[4, 2], 0, 0]))
+
+
+def test_a_cache_that_failed_leaves_nothing(tmp_path: Path) -> None:
+    def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        cached(tmp_path, "x", DrawnPictures(2, 1, 32), compute)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_and_images_are_inverse() -> None:
+    pictures = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    images = to_images(pictures)
+    assert images.shape == (2, 3, 8, 8)
+    assert np.array_equal(to_pictures(images), pictures.numpy())
+
+
+def test_resize_averages_when_it_shrinks() -> None:
+    images = torch.rand(1, 3, 64, 64)
+    assert resize(images, 64) is images
+    small = resize(images, 8)
+    assert small.shape == (1, 3, 8, 8)
+    assert abs(small.mean() - images.mean()) < 0.02
+    assert small.std() < 0.5 * images.std()

@@ -1,0 +1,308 @@
+"""The tasks on small networks and few pictures: data, losses, what is trained, what comes out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cascade.checkpoints import load_model, save_model
+from cascade.conditioning import TextEncoder
+from cascade.errors import InvalidConfig
+from cascade.models import Previewer, PreviewerConfig, initialize
+from cascade.training import SETTINGS, TASKS, fit, parse_config, read_config
+from cascade.training.loop import Trainer
+from cascade.training.metrics import read_metrics
+from cascade.training.state import load_state
+from cascade.training.text import pooled_captions
+from tests import small
+
+ROOT = Path(__file__).parents[2]
+PICTURES = {"count": 12, "seed": 1, "size": 64}
+CLIP = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+LEVELS = [{"width": 16, "heads": 0, "depth": 1, "pattern": "CT"}, {"width": 16, "heads": 2, "depth": 1}]
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "stage_a": {"model": {"width": 16, "bottleneck_blocks": 1, "codebook_size": 4}, "crop": 32},
+    "encoder": {"model": small.CONFIGS["effnet"].to_dict(), "previewer": {"width": 8}, "sizes": [32, 64]},
+    "stage_b": {
+        "model": {"condition_channels": 16, "clip": 8, "levels": LEVELS},
+        "stage_a": "parts/stage_a.safetensors",
+        "effnet": "parts/effnet.safetensors",
+        "effnet_sizes": [32, 64],
+        "sample_steps": 2,
+    },
+    "stage_c": {
+        "model": {"condition_channels": 16, "clip_text": 8, "clip_text_pooled": 8, "clip_img": 8, "levels": LEVELS},
+        "text": {"vocab_size": 49408, "hidden_size": 8, "eos_token_id": 49407, **CLIP},
+        "image": {"hidden_size": 8, "image_size": 16, "patch_size": 8, **CLIP},
+        "effnet": "parts/effnet.safetensors",
+        "effnet_size": 64,
+        "previewer": "parts/previewer.safetensors",
+        "repeats": 2,
+        "keep_image": 0.5,
+        "sample_steps": 2,
+    },
+}
+PLAIN = {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 4, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trained parts that tasks start from."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "parts").mkdir()
+    for kind in ("stage_a", "effnet", "text_encoder"):
+        save_model(small.part(kind), folder / "parts" / f"{kind}.safetensors")
+    previewer = initialize(Previewer(PreviewerConfig(width=8))).eval()
+    save_model(previewer, folder / "parts" / "previewer.safetensors")
+    return folder
+
+
+def data(task: str, output: str, changes: dict[str, Any], **section: Any) -> dict[str, Any]:
+    whole = {"pictures": PICTURES, "cache": "cache", **SECTIONS[task], **section}
+    return {"task": task, "output": output, **PLAIN, **changes, task: whole}
+
+
+def config(
+    folder: Path, task: str, output: str = "none", *, changes: dict[str, Any] | None = None, **section: Any
+) -> Any:
+    return parse_config(data(task, output, changes or {}, **section), SETTINGS, where="test", root=folder)
+
+
+def build(folder: Path, task: str, **section: Any) -> Any:
+    return TASKS[task].task(config(folder, task, **section))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_each_trains_samples_and_exports(folder: Path, tmp_path: Path, task: str, precision: str) -> None:
+    settings = config(folder, task, str(tmp_path), changes={"precision": precision})
+    built = TASKS[task].task(settings)
+    before = {k: v.clone() for m in built.modules.values() for k, v in m.state_dict().items()}
+    outcome = fit(built, settings)
+    assert outcome.complete
+    assert (tmp_path / "samples" / "step_00000004.png").exists()
+    changed = {k for m in built.modules.values() for k, v in m.state_dict().items() if not torch.equal(v, before[k])}
+    assert len(changed) > len(before) // 3
+    for name in built.modules:
+        net = load_model(tmp_path / f"{name}.safetensors")
+        assert {p.dtype for p in net.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batches_follow_from_their_number(folder: Path, task: str) -> None:
+    a, b = build(folder, task), build(folder, task)
+    for index in (0, 5):
+        x, y = a.batch(index), b.batch(index)
+        assert all(torch.equal(s, t) for s, t in zip(x, y, strict=True))
+        a.batch(3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fresh_weights_follow_from_the_seed(folder: Path, task: str) -> None:
+    a, b = build(folder, task), build(folder, task)
+    other = TASKS[task].task(config(folder, task, changes={"seed": 1}))
+    same = [
+        torch.equal(x, y)
+        for m in a.modules
+        for x, y in zip(a.modules[m].parameters(), b.modules[m].parameters(), strict=True)
+    ]
+    assert all(same)
+    assert any(
+        not torch.equal(x, y)
+        for m in a.modules
+        for x, y in zip(a.modules[m].parameters(), other.modules[m].parameters(), strict=True)
+    )
+
+
+def test_stage_a_learns_and_its_latents_have_deviation_one(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "stage_a", str(tmp_path), changes={"steps": 40, "lr": 5e-3, "batch_size": 8, "ema": 0.9})
+    task = TASKS["stage_a"].task(settings)
+    outcome = fit(task, settings)
+    assert outcome.metrics["psnr"] > read_metrics(tmp_path)[0]["psnr"] + 3
+    net: Any = load_model(tmp_path / "stage_a.safetensors", dtype=torch.float32)
+    latents = torch.cat([net.encode(task.batch(i)) for i in range(4)])
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.3
+    assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.3
+
+
+def test_with_a_frozen_encoder_the_latents_stay_and_the_decoder_moves(folder: Path, tmp_path: Path) -> None:
+    model = small.CONFIGS["stage_a"].to_dict()
+    start = "parts/stage_a.safetensors"
+    settings = config(folder, "stage_a", str(tmp_path), model=model, start=start, freeze_encoder=True)
+    fit(TASKS["stage_a"].task(settings), settings)
+    before: Any = load_model(folder / start, dtype=torch.float16)
+    after: Any = load_model(tmp_path / "stage_a.safetensors")
+    moved = {k.split(".")[0] for k, v in after.state_dict().items() if not torch.equal(v, before.state_dict()[k])}
+    assert "up_blocks" in moved
+    assert not moved & {"in_block", "down_blocks"}
+
+
+def test_the_encoders_second_decoder_is_trained_and_dropped(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "encoder", str(tmp_path), detail={"width": 8}, crop=32)
+    task = TASKS["encoder"].task(settings)
+    fit(task, settings)
+    assert set(task.modules) == {"effnet", "previewer", "detail"}
+    assert sorted(p.stem for p in tmp_path.glob("*.safetensors")) == ["effnet", "previewer"]
+
+
+def test_stage_b_drops_effnet_and_draws_its_size(folder: Path) -> None:
+    task = build(folder, "stage_b", drop_effnet=0.5)
+    batches = [task.batch(i) for i in range(30)]
+    assert {b.effnet.shape[-1] for b in batches} == {1, 2}
+    dropped = torch.cat([~b.effnet.flatten(1).any(dim=1) for b in batches]).float().mean()
+    assert 0.3 < dropped < 0.7
+    assert batches[0].latents.shape == (4, 4, 16, 16)
+
+
+def test_stage_b_without_a_text_encoder_is_deaf_to_text(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "stage_b", str(tmp_path))
+    fit(TASKS["stage_b"].task(settings), settings)
+    net: Any = load_model(tmp_path / "stage_b.safetensors", dtype=torch.float32)
+    x, r, effnet = torch.randn(1, 4, 16, 16), torch.rand(1), torch.randn(1, 16, 2, 2)
+    assert torch.equal(net(x, r, effnet, torch.randn(1, 1, 8)), net(x, r, effnet, torch.zeros(1, 1, 8)))
+
+
+def test_stage_b_with_a_text_encoder_reads_the_pooled_captions(folder: Path) -> None:
+    text = {"text_encoder": "parts/text_encoder.safetensors"}
+    model = {**SECTIONS["stage_b"]["model"], "clip": small.POOLED}
+    task = build(folder, "stage_b", model=model, drop_caption=0.0, **text)
+    batch = task.batch(0)
+    captions = [task.data.captions[row] for row in task.order.rows(0, 4)]
+    net: Any = load_model(folder / text["text_encoder"], dtype=torch.float32)
+    torch.testing.assert_close(batch.clip, pooled_captions(net, captions))
+    empty = build(folder, "stage_b", model=model, drop_caption=1.0, **text).batch(0).clip
+    torch.testing.assert_close(empty, pooled_captions(net, [""] * 4))
+    with pytest.raises(InvalidConfig, match="clip is 8"):
+        build(folder, "stage_b", **text)
+
+
+def test_stage_c_tokens_are_those_of_the_captions(folder: Path) -> None:
+    task = build(folder, "stage_c", drop_caption=0.0, drop_caption_with_image=0.0)
+    batch = task.batch(2)
+    captions = [task.data.captions[row] for row in task.order.rows(2, 2)]
+    ids, mask = TextEncoder(task.modules["text_encoder"]).tokenize(captions)
+    assert torch.equal(batch.ids, ids)
+    assert torch.equal(batch.mask, mask)
+
+
+def test_stage_c_drops_captions_and_images(folder: Path) -> None:
+    task = build(folder, "stage_c", drop_caption=0.0, drop_caption_with_image=1.0)
+    empty, _ = TextEncoder(task.modules["text_encoder"]).tokenize([""])
+    for index in range(12):
+        batch = task.batch(index)
+        without_text = [bool(torch.equal(ids, empty[0])) for ids in batch.ids]
+        assert without_text == [row in batch.with_image.tolist() for row in range(2)]
+        assert len(batch.pictures) == len(batch.with_image)
+
+
+@pytest.mark.parametrize("keep_image", [0.0, 1.0])
+def test_the_image_encoder_learns_from_the_pictures_it_is_given(folder: Path, keep_image: float) -> None:
+    task = build(folder, "stage_c", keep_image=keep_image)
+    net: Any = task.modules["stage_c"]
+    torch.nn.init.normal_(net.clf[1].weight)
+    loss, _ = task.loss(task.batch(0), generator())
+    loss.backward()
+    grads = [p.grad for p in task.modules["image_encoder"].parameters() if p.grad is not None]
+    assert bool(grads) == bool(keep_image)
+    assert all(p.grad is not None for p in task.modules["text_encoder"].text_projection.parameters())
+
+
+def test_repeats_share_conditions_and_not_noise(folder: Path) -> None:
+    """The loss of a batch with repeats is that of the same pictures written out twice."""
+    task = build(folder, "stage_c", keep_image=1.0)
+    torch.nn.init.normal_(task.modules["stage_c"].clf[1].weight)
+    batch = task.batch(0)
+    with torch.no_grad():
+        expected, _ = task.loss(batch, generator())
+        twice = build(folder, "stage_c", keep_image=1.0, repeats=1)
+        for name, module in twice.modules.items():
+            module.load_state_dict(task.modules[name].state_dict())
+        latents, ids, mask, pictures = (x.repeat_interleave(2, dim=0) for x in batch[:4])
+        loss, _ = twice.loss(type(batch)(latents, ids, mask, pictures, torch.arange(4)), generator())
+    torch.testing.assert_close(loss, expected)
+
+
+def test_adaptive_loss_weights_are_part_of_the_state(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "stage_c", str(tmp_path), diffusion={"loss_weight": "adaptive"})
+    fit(TASKS["stage_c"].task(settings), settings)
+    state = load_state(tmp_path)
+    assert state is not None
+    learnt = state["task"]["loss_weight.losses"]
+    assert (learnt != 1).any()
+    trainer = Trainer(TASKS["stage_c"].task(settings), settings)
+    trainer.resume()
+    assert torch.equal(trainer.task.state()["loss_weight.losses"], learnt)
+
+
+@pytest.mark.parametrize(
+    ("task", "section", "words"),
+    [
+        ("stage_a", {"crop": 34}, "crop 34"),
+        ("stage_a", {"crop": 96}, "crop 96"),
+        ("stage_a", {"model": {"breadth": 3}}, "stage_a: model: StageAConfig has no breadth"),
+        ("encoder", {"sizes": [50]}, "multiples of 32"),
+        ("stage_c", {"repeats": 3}, "repeats 3 must divide batch_size 4"),
+        (
+            "stage_c",
+            {"image": {**SECTIONS["stage_c"]["image"], "projection_dim": 6}},
+            "clip_img is 8, the encoder gives 6",
+        ),
+        ("stage_b", {"diffusion": {"loss_weight": "p3"}}, "p3"),
+    ],
+)
+def test_settings_that_do_not_fit(folder: Path, task: str, section: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        build(folder, task, **section)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.append(sys.argv[1])
+from cascade.training import SETTINGS, TASKS, fit, read_config
+config = read_config(sys.argv[2], SETTINGS, root=sys.argv[3])
+fit(TASKS[config.task].task(config), config,
+    on_step=lambda step, steps, metrics: step == 6 and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills by signal")
+@pytest.mark.parametrize("task", ["stage_a", "stage_c"])
+def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_weights(
+    folder: Path, tmp_path: Path, task: str
+) -> None:
+    changes = {"steps": 9, "checkpoint_every": 4, "threads": torch.get_num_threads()}
+    section = {"diffusion": {"loss_weight": "adaptive"}} if task == "stage_c" else {}
+    for name in ("whole", "killed"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(data(task, str(tmp_path / name), changes, **section)), encoding="utf-8")
+    command = [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / "killed.yaml"), str(folder)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    state = load_state(tmp_path / "killed")
+    assert state is not None
+    assert state["step"] == 4
+    for name in ("whole", "killed"):
+        settings = read_config(tmp_path / f"{name}.yaml", SETTINGS, root=folder)
+        assert fit(TASKS[task].task(settings), settings).complete
+    files = sorted(p.name for p in (tmp_path / "whole").glob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    a, b = load_state(tmp_path / "whole"), load_state(tmp_path / "killed")
+    assert a is not None
+    assert b is not None
+    for key in ("modules", "ema"):
+        for module in a[key]:
+            assert all(torch.equal(v, b[key][module][k]) for k, v in a[key][module].items())
