@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.detection import METADATA_KIND
+from ..checkpoints.detection import METADATA_KIND, find_parts
 from ..checkpoints.sources import Source, open_source
-from ..errors import BrokenCheckpoint, IncompatibleCheckpoint, UnknownCheckpoint
+from ..errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import StageCConfig
 from . import released
 from .lora import TABLE, Change, Full, Lora, LowRank, Rows, Token
@@ -22,6 +24,7 @@ from .names import FORMATS, Place, find_place, format_of, recognise_foreign
 METADATA = "cascade.lora"
 """Key of the safetensors metadata under which our files tell tokens and training settings, as JSON."""
 BUNDLED = re.compile(r"bundle_emb\.(.+)\.(clip_g|clip_g_out|clip_l|string_to_param\.\*)")
+PEFT_CONFIG = "adapter_config.json"
 SHOWN = 3
 
 
@@ -50,10 +53,9 @@ def read_lora(
     if len(opened) != 1:
         raise UnknownCheckpoint("a folder of networks, not a LoRA", None if isinstance(source, Mapping) else source)
     found = opened[0]
-    tensors = _tensors(found)
-    if not tensors:
+    if not found.tensors:
         raise BrokenCheckpoint("it holds no tensors", found.path)
-    lora = _read(tensors, found, config)
+    lora = _read(found, config)
     lora = lora.named(list(tokens)) if tokens else lora
     _check_words(lora)
     return lora
@@ -68,22 +70,82 @@ def _tensors(source: Source) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(tensors: dict[str, Tensor], source: Source, config: StageCConfig | None) -> Lora:
+def _read(source: Source, config: StageCConfig | None) -> Lora:
     path = None if source.path is None else str(source.path)
     own, training = _metadata(source)
-    if released.is_released(tensors):
-        changes, tokens = released.read(tensors, config, path)
+    if released.is_released(source.tensors):
+        changes, tokens = released.read(_tensors(source), config, path)
         return Lora(changes, _told(tokens, own), training, "released", path)
-    if "clip_g" in tensors:
-        return Lora({}, _told([_embedding(tensors, path)], own), training, "embedding", path)
-    bundled = {name: match for name in tensors if (match := BUNDLED.fullmatch(name))}
+    if "clip_g" in source.tensors:
+        return Lora({}, _told([_embedding(_tensors(source), path)], own), training, "embedding", path)
+    bundled = {name: match for name in source.tensors if (match := BUNDLED.fullmatch(name))}
+    # Names are looked at before gigabytes of something else are read.
+    places = _places(source, [name for name in source.tensors if name not in bundled])
+    tensors = _tensors(source)
     tokens = [_bundled(tensors, name, match, path) for name, match in bundled.items()]
-    names = [name for name in tensors if name not in bundled]
-    changes = _changes({name: tensors[name] for name in names}, path)
-    form = format_of(names) if names else "onetrainer"
-    if source.metadata.get(METADATA_KIND) == "lora" and "format" in own:
-        form = own["format"] if own["format"] in FORMATS else form
+    changes = _changes(tensors, places, path)
+    form = format_of(list(places)) if places else "onetrainer"
+    if form == "peft" and not own:
+        changes, training = _scaled_by_config(changes, training, source)
+    if source.metadata.get(METADATA_KIND) == "lora" and own.get("format") in FORMATS:
+        form = own["format"]
     return Lora(changes, _told(tokens, own), training, form, path)
+
+
+def _places(source: Source, names: Sequence[str]) -> dict[str, Place]:
+    """What each name means.
+
+    Raises:
+        UnknownCheckpoint: one means nothing here.
+    """
+    places = {name: find_place(name) for name in names}
+    known = {name: place for name, place in places.items() if place is not None}
+    if len(known) < len(places):
+        raise UnknownCheckpoint(_what_else(source, [name for name in places if name not in known]), source.path)
+    return known
+
+
+def _what_else(source: Source, unknown: Sequence[str]) -> str:
+    foreign = recognise_foreign({name: info.shape for name, info in source.tensors.items()})
+    if foreign:
+        return f"this is {foreign}, not for Stable Cascade"
+    if len(unknown) < len(source.tensors):
+        return f"{len(unknown)} of its {len(source.tensors)} tensors are not known: {', '.join(unknown[:SHOWN])}"
+    try:
+        return f"this is a network, not a LoRA: {' and '.join(part.describe() for part in find_parts({'': source}))}"
+    except CheckpointError:
+        return f"no LoRA of Stable Cascade ({len(source.tensors)} tensors, the first {', '.join(unknown[:SHOWN])})"
+
+
+def _scaled_by_config(
+    changes: dict[str, dict[str, Change]], training: dict[str, Any], source: Source
+) -> tuple[dict[str, dict[str, Change]], dict[str, Any]]:
+    """With the alpha of PEFT's adapter_config.json, where one lies beside: its tensors do not tell the scale.
+
+    Raises:
+        BrokenCheckpoint: it is damaged.
+        IncompatibleCheckpoint: it gives modules an alpha each.
+    """
+    folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
+    file = None if folder is None else folder / PEFT_CONFIG
+    named = source.path is not None and (source.path.is_dir() or source.path.stem == "adapter_model")
+    if file is None or not named or not file.exists():
+        return changes, training
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        alpha, stabilised, patterns = float(told["lora_alpha"]), bool(told.get("use_rslora")), told.get("alpha_pattern")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise BrokenCheckpoint(f"it tells no lora_alpha: {str(error)[:200]}", file) from error
+    if patterns or not math.isfinite(alpha):
+        raise IncompatibleCheckpoint("it gives modules an alpha of their own, which is not read here", file)
+    scaled: dict[str, dict[str, Change]] = {}
+    for kind, own in changes.items():
+        scaled[kind] = dict(own)
+        for name, change in own.items():
+            if isinstance(change, LowRank):
+                # Rank-stabilised LoRA divides by the root of the rank (Kalajdzievski 2023).
+                scaled[kind][name] = replace(change, alpha=alpha * math.sqrt(change.rank) if stabilised else alpha)
+    return scaled, training | told
 
 
 def _metadata(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,15 +206,12 @@ def _vectors(name: str, tensor: Tensor, path: str | None) -> Tensor:
     return tensor
 
 
-def _changes(tensors: Mapping[str, Tensor], path: str | None) -> dict[str, dict[str, Change]]:
+def _changes(
+    tensors: Mapping[str, Tensor], places: Mapping[str, Place], path: str | None
+) -> dict[str, dict[str, Change]]:
     """The changes that named tensors describe, by kind and parameter."""
-    places = {name: find_place(name) for name in tensors}
-    unknown = [name for name, place in places.items() if place is None]
-    if unknown:
-        raise UnknownCheckpoint(_what_else(tensors, unknown), path)
     parts: dict[Place, dict[str, str]] = {}
     for name, place in places.items():
-        assert place is not None
         target = Place(place.kind, place.parameters, "")
         if place.part in parts.setdefault(target, {}):
             raise IncompatibleCheckpoint(f"{parts[target][place.part]} and {name} are the same", path)
@@ -168,19 +227,11 @@ def _changes(tensors: Mapping[str, Tensor], path: str | None) -> dict[str, dict[
     return changes
 
 
-def _what_else(tensors: Mapping[str, Tensor], unknown: Sequence[str]) -> str:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    foreign = recognise_foreign(shapes)
-    if foreign:
-        return f"this is {foreign}, not for Stable Cascade"
-    if len(unknown) == len(tensors):
-        return f"no LoRA of Stable Cascade ({len(tensors)} tensors, the first {', '.join(unknown[:SHOWN])})"
-    return f"{len(unknown)} of its {len(tensors)} tensors are not known: {', '.join(unknown[:SHOWN])}"
-
-
 def _change(parts: Mapping[str, Tensor], name: str, path: str | None) -> Change:
     """One change from its tensors; `name` is that of one of them."""
     if set(parts) == {"full"}:
+        if not parts["full"].is_floating_point() or not parts["full"].numel() or not parts["full"].dim():
+            raise BrokenCheckpoint(f"{name} changes nothing: {list(parts['full'].shape)}", path)
         return Full(parts["full"])
     if set(parts) == {"rows", "indices"}:
         return _rows(parts["indices"], parts["rows"], path)
@@ -203,6 +254,8 @@ def _low_rank(parts: Mapping[str, Tensor], name: str, path: str | None) -> LowRa
     if "magnitude" in parts:
         # PEFT keeps the lengths of the rows: a vector, or [1, out, 1, 1] for a convolution.
         dora = parts["magnitude"].reshape(-1, *[1] * (down.dim() - 1))
+    if dora is not None and (dora.dim() != down.dim() or not dora.is_floating_point() or not dora.numel()):
+        raise BrokenCheckpoint(f"{name}: its DoRA scale has the shape {list(dora.shape)}", path)
     return LowRank(down, up, float(down.shape[0] if alpha is None else alpha), dora)
 
 

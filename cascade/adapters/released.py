@@ -8,7 +8,7 @@ rows `embeddings.indices` [n] of the token table, where rows past the vocabulary
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -28,8 +28,8 @@ EMBEDDINGS, INDICES = "embeddings.embeddings", "embeddings.indices"
 Shape = tuple[int, ...]
 
 
-def is_released(tensors: Mapping[str, Tensor]) -> bool:
-    return any(WEIGHT.fullmatch(name) for name in tensors) or EMBEDDINGS in tensors
+def is_released(names: Iterable[str]) -> bool:
+    return any(name == EMBEDDINGS or WEIGHT.fullmatch(name) for name in names)
 
 
 def read(

@@ -48,7 +48,8 @@ def save_lora(
     """
     tensors = to_tensors(lora, format, config)
     if dtype is not None:
-        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        # An alpha is a setting, kept as it is.
+        tensors = {n: t.to(dtype) if t.is_floating_point() and t.dim() else t for n, t in tensors.items()}
     # Tensors may share memory (q, k and v of a fused matrix), which the format forbids.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path = Path(path)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from cascade.adapters import Applied, attach, read_lora, save_lora, to_tensors
+from cascade.adapters import WRITABLE, Applied, attach, read_lora, save_lora, to_tensors
 from cascade.adapters.attaching import check_fits
 from cascade.adapters.lora import Full, Lora, LowRank, Token
 from cascade.errors import (
@@ -22,6 +25,7 @@ from cascade.errors import (
 )
 from cascade.models import STAGE_C_1B, STAGE_C_3_6B
 from tests.adapters import loras
+from tests.support import SHAPES, reference_weights
 
 STEM = "lora_unet_down_blocks_0_2_attention_attn_to_q"
 DOWN, UP = f"{STEM}.lora_down.weight", f"{STEM}.lora_up.weight"
@@ -190,3 +194,55 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="format is one of"):
         to_tensors(Lora(), "other")
+
+
+def test_a_network_is_named(tmp_path: Path) -> None:
+    save_file(reference_weights(SHAPES["stage_c_small"]), tmp_path / "a.safetensors")
+    with pytest.raises(UnknownCheckpoint, match="this is a network, not a LoRA: Stage C, custom, float32"):
+        read_lora(tmp_path / "a.safetensors")
+
+
+NAMES = [
+    *(f"{STEM}.{ending}" for ending in ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "diff", "diff_b")),
+    *(f"prior.clf.1.{ending}" for ending in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight")),
+    *("stage_c.clf.1.bias.delta", "text_encoder.text_model.embeddings.token_embedding.rows"),
+    *("text_encoder.text_model.embeddings.token_embedding.row_indices", "bundle_emb.[a].clip_g", "clip_g"),
+    *("lora_unet_up_blocks_1_2_attention_attn_in_proj.lora_down.weight", "weights.0.lora_down", "weights.0.lora_up"),
+    *("lora_unet_up_blocks_1_2_attention_attn_in_proj.lora_up.weight", "embeddings.embeddings", "embeddings.indices"),
+]
+NET = loras.small_stage_c()
+SHAPE = st.lists(st.sampled_from([0, 1, 2, 3, 32]), max_size=4)
+DTYPE = st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), st.tuples(SHAPE, DTYPE), min_size=1, max_size=6))
+def test_any_mixture_of_names_and_shapes_is_read_or_refused(entries: dict[str, tuple[list[int], torch.dtype]]) -> None:
+    tensors = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in entries.items()}
+    try:
+        lora = read_lora(tensors, config=loras.SMALL)
+        attach([Applied(lora)], stage_c=NET).detach()
+        for format in WRITABLE:
+            with suppress(CheckpointError):
+                to_tensors(lora, format, loras.SMALL)
+    except CheckpointError:
+        pass
+
+
+def test_a_peft_folder_tells_its_alpha(tmp_path: Path) -> None:
+    tensors = {"base_model.model.clf.1.lora_A.weight": torch.ones(4, 32, 1, 1)}
+    tensors["base_model.model.clf.1.lora_B.weight"] = torch.ones(16, 4, 1, 1)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    file = tmp_path / "adapter_config.json"
+    for text, scale in (('{"lora_alpha": 8}', 2.0), ('{"lora_alpha": 8, "use_rslora": true}', 4.0), (None, 1.0)):
+        file.unlink(missing_ok=True)
+        if text:
+            file.write_text(text, encoding="utf-8")
+        for source in (tmp_path, tmp_path / "adapter_model.safetensors"):
+            change = read_lora(source).changes["stage_c"]["clf.1.weight"]
+            assert isinstance(change, LowRank)
+            assert change.scale == scale
+    for text in ("", "[]", "{}", '{"lora_alpha": "x"}', '{"lora_alpha": 8, "alpha_pattern": {"clf": 1}}'):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match="adapter_config"):
+            read_lora(tmp_path)
