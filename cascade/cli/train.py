@@ -71,16 +71,15 @@ def _progress(title: str, unit: str) -> Callable[..., None]:
     """A progress bar as a callback (done, total, metrics); where nobody watches, a line now and then."""
     from tqdm import tqdm
 
-    bar = tqdm(desc=title, unit=unit, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
+    bar: tqdm[Any] | None = None
 
     def update(done: int, total: int, metrics: dict[str, float] | None = None) -> None:
-        if bar.total != total:
-            bar.total = total
-            bar.initial = done - 1
-            bar.n = done - 1
-        if metrics and "loss" in metrics:
-            shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "psnr", "mse") if name in metrics}
-            bar.set_postfix(shown, refresh=False)
+        nonlocal bar
+        if bar is None:  # only now: what is cached already, or refused, has nothing to show
+            interval = 0.5 if sys.stderr.isatty() else 60
+            bar = tqdm(desc=title, unit=unit, total=total, initial=done - 1, dynamic_ncols=True, mininterval=interval)
+        shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "psnr", "mse") if metrics and name in metrics}
+        bar.set_postfix(shown, refresh=False)
         bar.update(done - bar.n)
         if done == total:
             bar.close()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import InvalidConfig
 from .config import TrainingConfig, read_config
 from .loop import Outcome, fit
@@ -69,8 +71,6 @@ def part_config(
 
 
 def _smoke_changes(part: str) -> dict[str, Any]:
-    import yaml
-
     every = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
     return {**every["all"], **every[part]}
 
