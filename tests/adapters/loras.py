@@ -34,6 +34,7 @@ def official() -> dict[str, Tensor]:
     return {name.removeprefix("lora."): value for name, value in golden("lora_official").items() if "lora." in name}
 
 
+@torch.no_grad()
 def golden_output(net: nn.Module) -> Tensor:
     data = golden("lora_official")
     return net(*(data[f"input.{name}"] for name in ("x", "r", "clip_text", "clip_text_pooled", "clip_img")))

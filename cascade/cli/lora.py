@@ -1,0 +1,187 @@
+"""`python -m cascade lora info|convert|merge|extract`: LoRA files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CascadeError
+
+if TYPE_CHECKING:
+    from ..adapters import Lora
+    from ..models import StageCConfig
+
+FORMATS = ("cascade", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "released", "embedding")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "lora",
+        help="tell, convert, merge and extract LoRAs",
+        description="LoRA files of any trainer: tell what they are, write another form, add them to a checkpoint for "
+        "good, or make one from two checkpoints.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    info = actions.add_parser("info", help="tell what LoRA files are")
+    info.add_argument("files", nargs="+", metavar="FILE")
+    info.add_argument("--json", action="store_true", help="print a list of objects for programs")
+    _add_reading(info)
+    convert = actions.add_parser("convert", help="write a LoRA in another form")
+    convert.add_argument("source", metavar="SOURCE")
+    convert.add_argument("target", metavar="TARGET", help="the .safetensors file to write")
+    convert.add_argument(
+        "--text-encoder", metavar="FILE", help="makes tokens whole that are kept as a change of another text"
+    )
+    _add_reading(convert)
+    _add_writing(convert)
+    merge = actions.add_parser("merge", help="add LoRAs to a checkpoint for good")
+    merge.add_argument("checkpoint", metavar="CHECKPOINT", help="a Stage C or a text encoder")
+    merge.add_argument("loras", nargs="+", metavar="LORA")
+    merge.add_argument("target", metavar="TARGET", help="the .safetensors file to write")
+    merge.add_argument(
+        "--strength", type=float, action="append", metavar="S", help="of each LoRA in turn, or one for all; default 1"
+    )
+    merge.add_argument("--part", metavar="KIND", help="the network to take from a file of several: stage_c, ...")
+    extract = actions.add_parser("extract", help="make a LoRA from two checkpoints")
+    extract.add_argument("base", metavar="BASE")
+    extract.add_argument("tuned", metavar="TUNED")
+    extract.add_argument("target", metavar="TARGET", help="the .safetensors file to write")
+    extract.add_argument("--rank", type=int, default=16, metavar="N", help="default 16")
+    extract.add_argument("--only", action="append", metavar="TEXT", help="parameters whose name contains this")
+    extract.add_argument("--part", metavar="KIND", help="the network to take from files of several: stage_c, ...")
+    _add_writing(extract)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", metavar="FILE", help="the Stage C it is for; the released form needs it for sizes not released"
+    )
+    parser.add_argument(
+        "--token",
+        action="append",
+        default=[],
+        metavar="WORD[=START]",
+        help="the word of a learned token whose file does not tell it and, for the released trainer's, the text that "
+        "it starts from: [fernando]=^dog</w>",
+    )
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, default="cascade", help="form to write; default %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the numbers; without it they stay as they are")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        return {"info": _info, "convert": _convert, "merge": _merge, "extract": _extract}[args.action](args)
+    except ValueError as error:
+        raise CascadeError(str(error)) from error
+
+
+def _read(args: argparse.Namespace, file: str) -> Lora:
+    from ..adapters import read_lora
+
+    names = [text.partition("=") for text in args.token]
+    return read_lora(file, config=_config(args.base), tokens=[(word, start or None) for word, _, start in names])
+
+
+def _config(file: str | None) -> StageCConfig | None:
+    """The config of a Stage C's file; its weights are mapped, not read."""
+    from ..checkpoints import load_model
+
+    return None if file is None else load_model(file, part="stage_c").config
+
+
+def _info(args: argparse.Namespace) -> int:
+    from . import describe
+
+    found: list[dict[str, Any]] = []
+    for file in args.files:
+        try:
+            found.append(_described(file, _read(args, file)))
+        except (CascadeError, OSError) as error:
+            print(f"error: {describe(error)}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for each in found:
+            print("\n".join(f"{name:8} {value}" for name, value in each.items()))
+    return 1 if len(found) < len(args.files) else 0
+
+
+def _described(file: str, lora: Lora) -> dict[str, Any]:
+    from ..adapters import metadata_of
+    from ..adapters.reading import METADATA
+
+    told = json.loads(metadata_of(lora, lora.format)[METADATA])
+    changes = {kind: len(changes) for kind, changes in lora.changes.items()}
+    return {"file": file, **told, "changes": changes}
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from ..adapters import absolute, save_lora
+    from ..adapters.lora import TABLE
+    from ..checkpoints import load_model
+
+    lora = _read(args, args.source)
+    if args.text_encoder is not None:
+        from ..conditioning import tokenizer
+
+        net = load_model(args.text_encoder, part="text_encoder")
+        lora = absolute(lora, net.get_parameter(TABLE).data, tokenizer())
+    save_lora(lora, args.target, format=args.format, config=_config(args.base), dtype=_dtype(args))
+    return 0
+
+
+def _dtype(args: argparse.Namespace) -> Any:
+    import torch
+
+    return None if args.dtype is None else getattr(torch, args.dtype)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ..adapters import Applied, merge, read_lora
+    from ..checkpoints import config_of, load_model, save_model
+    from ..models import StageCConfig
+
+    strengths = args.strength or [1.0]
+    if len(strengths) not in (1, len(args.loras)):
+        raise CascadeError(f"{len(args.loras)} LoRAs want one --strength, or one each, not {len(strengths)}")
+    strengths = strengths * len(args.loras) if len(strengths) == 1 else strengths
+    if Path(args.target).exists() and Path(args.target).samefile(args.checkpoint):
+        raise CascadeError(f"{args.target}: source and target are the same; write to another name")
+    net = load_model(args.checkpoint, part=args.part)
+    config = config_of(net)
+    config = config if isinstance(config, StageCConfig) else None
+    applied = [Applied(read_lora(f, config=config), s, s) for f, s in zip(args.loras, strengths, strict=True)]
+    changed = merge(applied, net)
+    save_model(net, args.target)
+    print(f"{changed} parameters changed")
+    return 0
+
+
+def _extract(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..adapters import extract, save_lora
+    from ..checkpoints import config_of, load_model
+    from ..models import StageCConfig
+
+    base, tuned = (load_model(file, part=args.part) for file in (args.base, args.tuned))
+    with tqdm(desc=args.target, unit=" parameters", disable=None) as bar:
+
+        def on_weight(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        only = args.only or [""]
+        lora = extract(base, tuned, args.rank, only=only, on_weight=on_weight)
+    config = config_of(base)
+    config = config if isinstance(config, StageCConfig) else None
+    save_lora(lora, args.target, format=args.format, config=config, dtype=_dtype(args))
+    return 0
