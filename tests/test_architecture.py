@@ -22,9 +22,10 @@ ROOMS: dict[str, set[str]] = {
     "images": set(),
     "conditioning": {"models"},
     "checkpoints": {"models"},
-    "pipelines": {"models", "diffusion", "images", "conditioning", "checkpoints"},
-    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "pipelines"},
-    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "pipelines", "tiny"},
+    "adapters": {"models", "checkpoints"},
+    "pipelines": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters"},
+    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines"},
+    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines", "tiny"},
 }
 ROOMS["cli"] = set(ROOMS)
 OPEN_TO_ALL = {"errors"}
