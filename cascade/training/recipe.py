@@ -18,7 +18,7 @@ from .tasks import SETTINGS, TASKS
 
 log = logging.getLogger("cascade")
 
-PARTS = ("stage_a", "encoder", "encoder_detail", "stage_c", "stage_b", "stage_a_decoder")
+PARTS = ("stage_a", "encoder", "encoder_detail", "stage_c", "stage_b")
 """In an order in which each finds what it builds on: Stage B reads the text encoder that is trained with Stage C."""
 
 RECIPE = Path(__file__).parent.parent / "tiny" / "recipe"

@@ -18,7 +18,7 @@ from ..models import StageA, StageAConfig
 from .config import TrainingConfig, setting
 from .data import Order, PictureSettings, Progress, cached, open_source, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, model_config, new_network, recalibrate_batch_norm, sheet
+from .nets import model_config, new_network, recalibrate_batch_norm, sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,11 @@ class StageASettings:
     """The loss is l1 * |error| + mse * error^2 + edges * |error of the differences between neighbours|.
 
     `latent_noise` is the deviation of noise added to the latents: it makes the decoder forgive what Stage B gets wrong.
-    `start` is a Stage A file to go on from; with `freeze_encoder` only its decoder is trained, and what was computed
-    or trained on its latents stays valid.
     """
 
     pictures: PictureSettings
     cache: Path
     model: Mapping[str, Any]
-    start: Path | None = None
-    freeze_encoder: bool = False
     crop: int = setting(128, minimum=32)
     l1: float = setting(1.0, minimum=0)
     mse: float = setting(4.0, minimum=0)
@@ -54,12 +50,6 @@ class StageATask(BaseTask):
         net = StageA(model_config(StageAConfig, settings.model, "stage_a: model"))
         new_network(net, config.seed, "stage_a", self.device)
         fix_latent_scale(net)
-        if settings.start is not None:
-            net.load_state_dict(frozen(settings.start, self.device).state_dict())
-        self.encoder = (net.in_block, net.down_blocks)
-        if settings.freeze_encoder:
-            for part in self.encoder:
-                part.requires_grad_(False)
         self.modules = {"stage_a": net}
         source = open_source(settings.pictures)
         self.data = cached(settings.cache, "pictures", source, lambda p: {"pictures": p}, on_chunk=on_chunk)
@@ -77,9 +67,6 @@ class StageATask(BaseTask):
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         net: Any = self.modules["stage_a"]
         settings = self.settings
-        if settings.freeze_encoder:
-            for part in self.encoder:
-                part.eval()
         latents = net.encode(batch)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         error = net.decode(latents + settings.latent_noise * noise).float() - batch
@@ -92,8 +79,6 @@ class StageATask(BaseTask):
         return sheet([images, modules["stage_a"](images)])
 
     def finish(self, modules: Modules) -> None:
-        if self.settings.freeze_encoder:
-            return
         net: Any = modules["stage_a"]
         recalibrate_batch_norm(net, [lambda i=i: net.encode(self.batch(i)) for i in range(32)])
 
