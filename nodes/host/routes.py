@@ -1,0 +1,90 @@
+"""What the page asks about a file that was chosen in a loader.
+
+A request names a choice of a loader, never a path: what is not in the list that ComfyUI made of its model folders is
+not looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import server
+from aiohttp import web
+
+from ...cascade.checkpoints import inspect_file
+from ...cascade.errors import CascadeError, MissingPart
+from . import folders
+
+INSPECT = "/stable_cascade/inspect"
+CHECKPOINT = "checkpoint"
+"""The kind of the loader that takes everything."""
+
+LOOKED_INTO = (".safetensors", ".sft")
+"""Files whose header tells what they are; of others the whole would have to be read."""
+
+SUITABLE = {"effnet": {"effnet", "previewer"}}
+"""kind of loader -> kinds of network that it takes, where these are not just its own."""
+
+
+def register() -> None:
+    """Add the route to ComfyUI's server; nothing where there is none, as in tests that run prompts in process."""
+    running = getattr(server.PromptServer, "instance", None)
+    if running is not None:
+        running.routes.get(INSPECT)(inspect)
+
+
+async def inspect(request: web.Request) -> web.Response:
+    """`?kind=stage_c&file=NAME` -> what the file is, as JSON; 404 for what is no choice of that loader."""
+    # Listing folders and reading headers may wait for a disk.
+    answer = await asyncio.to_thread(describe, request.query.get("kind", ""), request.query.get("file", ""))
+    if answer is None:
+        return web.json_response({"problem": "This file is not in ComfyUI's model folders."}, status=404)
+    return web.json_response(answer)
+
+
+def describe(kind: str, choice: str) -> dict[str, Any] | None:
+    """What the page shows of a choice of the loaders of this kind; None for what is no choice of theirs."""
+    try:
+        path = _chosen(kind, choice)
+        if path is None:
+            return None
+        stat = path.stat()
+        found = _described(path, stat.st_mtime_ns, stat.st_size)
+    except MissingPart:
+        return {"problem": "The file is not there any more."}
+    except OSError as problem:
+        return {"problem": f"It cannot be read: {problem.strerror}."}
+    kinds = set(found.get("kinds", ()))
+    return {**found, "fits": kind == CHECKPOINT or bool(kinds & SUITABLE.get(kind, {kind}))} if kinds else found
+
+
+def _chosen(kind: str, choice: str) -> Path | None:
+    """The path of a choice. Raises MissingPart where it is no longer there."""
+    if kind == CHECKPOINT:
+        return folders.find_checkpoint(choice) if choice in folders.checkpoint_choices() else None
+    if kind in folders.FOLDERS and choice in folders.choices(kind):
+        return folders.find(kind, choice)
+    return None
+
+
+@lru_cache(maxsize=256)
+def _described(path: Path, changed: int, size: int) -> dict[str, Any]:
+    """Once for each state of a file. Nothing that it tells names a folder of this machine."""
+    if path.is_file() and path.suffix not in LOOKED_INTO:
+        return {"problem": f"A {path.suffix} file tells what it is only when it is loaded."}
+    try:
+        found = inspect_file(path)
+    except CascadeError as problem:
+        return {"problem": str(problem).removeprefix(f"{path}: ").replace(f"{path.parent}", "")}
+    return {
+        "variant": found.variant,
+        "kinds": [part.kind for part in found.parts or (found,)],
+        "layout": found.layout,
+        "dtype": found.dtype,
+        "parameters": found.parameters,
+        "bytes": size if path.is_file() else None,
+        "folder": found.folder,
+    }

@@ -1,0 +1,62 @@
+// The loaders show what the chosen file is, as its header tells.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addNote, isOffered, onChange, onLoaded, valueOf } from "./note.js";
+
+const TINY = "tiny cascade (included)";
+const CHECKPOINT = "checkpoint";
+// Node -> the kind of file that it wants.
+const KINDS = {
+  CascadeLoadStageC: "stage_c",
+  CascadeLoadStageB: "stage_b",
+  CascadeLoadStageA: "stage_a",
+  CascadeLoadEncoder: "effnet",
+  CascadeLoadTextEncoder: "text_encoder",
+  CascadeLoadImageEncoder: "image_encoder",
+  CascadeLoadCheckpoint: CHECKPOINT,
+};
+
+app.registerExtension({
+  name: "StableCascade.Loaders",
+  nodeCreated(node) {
+    const kind = KINDS[node.comfyClass];
+    if (!kind) return;
+    const show = addNote(node);
+    const input = kind === CHECKPOINT ? "checkpoint" : "file";
+    let latest = 0;
+    const refresh = async () => {
+      const mine = ++latest;
+      const [lines, warning] = isOffered(node, input)
+        ? await describe(kind, valueOf(node, input))
+        : [[], "This file is not in ComfyUI's folders."];
+      // A slower answer to an earlier choice comes too late.
+      if (mine === latest) show(lines, warning);
+    };
+    onChange(node, input, refresh);
+    onLoaded(node, refresh);
+    refresh();
+  },
+});
+
+/** [lines, warning] for a choice of a loader. */
+async function describe(kind, file) {
+  if (file === TINY && kind === CHECKPOINT) return [["The tiny cascade: coloured shapes, 256 x 256."], ""];
+  if (kind === CHECKPOINT && file === "search my folders") return [["The largest networks that fit together."], ""];
+  const query = new URLSearchParams({ kind, file: file ?? "" });
+  let found;
+  try {
+    found = await (await api.fetchApi(`/stable_cascade/inspect?${query}`)).json();
+  } catch {
+    // Shown to help, so a server that is away is no error of its own.
+    return [[], ""];
+  }
+  if (found.problem) return [[], found.problem];
+  const belongs = found.fits ? "" : `This is ${found.variant}; it belongs in ${found.folder}.`;
+  return [[found.variant, [found.dtype, size(found.bytes)].filter(Boolean).join(", ")], belongs];
+}
+
+function size(bytes) {
+  if (bytes == null) return "";
+  return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
+}
