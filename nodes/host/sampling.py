@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -132,8 +133,10 @@ def shifted(model: Any, shift: float) -> Any:
     current = model.get_model_object("model_sampling")
     if math.isclose(getattr(current, "shift", shift), shift):
         return model
-    sampling = type(current)(model.model.model_config)
-    sampling.set_parameters(shift)
+    # The host's own way computes its table one level at a time, which takes longer than a step.
+    sampling = copy.deepcopy(current)
+    sampling.shift = shift
+    sampling.set_sigmas(sampling.sigma(torch.arange(1, sampling.num_timesteps + 1) / sampling.num_timesteps))
     changed = model.clone()
     changed.add_object_patch("model_sampling", sampling)
     return changed
@@ -141,7 +144,8 @@ def shifted(model: Any, shift: float) -> Any:
 
 def start_of_stage_b(stage_c: dict[str, Any], samples: Tensor) -> dict[str, Any]:
     """Stage B's empty latent for the picture whose Stage C latent [B, 16, h, w] this is."""
-    height, width = (round(side * STAGE_C_FACTOR / STAGE_B_FACTOR) for side in samples.shape[-2:])
+    # Even, which the host's own Stage B wants.
+    height, width = (2 * round(side * STAGE_C_FACTOR / STAGE_B_FACTOR / 2) for side in samples.shape[-2:])
     kept = {name: stage_c[name] for name in ("batch_index",) if name in stage_c}
     return {**kept, "samples": samples.new_zeros(len(samples), 4, height, width)}
 

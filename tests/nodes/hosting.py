@@ -34,6 +34,10 @@ class Kept:
     OUTPUT_NODE = True
     CATEGORY = "tests"
 
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        return float("nan")
+
     def keep(self, name: str, value: Any) -> tuple[()]:
         self.values[name] = value
         return ()
@@ -108,6 +112,7 @@ class Host:
 
     def __init__(self, path: Path, base: Path) -> None:
         import execution
+
         import nodes
 
         self.path, self.base, self.execution = path, base, execution
@@ -138,8 +143,10 @@ class Host:
         root = self.classes["CascadeLoadStageC"].__module__.removesuffix(".nodes.loaders")
         return importlib.import_module(f"{root}.{module}")
 
-    def run(self, graph: Graph, *, fresh: bool = True, **wanted: Any) -> SimpleNamespace:
+    def run(self, graph: Graph, *, fresh: bool = False, **wanted: Any) -> SimpleNamespace:
         """Run a prompt; the values of `wanted` (name = output) come back as attributes.
+
+        What the prompt before it loaded is still there, as on the page; `fresh` forgets it.
 
         Raises Refused or Failed.
         """

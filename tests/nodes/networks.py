@@ -14,14 +14,16 @@ from cascade.models.effnet import EffnetStage
 from tests.support import NETWORKS
 
 WIDTH = 24
-"""Of every embedding."""
+"""Of the text embeddings."""
+IMAGE = 768
+"""Of the image embedding; the host's own Stage C knows no other."""
 
 CONFIGS = {
     "stage_c": models.StageCConfig(
         condition_channels=32,
         clip_text=WIDTH,
         clip_text_pooled=WIDTH,
-        clip_img=WIDTH,
+        clip_img=IMAGE,
         levels=(models.Level(64, 1, 1), models.Level(64, 1, 2)),
     ),
     "stage_b": models.StageBConfig(
@@ -44,7 +46,7 @@ CLIP = {
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,
-        projection_dim=WIDTH,
+        projection_dim=IMAGE,
         image_size=28,
         patch_size=14,
     ),

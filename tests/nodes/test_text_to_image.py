@@ -9,6 +9,17 @@ import torch
 from tests.nodes.hosting import Graph, Outputs
 from tests.nodes.networks import file_name
 
+SETTINGS = {
+    "sampler": "ddpm",
+    "denoise": 1.0,
+    "rho": 0.7,
+    "ramp": 1.0,
+    "guidance_start": 1.0,
+    "guidance_stop": 0.0,
+    "rescale": "per image",
+}
+"""Inputs that both samplers share, at their defaults."""
+
 
 def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:
     """Text to image with our nodes: the image, and Stage C's sampler."""
@@ -16,15 +27,6 @@ def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:
     text = graph("CascadeTextEncode", clip=clip, positive="a (red:1.3) circle", negative="blurry")
     model = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer="auto")
     latent = graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)
-    settings = {
-        "sampler": "ddpm",
-        "denoise": 1.0,
-        "rho": 0.7,
-        "ramp": 1.0,
-        "guidance_start": 1.0,
-        "guidance_stop": 0.0,
-        "rescale": "per image",
-    }
     stage_c = graph(
         "CascadeSampleStageC",
         model=model,
@@ -35,7 +37,7 @@ def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:
         steps=3,
         guidance=4.0,
         shift=2.0,
-        **settings,
+        **SETTINGS,
     )
     decoder = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="auto")
     stage_b = graph(
@@ -49,7 +51,7 @@ def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:
         steps=2,
         guidance=1.1,
         shift=1.0,
-        **settings,
+        **SETTINGS,
     )
     vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="auto")
     return graph("CascadeDecode", latent=stage_b, vae=vae, tiling="auto", tile_size=1024), stage_c

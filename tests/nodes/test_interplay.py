@@ -1,0 +1,330 @@
+"""Our outputs in the host's own nodes, and theirs in ours: prompts as the page would send them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.nodes import networks
+from tests.nodes.hosting import Graph, Outputs
+from tests.nodes.networks import file_name
+from tests.nodes.test_models import native
+from tests.nodes.test_text_to_image import SETTINGS
+from tests.support import relative_error
+
+
+class Parts:
+    """A graph with Stage C (and, where asked for, Stage B) loaded and a prompt encoded."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.model = self.graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
+        self.clip = self.graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+        self.text = self.encoded("a red circle on the left")
+        self.latent = self.graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)
+
+    def encoded(self, positive: str, clip: Any = None) -> Outputs:
+        return self.graph("CascadeTextEncode", clip=clip or self.clip, positive=positive, negative="")
+
+    def ksampler(self, **changes: Any) -> Outputs:
+        given = {
+            "model": self.model,
+            "positive": self.text[0],
+            "negative": self.text[1],
+            "latent_image": self.latent[0],
+            "seed": 5,
+            "steps": 2,
+            "cfg": 4.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        }
+        return self.graph("KSampler", **{**given, **changes})
+
+    def cascade(self, **changes: Any) -> Outputs:
+        given = {
+            "model": self.model,
+            "positive": self.text[0],
+            "negative": self.text[1],
+            "latent": self.latent[0],
+            "seed": 5,
+            "steps": 2,
+            "guidance": 4.0,
+            "shift": 2.0,
+        }
+        return self.graph("CascadeSampleStageC", **{**given, **SETTINGS, **changes})
+
+
+def samples(host: Any, parts: Parts, **wanted: Any) -> list[Tensor]:
+    result = host.run(parts.graph, **wanted)
+    found = [getattr(result, name)["samples"] for name in wanted]
+    assert all(torch.isfinite(each).all() for each in found)
+    return found
+
+
+def test_conditionings_combined_placed_masked_and_timed(host: Any) -> None:
+    parts = Parts()
+    graph, (one, two) = parts.graph, (parts.text[0], parts.encoded("a blue square on the right")[0])
+    mask = graph("SolidMask", value=1.0, width=32, height=48)
+    combinations = {
+        "combined": graph("ConditioningCombine", conditioning_1=one, conditioning_2=two),
+        "averaged": graph(
+            "ConditioningAverage", conditioning_to=one, conditioning_from=two, conditioning_to_strength=0.5
+        ),
+        "concatenated": graph("ConditioningConcat", conditioning_to=one, conditioning_from=two),
+        "area": graph(
+            "ConditioningCombine",
+            conditioning_1=one,
+            conditioning_2=graph(
+                "ConditioningSetAreaPercentage", conditioning=two, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0
+            ),
+        ),
+        "pixels": graph(
+            "ConditioningCombine",
+            conditioning_1=one,
+            conditioning_2=graph("ConditioningSetArea", conditioning=two, width=64, height=64, x=0, y=0, strength=1.0),
+        ),
+        "masked": graph(
+            "ConditioningCombine",
+            conditioning_1=one,
+            conditioning_2=graph(
+                "ConditioningSetMask", conditioning=two, mask=mask, strength=1.0, set_cond_area="default"
+            ),
+        ),
+        "timed": graph(
+            "ConditioningCombine",
+            conditioning_1=graph("ConditioningSetTimestepRange", conditioning=one, start=0.0, end=0.5),
+            conditioning_2=graph("ConditioningSetTimestepRange", conditioning=two, start=0.5, end=1.0),
+        ),
+        "zeroed": graph("ConditioningZeroOut", conditioning=one),
+    }
+    wanted: dict[str, Any] = {"plain": parts.ksampler()}
+    for name, positive in combinations.items():
+        wanted[f"{name}_theirs"] = parts.ksampler(positive=positive)
+        wanted[f"{name}_ours"] = parts.cascade(positive=positive)
+    plain, *others = samples(host, parts, **wanted)
+    for found in others[::2]:
+        assert relative_error(found, plain) > 1e-4
+
+
+def test_latents_of_the_host(host: Any) -> None:
+    parts = Parts()
+    graph = parts.graph
+    empty = graph("StableCascade_EmptyLatentImage", width=256, height=256, compression=42, batch_size=2)
+    first = parts.cascade(latent=empty[0])
+    larger = graph("LatentUpscale", samples=first, upscale_method="bilinear", width=0, height=80, crop="disabled")
+    twice = graph("RepeatLatentBatch", samples=parts.latent[0], amount=2)
+    joined = graph("LatentBatch", samples1=twice, samples2=parts.latent[0])
+    second = graph("LatentFromBatch", samples=joined, batch_index=1, length=1)
+    everything, one, refined = samples(
+        host,
+        parts,
+        everything=parts.cascade(latent=joined),
+        one=parts.cascade(latent=second),
+        refined=parts.cascade(latent=larger, denoise=0.5),
+    )
+    assert everything.shape == (3, 16, 5, 6)
+    assert relative_error(one, everything[1:2]) < 1e-3
+    assert refined.shape[0] == 2
+    assert refined.shape[2] == 10
+
+
+def test_noise_masks_of_the_host(host: Any) -> None:
+    parts = Parts()
+    mask = parts.graph("SolidMask", value=0.0, width=48, height=40)
+    done = parts.cascade()
+    masked = parts.graph("SetLatentNoiseMask", samples=done, mask=mask)
+    before, theirs, ours = samples(
+        host, parts, before=done, theirs=parts.ksampler(latent_image=masked), ours=parts.cascade(latent=masked, seed=6)
+    )
+    assert torch.allclose(theirs, before, atol=1e-4)
+    assert torch.allclose(ours, before, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def loras(host: Any) -> list[str]:
+    """The same LoRA with kohya's names, with generic ones and with those of Stable Cascade's trainers."""
+    generator = torch.Generator().manual_seed(1)
+    folder = host.models / "loras"
+    folder.mkdir(exist_ok=True)
+    blocks = ["down_blocks.0.2.attention.attn.to_k", "down_blocks.0.2.kv_mapper.1", "up_blocks.0.0.channelwise.0"]
+    state = networks.network("stage_c").state_dict()
+    pairs = {}
+    for block in blocks:
+        out, inside = state[f"{block}.weight"].shape
+        pairs[block] = (torch.randn(4, inside, generator=generator), torch.randn(out, 4, generator=generator) * 0.2)
+    word = "layers.0.self_attn.q_proj"
+    text = torch.randn(4, networks.WIDTH, generator=generator), torch.randn(networks.WIDTH, 4, generator=generator)
+    names = []
+    for prefix, text_prefix, generic in (
+        ("lora_unet_", "lora_te_text_model_encoder_", False),
+        ("lora_prior_unet_", "lora_prior_te_text_model_encoder_", False),
+        ("diffusion_model.", "text_encoder.text_model.encoder.", True),
+    ):
+        spelled = {f"{prefix}{block if generic else block.replace('.', '_')}": pair for block, pair in pairs.items()}
+        spelled[f"{text_prefix}{word if generic else word.replace('.', '_')}"] = text
+        tensors = {}
+        for name, (down, up) in spelled.items():
+            tensors |= {
+                f"{name}.lora_down.weight": down,
+                f"{name}.lora_up.weight": up,
+                f"{name}.alpha": torch.tensor(4.0),
+            }
+        file = f"{prefix.strip('_.')}.safetensors"
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / file)
+        names.append(file)
+    return names
+
+
+def test_loras(host: Any, loras: list[str]) -> None:
+    parts = Parts()
+    wanted: dict[str, Any] = {"plain": parts.ksampler()}
+    for file in loras:
+        loaded = parts.graph(
+            "LoraLoader", model=parts.model, clip=parts.clip, lora_name=file, strength_model=1.0, strength_clip=1.0
+        )
+        both = parts.encoded("a red circle on the left", clip=loaded[1])
+        wanted[f"model_{file}"] = parts.ksampler(model=loaded[0])
+        wanted[f"both_{file}"] = parts.ksampler(model=loaded[0], positive=both[0])
+    plain, *found = samples(host, parts, **wanted)
+    model, both = found[::2], found[1::2]
+    assert relative_error(model[0], plain) > 1e-2
+    assert relative_error(both[0], model[0]) > 1e-3
+    for each, reference in ((model, model[0]), (both, both[0])):
+        assert all(relative_error(other, reference) < 1e-4 for other in each)
+
+
+def test_hooks(host: Any, loras: list[str]) -> None:
+    """A LoRA for one conditioning alone, whose strength changes on the way: cached conditions must follow."""
+    parts = Parts()
+    graph = parts.graph
+
+    def hooked(*strengths: float) -> Outputs:
+        hooks = graph("CreateHookLora", lora_name=loras[0], strength_model=1.0, strength_clip=0.0)
+        frames = None
+        for i, strength in enumerate(strengths):
+            previous = {} if frames is None else {"prev_hook_kf": frames}
+            frames = graph("CreateHookKeyframe", strength_mult=strength, start_percent=i / len(strengths), **previous)
+        keyed = graph("SetHookKeyframes", hooks=hooks, hook_kf=frames)
+        return parts.encoded(
+            "a red circle on the left",
+            clip=graph("SetClipHooks", clip=parts.clip, apply_to_conds=True, schedule_clip=False, hooks=keyed),
+        )
+
+    on, off, changing = hooked(1.0), hooked(0.0), hooked(1.0, 0.0)
+    wanted = {
+        name: parts.ksampler(positive=text[0], negative=parts.text[1], steps=4)
+        for name, text in (("plain", parts.text), ("on", on), ("off", off), ("changing", changing))
+    }
+    plain, with_lora, without, halfway = samples(host, parts, **wanted)
+    assert relative_error(without, plain) < 1e-4
+    assert relative_error(with_lora, plain) > 1e-3
+    assert relative_error(halfway, with_lora) > 1e-3
+    assert relative_error(halfway, plain) > 1e-3
+
+
+def test_model_patches_of_the_host(host: Any) -> None:
+    parts = Parts()
+    graph = parts.graph
+    other = graph("CascadeLoadStageC", file="small_c.safetensors", dtype="fp32", previewer="none")
+    merged = graph("ModelMergeSimple", model1=parts.model, model2=other, ratio=0.5)
+    plain, shifted, same, rescaled, skipped = samples(
+        host,
+        parts,
+        plain=parts.ksampler(),
+        shifted=parts.ksampler(model=graph("ModelSamplingStableCascade", model=parts.model, shift=4.0)),
+        same=parts.ksampler(model=merged),
+        rescaled=parts.ksampler(model=graph("RescaleCFG", model=parts.model, multiplier=0.7)),
+        skipped=parts.ksampler(
+            steps=8,
+            model=graph(
+                "EasyCache", model=parts.model, reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False
+            ),
+        ),
+    )
+    assert relative_error(shifted, plain) > 1e-3
+    assert relative_error(same, plain) < 1e-4
+    assert relative_error(rescaled, plain) > 1e-3
+    assert torch.isfinite(skipped).all()
+
+
+def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = host.pack("nodes.host.nets")
+    calls: list[int] = []
+    denoise = nets.HostStageC.denoise
+    monkeypatch.setattr(nets.HostStageC, "denoise", lambda *a, **k: calls.append(1) or denoise(*a, **k), raising=False)
+    parts = Parts()
+    cached = parts.graph(
+        "EasyCache", model=parts.model, reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False
+    )
+    samples(host, parts, cached=parts.ksampler(steps=8, model=cached))
+    assert len(calls) < 8
+
+
+def test_image_variation(host: Any) -> None:
+    parts = Parts()
+    graph = parts.graph
+    vision = graph("CascadeLoadImageEncoder", file=file_name("image_encoder"))
+    image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
+    seen = graph("CLIPVisionEncode", clip_vision=vision, image=image, crop="center")
+    keywords = {"clip_vision_output": seen, "strength": 1.0, "noise_augmentation": 0.0}
+    once = graph("unCLIPConditioning", conditioning=parts.text[0], **keywords)
+    twice = graph("unCLIPConditioning", conditioning=once, **keywords)
+    plain, one, two = samples(
+        host,
+        parts,
+        plain=parts.ksampler(),
+        one=parts.ksampler(positive=once),
+        two=parts.cascade(positive=twice),
+    )
+    assert relative_error(one, plain) > 1e-3
+    assert torch.isfinite(two).all()
+
+
+def test_the_hosts_own_graph_for_stage_b_and_pictures(host: Any) -> None:
+    parts = Parts()
+    graph = parts.graph
+    model = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")
+    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="fp32")
+    with_c = graph("StableCascade_StageB_Conditioning", conditioning=parts.text[0], stage_c=parts.ksampler())
+    large = parts.ksampler(model=model, positive=with_c, latent_image=parts.latent[1], cfg=1.1)
+    image = graph("VAEDecode", samples=large, vae=vae)
+    tiled = graph(
+        "VAEDecodeTiled", samples=large, vae=vae, tile_size=128, overlap=32, temporal_size=64, temporal_overlap=8
+    )
+    encoded = graph("VAEEncode", pixels=image, vae=vae)
+    tiles = graph(
+        "VAEEncodeTiled", pixels=image, vae=vae, tile_size=128, overlap=32, temporal_size=64, temporal_overlap=8
+    )
+    result = host.run(graph, image=image, tiled=tiled, encoded=encoded, tiles=tiles)
+    assert result.image.shape == result.tiled.shape == (1, 192, 256, 3)
+    assert result.encoded["samples"].shape == result.tiles["samples"].shape == (1, 4, 48, 64)
+    assert 0 <= float(result.image.min()) <= float(result.image.max()) <= 1
+
+
+@pytest.mark.parametrize("node", ["CascadeSampleStageC", "CascadeSampleStageB"])
+def test_the_hosts_own_models_in_our_samplers(host: Any, node: str) -> None:
+    conditioning = [[torch.randn(1, 7, networks.WIDTH), {"pooled_output": torch.randn(1, networks.WIDTH)}]]
+    settings = {"seed": 7, "steps": 2, "guidance": 4.0, "shift": 2.0, **SETTINGS}
+    stage = "stage_c" if node.endswith("C") else "stage_b"
+    small = {"samples": torch.randn(1, 16, 5, 6)}
+    given = {"latent": small} if stage == "stage_c" else {"stage_c": small}
+    result = host.call(node, model=native(stage), positive=conditioning, negative=conditioning, **given, **settings)
+    assert torch.isfinite(result[0]["samples"]).all()
+
+
+def test_a_saved_checkpoint_is_loaded_again(host: Any) -> None:
+    parts = Parts()
+    graph = parts.graph
+    vae = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="auto", dtype="fp32")
+    graph("CheckpointSave", model=parts.model, clip=parts.clip, vae=vae, filename_prefix="saved")
+    host.run(graph, latent=parts.ksampler())
+    [path] = (host.base / "output").glob("saved*.safetensors")
+    loaded = host.pack("nodes.host.models").load_stage("stage_c", path)
+    assert set(loaded.model_state_dict()) == set(native("stage_c").model_state_dict())
+    assert set(host.pack("nodes.host.files").kinds(path)) >= {"stage_c", "effnet", "previewer", "text_encoder"}
+    path.unlink()

@@ -1,0 +1,315 @@
+"""Our samplers: the library's pictures, and what an artist may do to them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.conditioning import StageBInputs, StageCInputs, TextEmbedding
+from cascade.diffusion import Guidance
+from cascade.pipelines import SamplingSettings, sample_stage_b, sample_stage_c
+from tests.nodes import networks
+from tests.nodes.hosting import Failed, Graph
+from tests.nodes.networks import file_name
+from tests.nodes.test_text_to_image import SETTINGS
+from tests.support import relative_error
+
+TEXT = networks.WIDTH
+
+
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def embedding(seed: int) -> TextEmbedding:
+    return TextEmbedding(random(1, 9, TEXT, seed=seed), random(1, 1, TEXT, seed=seed + 100))
+
+
+def conditioning(text: TextEmbedding, **extras: Any) -> Any:
+    return [[text.hidden, {"pooled_output": text.pooled[:, 0], **extras}]]
+
+
+DEFAULT = Guidance()
+POSITIVE, NEGATIVE = embedding(1), embedding(2)
+
+
+@cache
+def model(host: Any, kind: str) -> Any:
+    extra = {"previewer": "none"} if kind == "stage_c" else {}
+    node = {"stage_c": "CascadeLoadStageC", "stage_b": "CascadeLoadStageB"}[kind]
+    return host.call(node, file=file_name(kind), dtype="fp32", **extra)[0]
+
+
+def stage_c(host: Any, batch: int = 1, **changes: Any) -> Tensor:
+    settings = {"seed": 7, "steps": 4, "guidance": 4.0, "shift": 2.0, **SETTINGS, **changes}
+    given = {"latent": {"samples": torch.zeros(batch, 16, 5, 6)}, "model": model(host, "stage_c")}
+    conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
+    return host.call("CascadeSampleStageC", **{**given, **conds, **settings})[0]["samples"]
+
+
+def stage_b(host: Any, small: Tensor, **changes: Any) -> Tensor:
+    settings = {"seed": 7, "steps": 3, "guidance": 1.1, "shift": 1.0, **SETTINGS, **changes}
+    conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
+    given = {"model": model(host, "stage_b"), "stage_c": {"samples": small}}
+    return host.call("CascadeSampleStageB", **{**given, **conds, **settings})[0]["samples"]
+
+
+def library_stage_c(
+    batch: int = 1, seeds: list[int] | None = None, guidance: Guidance = DEFAULT, **changes: Any
+) -> Tensor:
+    settings = SamplingSettings(**{"steps": 4, "guidance": guidance, "shift": 2.0, **changes})
+    inputs = StageCInputs.without_image(POSITIVE.expand(batch), networks.IMAGE)
+    with torch.no_grad():
+        net: Any = networks.network("stage_c")
+        return sample_stage_c(
+            net, inputs, inputs.unconditional(NEGATIVE), size=(16, 5, 6), seeds=seeds or [7], settings=settings
+        )
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "lcm"])
+def test_stage_c_is_the_librarys(host: Any, sampler: str) -> None:
+    assert relative_error(stage_c(host, sampler=sampler), library_stage_c(sampler=sampler)) < 1e-3
+
+
+def test_stage_b_is_the_librarys(host: Any) -> None:
+    small = random(2, 16, 5, 6)
+    inputs = StageBInputs(small, POSITIVE.expand(2).pooled)
+    settings = SamplingSettings(steps=3, guidance=Guidance(scale=1.1), shift=1.0)
+    with torch.no_grad():
+        net: Any = networks.network("stage_b")
+        expected = sample_stage_b(
+            net, inputs, inputs.unconditional(NEGATIVE), size=(4, 54, 64), seeds=[7, 8], settings=settings
+        )
+    # The host's latents of Stage B are not divided by Stage A's scale factor.
+    assert relative_error(stage_b(host, small), expected * networks.CONFIGS["stage_a"].scale_factor) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "guidance"),
+    [
+        ({"rho": 0.0}, Guidance(rho=0.0)),
+        ({"rho": 1.0, "guidance": 8.0}, Guidance(scale=8.0, rho=1.0)),
+        ({"ramp": 0.25}, Guidance(scale=(4.0, 1.0))),
+        ({"guidance_start": 0.75, "guidance_stop": 0.5}, Guidance(t_start=0.75, t_stop=0.5)),
+        ({"guidance": 1.0}, Guidance(scale=1.0)),
+        ({"rescale": "whole batch (as released)"}, Guidance(per_image=False)),
+    ],
+)
+def test_guidance_is_the_librarys(host: Any, changes: dict[str, Any], guidance: Guidance) -> None:
+    expected = library_stage_c(batch=2, seeds=[7, 8], guidance=guidance)
+    assert relative_error(stage_c(host, batch=2, **changes), expected) < 1e-3
+
+
+def test_where_guidance_does_not_act_there_is_one_call(host: Any) -> None:
+    batches: list[int] = []
+
+    def count(apply: Any, args: Any) -> Tensor:
+        batches.append(len(args["input"]))
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    counted = model(host, "stage_c").clone()
+    counted.set_model_unet_function_wrapper(count)
+    stage_c(host, model=counted, guidance_start=0.75, guidance_stop=0.5)
+    assert batches == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "euler_ancestral", "lcm", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m"])
+def test_a_picture_is_the_same_alone_and_in_a_batch(host: Any, sampler: str) -> None:
+    both = stage_c(host, batch=2, sampler=sampler)
+    assert relative_error(stage_c(host, sampler=sampler), both[:1]) < 1e-3
+    assert relative_error(stage_c(host, sampler=sampler, seed=8), both[1:]) < 1e-3
+    second = {"samples": torch.zeros(1, 16, 5, 6), "batch_index": [1]}
+    assert relative_error(stage_c(host, sampler=sampler, latent=second), both[1:]) < 1e-3
+
+
+def test_every_sampler_of_the_host_runs(host: Any) -> None:
+    offered = host.pack("nodes.host.sampling").samplers()
+    assert offered[0] == "ddpm"
+    assert set(comfy.samplers.KSampler.SAMPLERS) <= set(offered)
+    # uni_pc and its like want more steps than this or a GPU; the names they go by are what is tested here.
+    for sampler in ("heun", "dpmpp_3m_sde", "deis", "uni_pc", "ddim"):
+        assert torch.isfinite(stage_c(host, sampler=sampler, steps=5)).all()
+
+
+def test_denoise_keeps_what_was_there(host: Any) -> None:
+    latent = {"samples": random(1, 16, 5, 6)}
+    distances = [
+        relative_error(stage_c(host, latent=latent, denoise=denoise, sampler="ddim", guidance=1.0), latent["samples"])
+        for denoise in (0.05, 0.5, 1.0)
+    ]
+    assert distances == sorted(distances)
+    assert distances[0] < 0.3
+
+
+def test_a_mask_keeps_what_it_covers(host: Any) -> None:
+    mask = torch.zeros(1, 1, 40, 48)
+    mask[..., 24:] = 1
+    latent = {"samples": random(1, 16, 5, 6), "noise_mask": mask}
+    result = stage_c(host, latent=latent)
+    assert torch.allclose(result[..., :2], latent["samples"][..., :2], atol=1e-4)
+    assert not torch.allclose(result[..., 4:], latent["samples"][..., 4:], atol=1e-1)
+
+
+def test_the_size_of_stage_b_is_that_of_its_latent(host: Any) -> None:
+    small = random(1, 16, 5, 6)
+    assert stage_b(host, small).shape == (1, 4, 54, 64)
+    assert stage_b(host, small, latent={"samples": torch.zeros(1, 4, 52, 62)}).shape == (1, 4, 52, 62)
+    assert stage_b(host, random(3, 16, 5, 6), latent={"samples": torch.zeros(1, 4, 16, 16)}).shape[0] == 3
+
+
+def test_shift_moves_percentages_too(host: Any) -> None:
+    sampling = host.pack("nodes.host.sampling")
+    plain = model(host, "stage_c")
+    assert sampling.shifted(plain, 2.0) is plain
+    changed = sampling.shifted(plain, 3.0).get_model_object("model_sampling")
+    expected = type(plain.get_model_object("model_sampling"))(plain.model.model_config)
+    expected.set_parameters(3.0)
+    assert torch.allclose(changed.sigmas, expected.sigmas, rtol=1e-4)
+    assert changed.percent_to_sigma(0.3) == expected.percent_to_sigma(0.3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+def test_sigmas_are_released_and_lead_back_to_their_times(host: Any, shift: float) -> None:
+    [sigmas] = host.call("CascadeSigmas", steps=10, shift=shift, t_start=1.0, t_end=0.0)
+    assert sigmas.shape == (11,)
+    assert sigmas[-1] == 0
+    simple = comfy.samplers.calculate_sigmas(
+        host.pack("nodes.host.sampling").shifted(model(host, "stage_c"), shift).get_model_object("model_sampling"),
+        "simple",
+        10,
+    )
+    assert torch.allclose(sigmas, simple, rtol=1e-3)
+    time_of = host.pack("nodes.host.sampling").time_of
+    times = [time_of(float(sigma), shift, float(sigmas[0])) for sigma in sigmas[:-1]]
+    assert times == pytest.approx([1 - i / 10 for i in range(10)], abs=1e-5)
+
+
+def custom(graph: Graph, loaded: Any, text: Any) -> Any:
+    guider = graph(
+        "CascadeGuider",
+        model=loaded,
+        positive=text[0],
+        negative=text[1],
+        guidance=4.0,
+        **{name: value for name, value in SETTINGS.items() if name not in ("sampler", "denoise")},
+    )
+    return graph(
+        "SamplerCustomAdvanced",
+        noise=graph("RandomNoise", noise_seed=3),
+        guider=guider,
+        sampler=graph("KSamplerSelect", sampler_name="euler"),
+        sigmas=graph("CascadeSigmas", steps=4, shift=2.0, t_start=1.0, t_end=0.0),
+        latent_image=graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)[0],
+    )
+
+
+def test_custom_sampling(host: Any) -> None:
+    graph = Graph()
+    clip = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    text = graph("CascadeTextEncode", clip=clip, positive="a circle", negative="")
+    loaded = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer="auto")
+    result = host.run(graph, latent=custom(graph, loaded, text))
+    assert result.latent["samples"].shape == (1, 16, 5, 6)
+    assert torch.isfinite(result.latent["samples"]).all()
+
+
+def test_a_guidance_function_on_the_model_wins(host: Any) -> None:
+    changed = model(host, "stage_c").clone()
+    changed.set_model_sampler_cfg_function(lambda args: args["uncond"])
+    expected = stage_c(host, guidance=1.0, positive=conditioning(NEGATIVE))
+    assert relative_error(stage_c(host, model=changed), expected) < 1e-3
+
+
+def test_infinite_latents_stop_with_a_cure(host: Any) -> None:
+    broken = model(host, "stage_c").clone()
+    name = "diffusion_model.clf.1.weight"
+    broken.add_patches({name: (torch.full((16, 64, 1, 1), torch.inf),)})
+    with pytest.raises(Exception, match=r"Stage C's result is not finite.*dtype bf16 or fp32"):
+        stage_c(host, model=broken)
+    with pytest.raises(Exception, match=r"Stage C's latent is not finite"):
+        stage_b(host, torch.full((1, 16, 5, 6), torch.nan))
+
+
+def test_wrong_models_and_latents_are_explained(host: Any) -> None:
+    with pytest.raises(Exception, match=r"takes a Stage C model; the one that is connected is Stage B"):
+        stage_c(host, model=model(host, "stage_b"))
+    with pytest.raises(
+        Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
+    ):
+        stage_c(host, latent={"samples": torch.zeros(1, 4, 8, 8)})
+    with pytest.raises(Exception, match=r"t_stop 0.9 must not be above t_start 0.5"):
+        stage_c(host, guidance_start=0.5, guidance_stop=0.9)
+
+
+def sampled(previewer: str, steps: int = 4) -> Graph:
+    """A graph that samples Stage C with the host's own KSampler."""
+    graph = Graph()
+    clip = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    text = graph("CascadeTextEncode", clip=clip, positive="a circle", negative="")
+    result = graph(
+        "KSampler",
+        model=graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer=previewer),
+        positive=text[0],
+        negative=text[1],
+        latent_image=graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)[0],
+        seed=1,
+        steps=steps,
+        cfg=4.0,
+        sampler_name="dpmpp_2m",
+        scheduler="simple",
+        denoise=1.0,
+    )
+    graph("Kept", name="latent", value=result)
+    return graph
+
+
+@pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the page would be told of progress: (value, total, preview)."""
+    import comfy.utils
+
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: seen.append((value, total, preview))
+    )
+    return seen
+
+
+@pytest.mark.parametrize("previewer", ["auto", file_name("previewer"), "small_c.safetensors"])
+def test_every_step_has_a_picture(host: Any, progress: list[Any], previewer: str) -> None:
+    host.run(sampled(previewer))
+    pictures = [(value, total, preview[1].size) for value, total, preview in progress if preview]
+    assert pictures == [(step, 4, (48, 40)) for step in (1, 2, 3, 4)]
+
+
+def test_previews_can_be_switched_off(host: Any, progress: list[Any]) -> None:
+    host.run(sampled("none"))
+    assert [preview for _, _, preview in progress] == [None] * 4
+
+
+def test_stop_is_heard_within_a_step_and_frees_memory(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    nets = host.pack("nodes.host.nets")
+    denoise = nets.HostStageC.denoise
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(1)
+        self_nets.append(self)
+        if len(calls) == 2:
+            comfy.model_management.interrupt_current_processing(True)
+        return denoise(self, *args, **kwargs)
+
+    self_nets: list[Any] = []
+    monkeypatch.setattr(nets.HostStageC, "denoise", interrupted, raising=False)
+    with pytest.raises(Failed):
+        host.run(sampled("auto", steps=20))
+    assert len(calls) == 2
+    assert self_nets[0].cache.entries == []
+    monkeypatch.undo()
+    host.run(sampled("auto", steps=2))
