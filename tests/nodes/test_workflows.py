@@ -1,0 +1,151 @@
+"""Every template fits the nodes as they are, and makes a picture."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cascade.tiny import parts
+from cascade.tiny.analysis import describe
+from tests.nodes.hosting import Graph
+from tests.nodes.networks import file_name
+from tests.nodes.workflows import (
+    FOLDER,
+    NAMES,
+    NOTES,
+    choices_of,
+    is_widget,
+    nodes_of,
+    specs_of,
+    to_prompt,
+    values_of,
+    workflow,
+)
+
+TINY = "tiny cascade (included)"
+RELEASED = {
+    "stage_c_bf16.safetensors": file_name("stage_c"),
+    "stage_b_bf16.safetensors": file_name("stage_b"),
+    "model.bf16.safetensors": file_name("text_encoder"),
+    "stage_a.safetensors": file_name("stage_a"),
+}
+"""Released files -> the small random ones that stand for them here."""
+
+
+def test_there_are_templates_and_nothing_that_would_be_taken_for_one() -> None:
+    assert {"Text to Image (tiny, no download)", "Text to Image (Stable Cascade)"} <= set(NAMES)
+    # A host serves templates from the first of these folders that is there, and finds none of the others' files.
+    others = ["example_workflows", "example", "examples", "workflow"]
+    assert [name for name in others if (FOLDER.parent / name).exists()] == []
+    assert {path.suffix for path in FOLDER.iterdir()} <= {".json", ".jpg"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_and_inputs_are_those_of_the_schemas(host: Any, name: str) -> None:
+    for node in nodes_of(workflow(name)):
+        kind = host.classes[node["type"]]
+        specs = specs_of(kind)
+        assert [slot["name"] for slot in node["inputs"]] == list(specs), node["type"]
+        assert ["widget" in slot for slot in node["inputs"]] == [is_widget(spec) for spec in specs.values()]
+        assert set(values_of(node, specs)) == {key for key, spec in specs.items() if is_widget(spec)}
+        if node["outputs"]:
+            assert [slot["type"] for slot in node["outputs"]] == list(kind.RETURN_TYPES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_are_among_the_choices(host: Any, name: str) -> None:
+    """Files that are to be fetched apart, which the template tells where to get."""
+    for node in nodes_of(workflow(name)):
+        specs = specs_of(host.classes[node["type"]])
+        fetched = {model["name"] for model in node["properties"].get("models", ())}
+        for key, value in values_of(node, specs).items():
+            choices = choices_of(specs[key])
+            assert choices is None or value in choices or value in fetched, (node["type"], key, value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_are_told_alike_at_both_ends(name: str) -> None:
+    flow = workflow(name)
+    nodes = {node["id"]: node for node in flow["nodes"]}
+    for link, source, output, target, slot, kind in flow["links"]:
+        assert link in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == link
+        assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][slot]["type"] == kind
+    assert flow["last_link_id"] == max(link[0] for link in flow["links"])
+    assert flow["last_node_id"] == max(nodes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_says_what_to_change(name: str) -> None:
+    assert [node for node in workflow(name)["nodes"] if node["type"] in NOTES and node["title"] == "What to change"]
+
+
+def test_missing_files_are_offered_with_their_folder(host: Any) -> None:
+    folders = host.pack("nodes.host.folders").FOLDERS
+    kinds = {
+        "CascadeLoadStageC": "stage_c",
+        "CascadeLoadStageB": "stage_b",
+        "CascadeLoadStageA": "stage_a",
+        "CascadeLoadTextEncoder": "text_encoder",
+    }
+    loaders = [node for node in nodes_of(workflow("Text to Image (Stable Cascade)")) if node["type"] in kinds]
+    assert len(loaders) == len(kinds)
+    for node in loaders:
+        [model] = node["properties"]["models"]
+        assert model["name"] == node["widgets_values"][0] == model["url"].rsplit("/", 1)[1]
+        assert model["directory"] == folders[kinds[node["type"]]][0]
+        assert model["url"].startswith("https://huggingface.co/stabilityai/stable-cascade/resolve/main/")
+
+
+def run(host: Any, flow: dict[str, Any]) -> list[Image.Image]:
+    """Run a template; what it saved, in order."""
+    saved = Path(host.base) / "output"
+    before = set(saved.rglob("*.png"))
+    host.run(Graph(to_prompt(flow, host.classes)))
+    return [Image.open(path).convert("RGB") for path in sorted(set(saved.rglob("*.png")) - before)]
+
+
+def test_the_released_template_runs_with_files_of_its_kinds(host: Any) -> None:
+    flow = copy.deepcopy(workflow("Text to Image (Stable Cascade)"))
+    for node in nodes_of(flow):
+        node["widgets_values"] = [RELEASED.get(str(value), value) for value in node["widgets_values"]]
+        if node["type"] == "CascadeEmptyLatent":
+            node["widgets_values"] = ["custom", 256, 192, 1]
+    [picture] = run(host, flow)
+    assert picture.size == (256, 192)
+
+
+needs_tiny = pytest.mark.skipif(
+    not all(path.exists() for path in parts().values()), reason="the tiny cascade's weights are not here"
+)
+
+
+@needs_tiny
+def test_the_tiny_template_draws_what_it_says(host: Any) -> None:
+    [picture] = run(host, workflow("Text to Image (tiny, no download)"))
+    assert seen(picture) == ("blue", ["large red circle left"])
+
+
+@needs_tiny
+def test_custom_sampling_draws_what_it_says(host: Any) -> None:
+    [picture] = run(host, workflow("Text to Image (custom sampling)"))
+    assert seen(picture) == ("purple", ["large white star center"])
+
+
+@needs_tiny
+def test_the_chosen_picture_is_drawn(host: Any) -> None:
+    [picture] = run(host, workflow("Batch and seeds"))
+    background, [item] = seen(picture)
+    assert background == "yellow"
+    assert item.startswith("small green triangle")
+
+
+def seen(picture: Image.Image) -> tuple[str, list[str]]:
+    import numpy as np
+
+    found = describe(np.asarray(picture))
+    return found.background, [f"{each.size} {each.colour} {each.shape} {each.place}" for each in found.items]
