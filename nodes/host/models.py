@@ -187,8 +187,8 @@ class _Entry:
     config: Any
     thread: int
 
-    def matches(self, unet_config: dict[str, Any], state_dict: Any = None, unet_key_prefix: str = "") -> bool:
-        return threading.get_ident() == self.thread and self.cls.matches(unet_config, state_dict, unet_key_prefix)
+    def matches(self, unet_config: dict[str, Any], *args: Any, **kwargs: Any) -> bool:
+        return threading.get_ident() == self.thread and self.cls.matches(unet_config, *args, **kwargs)
 
     def __call__(self, unet_config: dict[str, Any]) -> Any:
         return self.cls({"stable_cascade_stage": unet_config["stable_cascade_stage"], "config": self.config})
