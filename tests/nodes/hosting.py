@@ -166,7 +166,8 @@ class Host:
             raise Refused(error, errors)
         self.server.sent.clear()
         await self.executor.execute_async(prompt, name, {"client_id": "tests"}, outputs)
-        for event, data in self.executor.status_messages:
+        # What a blocked node says goes to the page alone.
+        for event, data in [*self.executor.status_messages, *self.server.sent]:
             if event in ("execution_error", "execution_interrupted"):
                 raise Failed(data)
 

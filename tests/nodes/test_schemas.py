@@ -1,0 +1,80 @@
+"""Ids, names, order and defaults of the nodes are public for ever.
+
+They stand in schemas.json. New inputs go last, with a default; a node that is replaced stays, marked deprecated.
+Where a change is meant, `pytest tests/nodes/test_schemas.py --update-schemas` writes the file anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).with_name("schemas.json")
+FILES = {"file", "previewer", "checkpoint", "second_checkpoint", "sampler"}
+"""Inputs whose choices are the artist's files, or the host's own."""
+CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
+
+
+def ours(host: Any) -> dict[str, Any]:
+    return {name: kind for name, kind in host.classes.items() if name.startswith("Cascade")}
+
+
+def schema(kind: Any) -> dict[str, Any]:
+    types = kind.INPUT_TYPES()
+    inputs = [
+        _input(name, spec, group) for group in ("required", "optional") for name, spec in types.get(group, {}).items()
+    ]
+    outputs = [list(pair) for pair in zip(kind.RETURN_NAMES, kind.RETURN_TYPES, strict=True)]
+    return {"category": kind.CATEGORY, "inputs": inputs, "outputs": outputs}
+
+
+def _input(name: str, spec: Any, group: str) -> dict[str, Any]:
+    kind, options = spec
+    found = {"name": name, "type": kind, "optional": group == "optional"}
+    found |= {key: options[key] for key in CONSTRAINTS if options.get(key) not in (None, False)}
+    if kind == "COMBO" and name not in FILES:
+        found["options"] = list(options["options"])
+    return found
+
+
+def test_schemas_are_as_they_were(host: Any, request: pytest.FixtureRequest) -> None:
+    found = {name: schema(kind) for name, kind in sorted(ours(host).items())}
+    if request.config.getoption("--update-schemas", default=False):
+        FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    assert found == json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def test_ids_and_categories(host: Any) -> None:
+    assert len(ours(host)) == 15
+    for kind in ours(host).values():
+        assert kind.CATEGORY.startswith("Stable Cascade/")
+        assert kind.GET_SCHEMA().display_name.endswith("(Stable Cascade)")
+        assert kind.DESCRIPTION
+
+
+def test_every_input_and_output_has_a_tooltip(host: Any) -> None:
+    for name, kind in ours(host).items():
+        for inputs in kind.INPUT_TYPES().values():
+            assert [
+                each for each, spec in inputs.items() if isinstance(spec, tuple) and not spec[1].get("tooltip")
+            ] == [], name
+        assert all(kind.OUTPUT_TOOLTIPS), name
+
+
+def test_the_tiny_cascade_is_the_first_choice_everywhere(host: Any) -> None:
+    tiny = host.pack("nodes.host.folders").TINY
+    for name, kind in ours(host).items():
+        for each, spec in kind.INPUT_TYPES()["required"].items():
+            if each in ("file", "checkpoint"):
+                assert spec[1]["options"][0] == spec[1]["default"] == tiny, name
+
+
+def test_schemas_forget_what_an_older_host_does_not_know(host: Any) -> None:
+    types = host.pack("nodes.types")
+    io = types.io
+    made = types.schema(node_id="X", inputs=[], outputs=[], something_new=True)
+    assert made.node_id == "X"
+    assert types.field(io.Int, "x", default=1, something_new=True).default == 1
