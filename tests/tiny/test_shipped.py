@@ -1,0 +1,77 @@
+"""The weights that ship: what the files are, and what is in the pictures that they draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cascade import tiny
+from cascade.checkpoints import inspect_file, load_model
+from cascade.models import StageA
+from cascade.pipelines import Parts, generate
+from cascade.tiny import drawing, grammar
+from cascade.tiny.analysis import describe
+from cascade.tiny.evaluation import SETTINGS, judge
+
+PROMPTS = (
+    "a large red circle on a blue background, left",
+    "a large yellow triangle on a black background, right",
+    "a large white square on a green background, center",
+    "a large purple star on a white background, top",
+    "an orange circle on a purple background, bottom",
+    "a large black square on a yellow background, left",
+    "a small blue triangle on a white background, center",
+    "a green circle on the left and a white square on the right, red background",
+    "a blue square on the top and a red circle on the bottom, yellow background",
+    "a small red square on a white background, right",
+)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[tuple[str, Tensor]]:
+    images = generate(Parts(tiny.parts()), PROMPTS, seeds=range(len(PROMPTS)), settings=SETTINGS).images
+    return list(zip(PROMPTS, images, strict=True))
+
+
+def test_files_are_small_and_say_what_they_are() -> None:
+    assert sum(path.stat().st_size for path in tiny.parts().values()) <= 16_000_000
+    for kind, path in tiny.parts().items():
+        found = inspect_file(path)
+        assert found.kind == kind
+        assert found.layout == "cascade"
+
+
+def test_pictures_have_the_colours_that_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> None:
+    """Colours are what these weights can be held to; the model card says how far shapes and places are."""
+    answers: dict[str, list[float]] = {}
+    for prompt, image in drawn:
+        scene = grammar.parse(prompt)
+        assert scene is not None, prompt
+        for judged in judge(scene, describe(image)):
+            answers.setdefault(judged.question, []).append(judged.answer)
+    shares = {question: float(np.mean(values)) for question, values in answers.items()}
+    assert shares["background colour"] >= 0.9, shares
+    assert shares["shape colour"] >= 0.8, shares
+
+
+def test_the_analysis_would_notice_wrong_pictures(drawn: list[tuple[str, Tensor]]) -> None:
+    """Against the next prompt's picture nearly nothing is right: the check above can fail."""
+    wrong = [image for _, image in drawn[1:] + drawn[:1]]
+    answers = [
+        judged.answer
+        for (prompt, _), image in zip(drawn, wrong, strict=True)
+        for judged in judge(grammar.parse(prompt), describe(image))
+        if judged.question in ("background colour", "shape colour")
+    ]
+    assert np.mean(answers) < 0.4
+
+
+def test_stage_a_keeps_pictures() -> None:
+    images = torch.from_numpy(drawing.batch(123, 8).pictures).permute(0, 3, 1, 2).float() / 255
+    net = load_model(tiny.path("stage_a"), dtype=torch.float32)
+    assert isinstance(net, StageA)
+    with torch.no_grad():
+        error = (net(images).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
+    assert float((-10 * torch.log10(error)).mean()) >= 33
