@@ -139,7 +139,7 @@ def _stage_a_geometry(config: Any) -> Geometry:
     ratio, finest = config.compression, config.width // 2 ** (config.levels - 1)
 
     def memory(pixels: float, dtype: torch.dtype) -> float:
-        return pixels / 4 * finest * 14 * comfy.model_management.dtype_size(dtype)
+        return pixels / 4 * finest * 11 * comfy.model_management.dtype_size(dtype)
 
     return Geometry(
         channels=config.latent_channels,
@@ -155,10 +155,10 @@ def _coder_geometry(encoder: Any, previewer: Any) -> Geometry:
     width = 512 if previewer is None else previewer.config.width
 
     def encode_memory(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return shape[2] * shape[3] / 4 * stem * 12 * comfy.model_management.dtype_size(dtype)
+        return shape[2] * shape[3] / 4 * stem * 7 * comfy.model_management.dtype_size(dtype)
 
     def decode_memory(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        return shape[2] * shape[3] * 64 * width // 4 * 4 * comfy.model_management.dtype_size(dtype)
+        return shape[2] * shape[3] * 64 * width / 4 * 2.5 * comfy.model_management.dtype_size(dtype)
 
     return Geometry(channels=16, down=32, up=8, encode_memory=encode_memory, decode_memory=decode_memory)
 

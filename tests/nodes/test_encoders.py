@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cascade.conditioning import ImageEncoder, TextEncoder
 from cascade.images.resize import normalise
+from cascade.models import STAGE_A
 from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name
@@ -172,3 +173,12 @@ def test_the_wrong_vae_is_explained(host: Any) -> None:
         host.call(
             "CascadeDecode", latent={"samples": torch.zeros(1, 4, 8, 8)}, vae=coder(host), tiling="never", tile_size=512
         )
+
+
+@pytest.mark.parametrize(("side", "measured"), [(1024, 2.2e9), (2048, 8.85e9)])
+def test_memory_is_asked_for_as_it_is_needed(host: Any, side: int, measured: float) -> None:
+    """Measured: the peak of the released Stage A's activations in float32."""
+    geometry = host.pack("nodes.host.autoencoders")._stage_a_geometry(STAGE_A)
+    decode = geometry.decode_memory((1, 4, side // 4, side // 4), torch.float32)
+    assert measured <= decode < 1.2 * measured
+    assert geometry.encode_memory((1, 3, side, side), torch.float32) == decode

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
+from cascade import tiny
+from cascade.pipelines import Parts, Settings, generate
 from tests.nodes.hosting import Graph, Outputs
 from tests.nodes.networks import file_name
 
+TINY = "tiny cascade (included)"
 SETTINGS = {
     "sampler": "ddpm",
     "denoise": 1.0,
@@ -64,3 +68,26 @@ def test_text_to_image(host: Any) -> None:
     assert result.image.shape == (1, 192, 256, 3)
     assert torch.isfinite(result.image).all()
     assert result.stage_c["samples"].shape == (1, 16, 5, 6)
+
+
+@pytest.mark.skipif(not all(path.exists() for path in tiny.parts().values()), reason="the tiny weights are not here")
+def test_the_tiny_cascade_draws_what_the_library_draws(host: Any) -> None:
+    """All loaders and settings at their defaults, the same seed: the same picture as on the command line."""
+    caption = "a large red circle on a blue background, left"
+    expected = generate(
+        Parts(tiny.parts()), [caption, caption], seeds=[3, 4], settings=Settings(width=256, height=256)
+    ).images
+    graph = Graph()
+    clip = graph("CascadeLoadTextEncoder", file=TINY, dtype="auto")
+    text = graph("CascadeTextEncode", clip=clip, positive=caption, negative="")
+    conds = {"positive": text[0], "negative": text[1], "seed": 3, **SETTINGS}
+    latent = graph("CascadeEmptyLatent", preset="256 x 256 (tiny cascade)", width=64, height=64, batch_size=2)
+    model = graph("CascadeLoadStageC", file=TINY, dtype="auto", previewer="auto")
+    stage_c = graph("CascadeSampleStageC", model=model, latent=latent[0], steps=20, guidance=4.0, shift=2.0, **conds)
+    decoder = graph("CascadeLoadStageB", file=TINY, dtype="auto")
+    stage_b = graph("CascadeSampleStageB", model=decoder, stage_c=stage_c, steps=10, guidance=1.1, shift=1.0, **conds)
+    vae = graph("CascadeLoadStageA", file=TINY, dtype="auto")
+    image = graph("CascadeDecode", latent=stage_b, vae=vae, tiling="auto", tile_size=1024)
+    found = host.run(graph, image=image).image.movedim(-1, 1)
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().mean()) < 0.01
