@@ -11,8 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from cascade.checkpoints import load_model
 from safetensors.torch import load_file
+
+from cascade.checkpoints import load_model
 
 
 def resident(field: str) -> int:
