@@ -1,0 +1,147 @@
+"""A real ComfyUI as a server in a process of its own, with this pack in its custom_nodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.nodes import networks
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACK = "stable-cascade"
+PAGE = {"Comfy.InstalledVersion": "1.47.12", "Comfy.TutorialCompleted": True}
+"""Settings of somebody who has been here before: no tour."""
+
+
+@dataclass
+class Server:
+    """A running ComfyUI."""
+
+    process: subprocess.Popen[bytes]
+    base: Path
+    url: str
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body. A path is sent as it is written: no client tidies up its dots."""
+        return self._answer(urllib.request.Request(self.url + path))
+
+    def post(self, path: str, data: Any) -> tuple[int, bytes]:
+        body = json.dumps(data).encode()
+        return self._answer(urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"}))
+
+    def _answer(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as problem:
+            return problem.code, problem.read()
+
+    def json(self, path: str) -> Any:
+        status, body = self.get(path)
+        assert status == 200, (path, status, body)
+        return json.loads(body)
+
+    def send(self, prompt: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Queue a prompt: status and answer."""
+        status, body = self.post("/prompt", {"prompt": prompt})
+        return status, json.loads(body)
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue a prompt that is right: its id."""
+        status, answer = self.send(prompt)
+        assert status == 200, answer
+        return answer["prompt_id"]
+
+    def wait(self, name: str, seconds: float = 120) -> dict[str, Any]:
+        """What became of a prompt: its history."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log()[-4000:]
+            history = self.json(f"/history/{name}")
+            if history:
+                return history[name]
+            time.sleep(0.05)
+        raise TimeoutError(self.log()[-4000:])
+
+    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        return self.wait(self.queue(prompt))
+
+    def pictures(self, history: dict[str, Any]) -> list[Path]:
+        """The files that a prompt saved."""
+        assert history["status"]["status_str"] == "success", history["status"]
+        images = [image for output in history["outputs"].values() for image in output.get("images", ())]
+        return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
+
+    def error(self, history: dict[str, Any]) -> dict[str, Any]:
+        """What a node that stopped said."""
+        return next(data for event, data in history["status"]["messages"] if event == "execution_error")
+
+    def memory(self) -> int:
+        """Bytes that the process holds in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+    def log(self) -> str:
+        return (self.base / "log.txt").read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def start(host: str, *, small: bool = True) -> Server:
+    """Start the host that lies at a path; `small` puts files of small random networks into its folders."""
+    base = Path(tempfile.mkdtemp(prefix="cascade-server-"))
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / PACK).symlink_to(ROOT)
+    (base / "user" / "default").mkdir(parents=True)
+    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(PAGE), encoding="utf-8")
+    if small:
+        networks.write(base / "models")
+    port = _free_port()
+    command = [sys.executable, str(Path(host).resolve() / "main.py"), "--cpu", "--disable-api-nodes"]
+    command += ["--port", str(port), "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
+    with (base / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=base)
+    server = Server(process, base, f"http://127.0.0.1:{port}")
+    try:
+        _wait_until_it_answers(server)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_it_answers(server: Server, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"ComfyUI ended while it started:\n{server.log()[-4000:]}")
+        try:
+            server.json("/system_stats")
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(server.log()[-4000:])
