@@ -290,7 +290,7 @@ def test_every_step_has_a_picture(host: Any, progress: list[Any], previewer: str
 
 def test_previews_can_be_switched_off(host: Any, progress: list[Any]) -> None:
     host.run(sampled("none"))
-    assert [preview for _, _, preview in progress] == [None] * 4
+    assert {preview for _, _, preview in progress} == {None}
 
 
 def test_stop_is_heard_within_a_step_and_frees_memory(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
