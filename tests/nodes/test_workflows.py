@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -125,27 +126,15 @@ needs_tiny = pytest.mark.skipif(
 
 
 @needs_tiny
-def test_the_tiny_template_draws_what_it_says(host: Any) -> None:
-    [picture] = run(host, workflow("Text to Image (tiny, no download)"))
-    assert seen(picture) == ("blue", ["large red circle left"])
-
-
-@needs_tiny
-def test_custom_sampling_draws_what_it_says(host: Any) -> None:
-    [picture] = run(host, workflow("Text to Image (custom sampling)"))
-    assert seen(picture) == ("purple", ["large white star center"])
-
-
-@needs_tiny
-def test_the_chosen_picture_is_drawn(host: Any) -> None:
-    [picture] = run(host, workflow("Batch and seeds"))
-    background, [item] = seen(picture)
-    assert background == "yellow"
-    assert item.startswith("small green triangle")
-
-
-def seen(picture: Image.Image) -> tuple[str, list[str]]:
-    import numpy as np
-
+@pytest.mark.parametrize(
+    ("name", "background", "colour"),
+    [
+        ("Text to Image (tiny, no download)", "blue", "red"),
+        ("Text to Image (custom sampling)", "purple", "white"),
+        ("Batch and seeds", "yellow", "green"),
+    ],
+)
+def test_templates_draw_the_colours_that_they_say(host: Any, name: str, background: str, colour: str) -> None:
+    [picture] = run(host, workflow(name))
     found = describe(np.asarray(picture))
-    return found.background, [f"{each.size} {each.colour} {each.shape} {each.place}" for each in found.items]
+    assert (found.background, [item.colour for item in found.items]) == (background, [colour])

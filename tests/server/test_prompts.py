@@ -1,0 +1,118 @@
+"""Prompts over HTTP: right ones, bad ones, strange ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.nodes.networks import file_name
+from tests.server.serving import Server
+
+Prompt = dict[str, Any]
+GUIDANCE = {"rho": 0.7, "ramp": 1.0, "guidance_start": 1.0, "guidance_stop": 0.0, "rescale": "per image"}
+SAMPLING = {"sampler": "ddpm", "denoise": 1.0, "positive": ["text", 0], "negative": ["text", 1], **GUIDANCE}
+
+
+def node(kind: str, **inputs: Any) -> Prompt:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def cascade(
+    text: str = "a red circle", *, seed: int = 1, width: int = 256, height: int = 192, steps: int = 2
+) -> Prompt:
+    """Text to image with small random networks."""
+    return {
+        "clip": node("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32"),
+        "c": node("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer="auto"),
+        "b": node("CascadeLoadStageB", file=file_name("stage_b"), dtype="auto"),
+        "a": node("CascadeLoadStageA", file=file_name("stage_a"), dtype="auto"),
+        "text": node("CascadeTextEncode", clip=["clip", 0], positive=text, negative=""),
+        "size": node("CascadeEmptyLatent", preset="custom", width=width, height=height, batch_size=1),
+        "stage_c": node(
+            "CascadeSampleStageC",
+            **{"model": ["c", 0], "latent": ["size", 0], "seed": seed, "steps": steps, "guidance": 4.0, "shift": 2.0},
+            **SAMPLING,
+        ),
+        "stage_b": node(
+            "CascadeSampleStageB",
+            **{"model": ["b", 0], "stage_c": ["stage_c", 0], "latent": ["size", 1], "seed": seed, "steps": 2},
+            **{"guidance": 1.1, "shift": 1.0},
+            **SAMPLING,
+        ),
+        "decode": node("CascadeDecode", latent=["stage_b", 0], vae=["a", 0], tiling="auto", tile_size=1024),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="test"),
+    }
+
+
+def with_input(prompt: Prompt, name: str, key: str, value: Any) -> Prompt:
+    changed = {**prompt[name]["inputs"], key: value}
+    return {**prompt, name: {**prompt[name], "inputs": changed}}
+
+
+def draws(server: Server, prompt: Prompt) -> tuple[int, int]:
+    """The size of the one picture that a prompt makes."""
+    [path] = server.pictures(server.run(prompt))
+    return Image.open(path).size
+
+
+def test_a_prompt_makes_a_picture(server: Server) -> None:
+    assert draws(server, cascade()) == (256, 192)
+
+
+def test_the_same_seed_makes_the_same_picture(server: Server) -> None:
+    first, second = (
+        server.pictures(server.run(with_input(cascade(seed=5), "save", "filename_prefix", name)))[0] for name in "ab"
+    )
+    assert Image.open(first).tobytes() == Image.open(second).tobytes()
+
+
+BAD = [
+    ("c", "file", "nothing.safetensors", "not in list"),
+    ("c", "file", "../../../etc/passwd", "not in list"),
+    ("c", "file", "/etc/passwd", "not in list"),
+    ("c", "file", "..\\small_stage_c.safetensors", "not in list"),
+    ("c", "file", None, "not in list"),
+    ("c", "dtype", "int3", "not in list"),
+    ("stage_c", "steps", "many", "Failed to convert"),
+    ("stage_c", "steps", 0, "smaller than min"),
+    ("stage_c", "model", ["text", 0], "Return type mismatch"),
+    ("stage_c", "sampler", "magic", "not in list"),
+    ("size", "width", 10**12, "bigger than max"),
+    ("size", "height", -1, "smaller than min"),
+    ("size", "width", 0, "smaller than min"),
+    ("size", "batch_size", 10**9, "bigger than max"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "said"), BAD)
+def test_bad_inputs_are_refused_by_name(server: Server, name: str, key: str, value: Any, said: str) -> None:
+    status, answer = server.send(with_input(cascade(), name, key, value))
+    assert status == 400
+    [problem] = answer["node_errors"][name]["errors"]
+    assert key in problem["details"]
+    assert said in f"{problem['message']} {problem['details']}"
+
+
+def test_a_file_of_another_kind_is_explained(server: Server) -> None:
+    error = server.error(server.run(with_input(cascade(), "c", "file", file_name("stage_b"))))
+    assert error["node_type"] == "CascadeLoadStageC"
+    assert file_name("stage_b") in error["exception_message"]
+    assert "Stage B" in error["exception_message"]
+    assert "diffusion_models" in error["exception_message"]
+
+
+def test_a_wrong_model_is_explained(server: Server) -> None:
+    error = server.error(server.run(with_input(cascade(), "stage_c", "model", ["b", 0])))
+    assert "the one that is connected is Stage B" in error["exception_message"]
+
+
+@pytest.mark.parametrize("text", ["", "word " * 2000, "(" * 20 + "a" + ")" * 20, "\0\n\t", "日本語 🎨" * 200])
+def test_strange_texts_make_pictures(server: Server, text: str) -> None:
+    assert draws(server, cascade(text)) == (256, 192)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 2048), (1056, 32), (288, 416)])
+def test_strange_sizes_make_pictures(server: Server, size: tuple[int, int]) -> None:
+    assert draws(server, cascade(width=size[0], height=size[1])) == size
