@@ -12,7 +12,7 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-# `hosts` also judges what the tiny cascade draws in ComfyUI; it joins these two when its weights draw what they are told.
+# `hosts` also judges what the tiny cascade draws in ComfyUI; it joins these when its weights draw what they are told.
 nox.options.sessions = ["lint", "tests"]
 
 TORCH = "torch==2.13.0"
