@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InvalidConfig
 from .config import setting
+from .folders import FolderPictures
 from .state import remove_abandoned, temporary_for
 
 CHUNK = 256
@@ -38,10 +40,16 @@ class PictureSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSettings:
-    """Which pictures: `drawn` are those of the tiny cascade's grammar, `count` of them from one seed."""
+    """Which pictures, as squares of `size`.
 
-    source: Literal["drawn"] = "drawn"
-    count: int = setting(minimum=1)
+    `drawn` are those of the tiny cascade's grammar, `count` of them from one seed. `folder` are those at `path`: a
+    folder with captions beside the pictures, or webdataset tars; `caption` is for pictures that have none.
+    """
+
+    source: Literal["drawn", "folder"] = "drawn"
+    path: Path | None = None
+    caption: str | None = None
+    count: int | None = setting(None, minimum=1)
     seed: int = setting(1, minimum=0)
     size: int = setting(256, minimum=32)
 
@@ -64,6 +72,13 @@ class DrawnPictures:
 
 
 def open_source(settings: PictureSettings) -> PictureSource:
+    """Raises InvalidConfig for settings that the source lacks, and for a folder without pictures."""
+    if settings.source == "folder":
+        if settings.path is None:
+            raise InvalidConfig("pictures: the source folder needs a path")
+        return FolderPictures(settings.path, settings.size, settings.caption)
+    if settings.count is None:
+        raise InvalidConfig("pictures: the source drawn needs a count")
     return DrawnPictures(settings.count, settings.seed, settings.size)
 
 

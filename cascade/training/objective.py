@@ -48,8 +48,11 @@ def diffusion_loss(
     predict: Callable[[Tensor, Tensor], Tensor],
     x0: Tensor,
     generator: torch.Generator,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted squared error of `predict(noised, r)` at random noise levels for x0 [B, ...].
+
+    `importance` [B] says how much each counts, where that differs.
 
     The times of a batch are one from each of B equal parts of (0, 1], which makes the gradient less noisy than
     independent ones do (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
@@ -63,4 +66,5 @@ def diffusion_loss(
     prediction = predict(step.noised, step.r)
     errors = (prediction.float() - step.target.float()).square().flatten(1).mean(dim=1)
     diffusion.learn(step.log_snr, errors.detach())
-    return (errors * step.weight).mean(), {"mse": errors.mean()}
+    weight = step.weight if importance is None else step.weight * importance
+    return (errors * weight).mean(), {"mse": errors.mean()}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .encoder import EncoderSettings, EncoderTask
+from .lora import LoraSettings, LoraTask
 from .stage_a import StageASettings, StageATask
 from .stage_b import StageBSettings, StageBTask
 from .stage_c import StageCSettings, StageCTask
@@ -23,5 +24,6 @@ TASKS: dict[str, Training] = {
     "encoder": Training(EncoderSettings, EncoderTask),
     "stage_b": Training(StageBSettings, StageBTask),
     "stage_c": Training(StageCSettings, StageCTask),
+    "lora": Training(LoraSettings, LoraTask),
 }
 SETTINGS: dict[str, type] = {name: training.settings for name, training in TASKS.items()}

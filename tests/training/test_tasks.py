@@ -85,7 +85,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SECTIONS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_each_trains_samples_and_exports(folder: Path, tmp_path: Path, task: str, precision: str) -> None:
     settings = config(folder, task, str(tmp_path), changes={"precision": precision})
@@ -101,7 +101,7 @@ def test_each_trains_samples_and_exports(folder: Path, tmp_path: Path, task: str
         assert {p.dtype for p in net.parameters()} == {torch.float16}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SECTIONS)
 def test_batches_follow_from_their_number(folder: Path, task: str) -> None:
     a, b = build(folder, task), build(folder, task)
     for index in (0, 5):
@@ -110,7 +110,7 @@ def test_batches_follow_from_their_number(folder: Path, task: str) -> None:
         a.batch(3)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SECTIONS)
 def test_fresh_weights_follow_from_the_seed(folder: Path, task: str) -> None:
     a, b = build(folder, task), build(folder, task)
     other = TASKS[task].task(config(folder, task, changes={"seed": 1}))

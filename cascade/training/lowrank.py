@@ -1,0 +1,200 @@
+"""Low-rank changes of linear layers and convolutions while they are trained.
+
+A change acts from a hook on its layer, which stays as it is: nothing of the network is copied, its weights take no
+gradient, and its names do not change. LoRA is Hu et al. 2021, eq. 3; DoRA is Liu et al. 2024, eq. 5, with the length
+of each row held fixed in the backward pass (section 4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..adapters import Lora, LowRank, Token
+from ..adapters.names import FORMATS, name_of
+from ..errors import InvalidConfig
+from .loop import derive_seed
+
+PRESETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "stage_c": {
+        "attention": ("*.attention.attn.*",),
+        "key_value": ("*.attention.attn.to_k", "*.attention.attn.to_v"),
+        "all": ("*",),
+    },
+    "text_encoder": {
+        "attention": ("*.self_attn.*",),
+        "key_value": ("*.self_attn.k_proj", "*.self_attn.v_proj"),
+        "all": ("*",),
+    },
+}
+"""kind -> word -> the patterns that it stands for. `attention` is what the released trainer trains, `key_value` what
+Custom Diffusion does (Kumari et al. 2023)."""
+
+
+def choose_modules(net: nn.Module, kind: str, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """Linear layers and convolutions by their paths, those that a pattern (with * and ?) or a preset fits.
+
+    Raises:
+        InvalidConfig: a pattern that fits none.
+    """
+    layers = {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and name_of(kind, name, FORMATS["cascade"]) is not None
+    }
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in layers for each in PRESETS[kind].get(pattern, (pattern,)) if fnmatchcase(name, each)}
+        if not found:
+            presets, example = ", ".join(PRESETS[kind]), next(iter(layers), "")
+            raise InvalidConfig(
+                f"lora: no layer of the {kind} fits {pattern!r}; write {presets}, or a pattern such as *.to_q over "
+                f"names such as {example}"
+            )
+        chosen |= found
+    return {name: layers[name] for name in layers if name in chosen}
+
+
+class Change(nn.Module):
+    """The trained change of one layer; the same layout as `adapters.LowRank`."""
+
+    def __init__(self, layer: Any, rank: int, alpha: float, dropout: float, dora: bool, generator: Any) -> None:
+        super().__init__()
+        weight: Tensor = layer.weight
+        self.scale, self.alpha, self.dropout = alpha / rank, alpha, dropout
+        down = torch.empty(rank, *weight.shape[1:])
+        bound = 1 / math.sqrt(down[0].numel())
+        self.down = nn.Parameter(down.uniform_(-bound, bound, generator=generator).to(weight.device))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, *[1] * (weight.dim() - 2), device=weight.device))
+        self.magnitude = nn.Parameter(_lengths(weight.float())) if dora else None
+
+    def forward(self, layer: Any, x: Tensor, output: Tensor) -> Tensor:
+        """The layer's output [..] for its input x, with the change."""
+        added = self._added(layer, F.dropout(x, self.dropout, self.training)) * self.scale
+        if self.magnitude is None:
+            return output + added
+        with torch.no_grad():
+            changed = (
+                layer.weight.float() + (self.up.flatten(1) @ self.down.flatten(1)).view_as(layer.weight) * self.scale
+            )
+            lengths = _lengths(changed)
+        bias = 0.0 if layer.bias is None else _along_channels(layer, layer.bias)
+        return (output - bias + added) * _along_channels(layer, self.magnitude.flatten() / lengths.flatten()) + bias
+
+    def _added(self, layer: Any, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.Linear):
+            return F.linear(F.linear(x, self.down), self.up)
+        options = (layer.stride, layer.padding, layer.dilation)
+        if layer.groups == 1:
+            return F.conv2d(F.conv2d(x, self.down, None, *options), self.up)
+        # Of a depthwise filter the product itself is small.
+        weight = (self.up.flatten(1) @ self.down.flatten(1)).view_as(layer.weight)
+        return F.conv2d(x, weight, None, *options, layer.groups)
+
+    def to_low_rank(self) -> LowRank:
+        dora = None if self.magnitude is None else self.magnitude.detach().clone()
+        return LowRank(self.down.detach().clone(), self.up.detach().clone(), self.alpha, dora)
+
+
+def _lengths(weight: Tensor) -> Tensor:
+    """Of the rows [out, 1, ...] of a weight [out, ...]."""
+    return torch.linalg.vector_norm(weight, dim=list(range(1, weight.dim())), keepdim=True)
+
+
+def _along_channels(layer: Any, values: Tensor) -> Tensor:
+    """Values [out] in a form that multiplies the layer's output."""
+    return values if isinstance(layer, nn.Linear) else values[:, None, None]
+
+
+class Words(nn.Module):
+    """New rows of a text encoder's token table; `words` says which of them a word stands for."""
+
+    def __init__(self, rows: Sequence[tuple[str, Tensor]], first: int, speed: float) -> None:
+        super().__init__()
+        self.first, self.speed = first, speed
+        self.words: dict[str, range] = {}
+        for word, vectors in rows:
+            start = first + sum(map(len, self.words.values()))
+            self.words[word] = range(start, start + len(vectors))
+        self.register_buffer("start", torch.cat([vectors for _, vectors in rows]))
+        self.moved = nn.Parameter(torch.zeros_like(self.get_buffer("start")))
+
+    def vectors(self) -> Tensor:
+        """[n, width]. Adam moves every parameter by about the learning rate; `speed` makes tokens move faster."""
+        return self.get_buffer("start") + self.moved * self.speed
+
+    def to_tokens(self) -> tuple[Token, ...]:
+        vectors = self.vectors().detach()
+        ranges = ((word, ids.start - self.first, ids.stop - self.first) for word, ids in self.words.items())
+        return tuple(Token(word, vectors[start:stop].clone()) for word, start, stop in ranges)
+
+
+class Adapter(nn.Module):
+    """All that is trained for a LoRA: changes of layers, new words, or both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes = nn.ModuleDict()
+        self.words: Words | None = None
+        self.places: dict[str, tuple[str, str]] = {}
+        """Key of `changes` -> kind of network and path of the layer."""
+
+    def to_lora(self, training: Mapping[str, Any]) -> Lora:
+        changes: dict[str, dict[str, LowRank]] = {}
+        for key, (kind, name) in self.places.items():
+            change: Any = self.changes[key]
+            changes.setdefault(kind, {})[f"{name}.weight"] = change.to_low_rank()
+        tokens = () if self.words is None else self.words.to_tokens()
+        return Lora(changes, tokens, dict(training))
+
+
+class Wiring:
+    """Lets an adapter act on networks, whenever it is on."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter, self.on = adapter, True
+        self._asked: Tensor | None = None
+
+    def add_changes(
+        self, net: nn.Module, kind: str, patterns: Sequence[str], *, rank: int, alpha: float, seed: int, **options: Any
+    ) -> None:
+        """A change for each layer that a pattern fits; `options` as of `Change`. Raises InvalidConfig."""
+        for name, layer in choose_modules(net, kind, patterns).items():
+            smallest = min(layer.weight.shape[0], layer.weight[0].numel())  # type: ignore[index,operator,union-attr]
+            own = min(rank, smallest)
+            generator = torch.Generator().manual_seed(derive_seed(seed, "lora", kind, name))
+            change = Change(layer, own, alpha * own / rank, generator=generator, **options)
+            key = f"{kind}-{name}".replace(".", "-")
+            self.adapter.changes[key] = change
+            self.adapter.places[key] = (kind, name)
+            layer.register_forward_hook(self._hook(change))
+
+    def _hook(self, change: nn.Module) -> Any:
+        def act(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return change(layer, inputs[0], output) if self.on else output
+
+        return act
+
+    def add_words(self, table: nn.Embedding, words: Words) -> None:
+        """New rows behind those of a token table."""
+        self.adapter.words = words
+
+        def ask(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            self._asked = inputs[0] if self.on else None
+            return (inputs[0].clamp_max(words.first - 1), *inputs[1:]) if self.on else inputs
+
+        def answer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self._asked is None:
+                return output
+            new = self._asked >= words.first
+            rows = words.vectors()[self._asked[new] - words.first]
+            return output.index_put((new,), rows.to(output.dtype))
+
+        table.register_forward_pre_hook(ask)
+        table.register_forward_hook(answer)

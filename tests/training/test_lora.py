@@ -1,0 +1,366 @@
+"""LoRA and learned tokens: what is trained, what comes out, and that it is what the training saw."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from cascade.adapters import Applied, attach, read_lora
+from cascade.adapters.lora import TABLE, LowRank
+from cascade.adapters.tokens import vectors_of
+from cascade.checkpoints import save_model
+from cascade.conditioning import TextEncoder, tokenizer
+from cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidConfig
+from cascade.models import Previewer, PreviewerConfig, initialize
+from cascade.training import SETTINGS, TASKS, fit, parse_config
+from cascade.training.folders import FolderPictures
+from cascade.training.lora import LoraTask
+from cascade.training.lowrank import Change
+from tests import small
+
+WORD = "[heart]"
+PLAIN = {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "lr": 1e-2, "device": "cpu", "ema": 0.0}
+BASE: dict[str, Any] = {
+    "pictures": {"source": "folder", "path": "pictures", "size": 64},
+    "cache": "cache",
+    "stage_c": "parts/stage_c.safetensors",
+    "text_encoder": "parts/text_encoder.safetensors",
+    "effnet": "parts/effnet.safetensors",
+    "previewer": "parts/previewer.safetensors",
+    "effnet_size": 64,
+    "rank": 2,
+    "sample_steps": 2,
+}
+TOKENS = [{"word": WORD, "start": "^dog</w>"}]
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    for kind in ("stage_c", "effnet", "text_encoder"):
+        (folder / "parts").mkdir(exist_ok=True)
+        save_model(small.part(kind), folder / "parts" / f"{kind}.safetensors")
+    save_model(initialize(Previewer(PreviewerConfig(width=8))).eval(), folder / "parts" / "previewer.safetensors")
+    (folder / "pictures").mkdir()
+    for number in range(3):
+        picture(number).save(folder / "pictures" / f"{number}.png")
+        (folder / "pictures" / f"{number}.txt").write_text(f"a red {WORD}, {number}", encoding="utf-8")
+    return folder
+
+
+def config(folder: Path, output: str, *, changes: dict[str, Any] | None = None, **section: Any) -> Any:
+    data = {"task": "lora", "output": output, **PLAIN, **(changes or {}), "lora": {**BASE, **section}}
+    return parse_config(data, SETTINGS, where="test", root=folder)
+
+
+def train(folder: Path, output: Path, **section: Any) -> LoraTask:
+    settings = config(folder, str(output), **section)
+    task = TASKS["lora"].task(settings)
+    fit(task, settings)
+    return task
+
+
+def prediction(task: LoraTask) -> torch.Tensor:
+    x = torch.randn(2, 16, 2, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return task.net.denoise(x, torch.tensor([0.3, 0.8]), task._conditions(task.prompts[:2]))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "key_value": {"modules": ["key_value"], "alpha": 1.0},
+    "all": {"modules": ["all"], "dora": True},
+    "tokens": {"modules": None, "tokens": [{"word": WORD, "vectors": 2}, {"word": "[other]", "start": "a dog"}]},
+    "everything": {"modules": ["all"], "text_modules": ["all"], "tokens": TOKENS, "dora": True, "token_lr": 0.1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_file_does_what_the_training_did(folder: Path, tmp_path: Path, variant: str) -> None:
+    """In training a change acts beside its layer, in use it is added to the weights: the same predictions."""
+    section = VARIANTS[variant]
+    task = train(folder, tmp_path, changes={"export_dtype": "float32"}, **section)
+    trained = prediction(task)
+    task.wiring.on = False
+    lora = read_lora(tmp_path / "lora.safetensors")
+    encoder = task._text_encoder
+    with attach([Applied(lora)], stage_c=task.net, text_encoder=encoder, tokenizer=task.base_tokenizer):
+        torch.testing.assert_close(prediction(task), trained, rtol=1e-4, atol=1e-5)
+    if variant != "tokens":  # whose ids mean nothing where no word is known
+        task.wiring.on = not section.get("tokens")
+        assert len(lora.changes["stage_c"]) == sum(kind == "stage_c" for kind, _ in task.adapter.places.values())
+    assert [token.word for token in lora.tokens] == [token["word"] for token in section.get("tokens", [])]
+
+
+def test_base_networks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+    task = train(folder, tmp_path, modules=["all"], text_modules=["attention"], tokens=TOKENS)
+    for net, kind in ((task.net, "stage_c"), (task._text_encoder, "text_encoder")):
+        before = small.part(kind).state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not task.net.get_parameter("clf.1.weight").requires_grad
+    still = [key for key, change in task.adapter.changes.items() if not bool(change.up.abs().max() > 0)]
+    assert still == ["stage_c-clip_img_mapper"]  # which hears nothing while there are no images
+    assert (tmp_path / "samples").exists() is False
+
+
+def test_samples_are_drawn_with_the_lora_and_leave_no_trace(folder: Path, tmp_path: Path) -> None:
+    task = train(folder, tmp_path, changes={"sample_every": 2}, tokens=TOKENS, prompts=[f"a {WORD}", "a dog"])
+    assert Image.open(tmp_path / "samples" / "step_00000004.png").size == (256, 128)
+    assert task.wiring.on
+    assert all(torch.equal(v, small.part("stage_c").state_dict()[k]) for k, v in task.net.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("section", [{}, {"text_modules": ["attention"], "tokens": TOKENS, "dropout": 0.3}])
+def test_stopped_and_started_again_it_ends_with_the_same_file(
+    folder: Path, tmp_path: Path, precision: str, section: dict[str, Any]
+) -> None:
+    changes = {"steps": 6, "ema": 0.9, "precision": precision}
+    whole, stopped = (
+        config(folder, str(tmp_path / name), changes=changes, modules=["all"], **section)
+        for name in ("whole", "stopped")
+    )
+    steps: list[int] = []
+    outcome = fit(
+        TASKS["lora"].task(stopped),
+        stopped,
+        on_step=lambda step, total, metrics: steps.append(step),
+        should_stop=lambda: len(steps) >= 3,
+    )
+    assert (outcome.step, outcome.complete) == (3, False)
+    for settings in (whole, stopped):
+        assert fit(TASKS["lora"].task(settings), settings).complete
+    one, other = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", "stopped"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_learns(folder: Path, tmp_path: Path) -> None:
+    losses = []
+
+    def fixed(task: Any) -> float:
+        batch = task.batch(0)
+        with torch.no_grad():
+            return float(task.loss(batch, torch.Generator().manual_seed(0))[0])
+
+    settings = config(folder, str(tmp_path), changes={"steps": 40}, modules=["all"], drop_caption=0.0, rank=8)
+    task = TASKS["lora"].task(settings)
+    losses.append(fixed(task))
+    fit(task, settings)
+    task.adapter.eval()
+    losses.append(fixed(task))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_formats_are_written_and_told_apart(folder: Path, tmp_path: Path) -> None:
+    formats = ["cascade", "released", "kohya", "onetrainer"]
+    task = train(folder, tmp_path, tokens=TOKENS, formats=formats, name="thing")
+    names = ["thing", *(f"thing_{name}" for name in formats[1:])]
+    read = {name: read_lora(tmp_path / f"{name}.safetensors", config=task.net.config) for name in names}
+    assert [lora.format for lora in read.values()] == formats
+    table = task._text_encoder.get_parameter(TABLE).detach()
+    [whole] = read["thing"].tokens
+    [relative] = read["thing_released"].tokens
+    assert relative.start == "^dog</w>"
+    found = vectors_of(relative, table, tokenizer())
+    torch.testing.assert_close(found, whole.vectors.float(), rtol=1e-2, atol=1e-2)
+    query = next(name for name in read["thing"].changes["stage_c"] if name.endswith("to_q.weight"))
+    weight = task.net.get_parameter(query).detach()
+    for lora in read.values():
+        expected = read["thing"].changes["stage_c"][query].delta(weight)
+        torch.testing.assert_close(lora.changes["stage_c"][query].delta(weight), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_the_file_tells_how_it_was_trained(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path, tokens=TOKENS, alpha=4.0, prior={"count": 5, "size": 64})
+    lora = read_lora(tmp_path / "lora.safetensors")
+    assert (lora.ranks, lora.alphas) == ((2,), (4.0,))
+    told = lora.training
+    assert (told["steps"], told["pictures"], told["class_pictures"], told["modules"]) == (4, 3, 5, ["attention"])
+    assert str(folder) not in str(told)
+
+
+def test_class_pictures_stand_beside_the_others(folder: Path, tmp_path: Path) -> None:
+    prior = {"count": 5, "size": 64}
+    settings = config(folder, str(tmp_path), prior=prior, prior_weight=0.25, drop_caption=0.0)
+    task = TASKS["lora"].task(settings)
+    batch = task.batch(1)
+    assert batch.importance.tolist() == [1, 1, 0.25, 0.25]
+    captions = [*task.data.captions, *task.prior.captions]
+    rows = [*task.order.rows(1, 2), *(task.prior_order.rows(1, 2) + 3)]
+    assert torch.equal(batch.texts, task.rows[torch.tensor(rows)])
+    assert all(captions[row].startswith(f"a red {WORD}") == (row < 3) for row in rows)
+    loss, metrics = task.loss(batch, torch.Generator().manual_seed(0))
+    assert 0 < loss.item() < metrics["mse"].item() * 2
+
+
+def test_embeddings_of_a_fixed_text_encoder_are_cached_and_equal(folder: Path, tmp_path: Path) -> None:
+    fixed, live = (
+        TASKS["lora"].task(config(folder, str(tmp_path), **section))
+        for section in ({}, {"text_modules": ["key_value"]})
+    )
+    assert fixed._text_encoder is None
+    with torch.no_grad():
+        a, b = fixed._embed(fixed.prompts), live._embed(live.prompts)
+    torch.testing.assert_close(a.hidden, b.hidden, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(a.pooled, b.pooled, rtol=1e-2, atol=1e-2)
+
+
+def test_a_word_starts_as_what_it_starts_from(folder: Path, tmp_path: Path) -> None:
+    task = TASKS["lora"].task(config(folder, str(tmp_path), tokens=TOKENS))
+    assert task._text_encoder is not None
+    net: Any = small.part("text_encoder")
+    expected = TextEncoder(net).encode([f"a red {WORD}, 0".replace(WORD, "dog")])
+    row = task.data.captions.index(f"a red {WORD}, 0")
+    found = task._embed(task.rows[row : row + 1])
+    torch.testing.assert_close(found.hidden, expected.hidden)
+    torch.testing.assert_close(found.pooled, expected.pooled)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6)])
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_change_beside_a_layer_is_the_change_of_its_weight(layer: Any, dora: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    change = Change(layer, 2, 3.0, 0.0, dora, generator)
+    with torch.no_grad():
+        change.up.normal_(generator=generator)
+        if change.magnitude is not None:
+            change.magnitude.uniform_(0.5, 2, generator=generator)
+    x = torch.randn(2, 5, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 5, 5)
+    with torch.no_grad():
+        found = change(layer, x, layer(x))
+        low: LowRank = change.to_low_rank()
+        assert low.fits(layer.weight.shape)
+        layer.weight.add_(low.delta(layer.weight))
+        torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"modules": ["*.nothing"]}, "no layer of the stage_c fits"),
+        ({"text_modules": ["to_q"]}, "no layer of the text_encoder fits"),
+        ({"modules": None}, "nothing to train"),
+        ({"rank": 0}, "at least 1"),
+        ({"tokens": [{"word": "dog"}]}, "ordinary word"),
+        ({"tokens": [{"word": "[a]"}, {"word": "[A]"}]}, "named twice"),
+        ({"tokens": [{"word": "[a]", "start": "^qqqqqqqqqqqq</w>"}]}, "names no token"),
+        ({"text_modules": ["all"], "formats": ["released"]}, "no changes of the text encoder"),
+        ({"dora": True, "formats": ["released"]}, "plain low-rank"),
+        ({"modules": ["all"], "formats": ["embedding"]}, "stand-alone embedding"),
+        ({"pictures": {"source": "folder", "size": 64}}, "needs a path"),
+        ({"pictures": {"source": "folder", "path": "nowhere", "size": 64}}, "no folder"),
+        ({"pictures": {"source": "folder", "path": "parts", "size": 64}}, "no pictures"),
+        ({"pictures": {"source": "drawn", "size": 64}}, "needs a count"),
+        ({"effnet_size": 50}, "multiple of 32"),
+    ],
+)
+def test_settings_that_do_not_fit(folder: Path, tmp_path: Path, section: dict[str, Any], words: str) -> None:
+    with pytest.raises((InvalidConfig, IncompatibleCheckpoint), match=words):
+        TASKS["lora"].task(config(folder, str(tmp_path), **section))
+
+
+def test_an_encoder_of_another_cascade_is_refused(folder: Path, tmp_path: Path) -> None:
+    from cascade import tiny
+
+    with pytest.raises(CascadeError, match="width"):
+        TASKS["lora"].task(config(folder, str(tmp_path), text_encoder=str(tiny.path("text_encoder"))))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Good pictures among bad ones."""
+    place = tmp_path / "mixed"
+    (place / "deeper").mkdir(parents=True)
+    picture(0).save(place / "good_one.png")
+    picture(1).save(place / "deeper" / "captioned.jpg")
+    (place / "deeper" / "captioned.txt").write_text("\ufeffan owl\n at night \n", encoding="utf-8")
+    data = (place / "good_one.png").read_bytes()
+    (place / "cut.png").write_bytes(data[: len(data) // 2])
+    (place / "page.jpg").write_bytes(b"<html>not found</html>")
+    (place / "empty.webp").write_bytes(b"")
+    (place / "notes.md").write_text("no picture", encoding="utf-8")
+    return place
+
+
+def test_unreadable_pictures_are_named_left_out_and_counted(mixed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = FolderPictures(mixed, 32)
+    assert len(source) == 2
+    assert set(source.skipped) == {"cut.png", "page.jpg", "empty.webp"}
+    assert all(any(name in line for line in caplog.messages) for name in source.skipped)
+    pictures, captions = source.read(0, 2)
+    assert (pictures.shape, pictures.dtype) == ((2, 32, 32, 3), np.uint8)
+    assert captions == ["an owl at night", "good one"]
+    assert source.uncaptioned == ["good_one.png"]
+    assert FolderPictures(mixed, 32, "a thing").captions == ["an owl at night", "a thing"]
+
+
+def test_a_training_goes_on_with_the_good_ones(folder: Path, mixed: Path, tmp_path: Path) -> None:
+    task = train(folder, tmp_path / "out", pictures={"source": "folder", "path": str(mixed), "size": 64})
+    assert len(task.data.captions) == 2
+    assert task.problems[0] == "3 of 5 pictures cannot be read"
+    assert task.problems[-1] == "1 of 2 pictures without a caption: good_one.png"
+
+
+def test_only_bad_pictures_are_refused(mixed: Path) -> None:
+    for name in ("good_one.png", "deeper/captioned.jpg"):
+        (mixed / name).unlink()
+    with pytest.raises(InvalidConfig, match="none of its 3 pictures can be read"):
+        FolderPictures(mixed, 32)
+
+
+def test_a_picture_lies_upright_and_on_white(tmp_path: Path) -> None:
+    lying = Image.new("RGB", (40, 20), "red")
+    exif = lying.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    lying.paste("blue", (0, 0, 20, 20))
+    lying.save(tmp_path / "lying.png", exif=exif)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "nothing.png")
+    pictures, _ = FolderPictures(tmp_path, 32).read(0, 2)
+    assert (pictures[0, 2, 16] == (0, 0, 255)).all()
+    assert (pictures[0, -3, 16] == (255, 0, 0)).all()
+    assert (pictures[1] == 255).all()
+
+
+def test_a_tar_holds_what_its_folder_holds(mixed: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard-0.tar", "w") as tar:
+        for path in sorted(mixed.rglob("*.*")):
+            tar.add(path, path.relative_to(mixed).as_posix())
+        info = tarfile.TarInfo("link.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    source, plain = FolderPictures(tmp_path / "shard-0.tar", 32), FolderPictures(mixed, 32)
+    assert sorted(source.captions) == sorted(plain.captions)
+    assert len(source.skipped) == 3
+    order = [source.captions.index(caption) for caption in plain.captions]
+    assert np.array_equal(source.read(0, 2)[0][order], plain.read(0, 2)[0])
+    (tmp_path / "bad.tar").write_bytes(b"x" * 600)
+    with pytest.raises(InvalidConfig, match=r"bad\.tar"):
+        FolderPictures(tmp_path / "bad.tar", 32)
+
+
+def test_the_name_of_a_folder_follows_its_content(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(buffer.getvalue())
+    first = FolderPictures(tmp_path / "a", 32).name
+    assert FolderPictures(tmp_path / "b", 32).name == first
+    assert FolderPictures(tmp_path / "b", 64).name != first
+    (tmp_path / "b" / "x.txt").write_text("another caption", encoding="utf-8")
+    assert FolderPictures(tmp_path / "b", 32).name != first
