@@ -212,22 +212,27 @@ def _stage_a(shapes: Shapes) -> Inferred:
 
 
 def _effnet(shapes: Shapes) -> Inferred:
-    stem = shapes.size("backbone.0.0.weight")
+    stages, known = _effnet_stages(shapes)
+    config = EffnetConfig(
+        in_channels=shapes.size("backbone.0.0.weight", 1),
+        stem=shapes.size("backbone.0.0.weight"),
+        stages=stages,
+        head=shapes.size(f"backbone.{len(stages) + 1}.0.weight"),
+        latent_channels=shapes.size("mapper.0.weight"),
+    )
+    return Inferred(config, ("strides",), () if known else ("strides",))
+
+
+def _effnet_stages(shapes: Shapes) -> tuple[tuple[EffnetStage, ...], bool]:
+    """The stages of a backbone, and whether their strides can be the released ones."""
     released = EffnetConfig().stages
     count = shapes.count("backbone.{}.0.block.0.0.weight", start=1)
     known = count == len(released)
     stages: list[EffnetStage] = []
     for i in range(count):
-        width_in = stages[-1].width if stages else stem
+        width_in = stages[-1].width if stages else shapes.size("backbone.0.0.weight")
         stages.append(_effnet_stage(shapes, i + 1, width_in, released[i].stride if known else 1))
-    config = EffnetConfig(
-        in_channels=shapes.size("backbone.0.0.weight", 1),
-        stem=stem,
-        stages=tuple(stages),
-        head=shapes.size(f"backbone.{count + 1}.0.weight"),
-        latent_channels=shapes.size("mapper.0.weight"),
-    )
-    return Inferred(config, ("strides",), () if known else ("strides",))
+    return tuple(stages), known
 
 
 def _effnet_stage(shapes: Shapes, index: int, width_in: int, stride: int) -> EffnetStage:
@@ -258,14 +263,36 @@ def _previewer(shapes: Shapes) -> Inferred:
 def _controlnet(shapes: Shapes) -> Inferred:
     count = shapes.count("projections.{}.0.weight")
     released = {len(config.blocks): config.blocks for config in (CONTROLNET_CANNY, CONTROLNET_IDENTITY)}
-    effnet = "backbone.0.0.weight" in shapes
+    sizes, known = _controlnet_backbone(shapes)
     config = ControlNetConfig(
-        in_channels=shapes.size("backbone.0.0.weight" if effnet else "backbone.0.weight", 1),
         width=shapes.size("projections.0.2.weight"),
         blocks=released.get(count, tuple(range(count))),
-        backbone="effnet" if effnet else "large" if "backbone.11.weight" in shapes else "simple",
+        **sizes,
     )
-    return Inferred(config, ("blocks",), () if count in released else ("blocks",))
+    unknown = (*(() if count in released else ("blocks",)), *(() if known else ("strides",)))
+    return Inferred(config, ("blocks",), unknown)
+
+
+def _controlnet_backbone(shapes: Shapes) -> tuple[dict[str, Any], bool]:
+    """A ControlNet's backbone, and whether its strides can be the released ones."""
+    if "backbone.0.0.weight" in shapes:
+        stages, known = _effnet_stages(shapes)
+        return {
+            "in_channels": shapes.size("backbone.0.0.weight", 1),
+            "features": shapes.size("projections.0.0.weight"),
+            "stem": shapes.size("backbone.0.0.weight"),
+            "stages": stages,
+        }, known
+    found: dict[str, Any] = {"in_channels": shapes.size("backbone.0.weight", 1), "backbone": "simple"}
+    depth = shapes.count("backbone.{}.blocks.0.weight", start=3)
+    if depth:
+        found |= {
+            "backbone": "large",
+            "features": shapes.size("projections.0.0.weight"),
+            "inside": (shapes.size("backbone.0.weight"), shapes.size("backbone.2.weight")),
+            "depth": depth,
+        }
+    return found, True
 
 
 def _text_encoder(shapes: Shapes) -> Inferred:

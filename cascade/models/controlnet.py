@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import channels_first, channels_last
 from .config import Config
-from .effnet import EffnetConfig, effnet_features
+from .effnet import EFFNET_V2_S, EffnetConfig, EffnetStage, effnet_features
 from .layers import layer_factory
 
 BACKBONES = ("effnet", "simple", "large")
@@ -26,12 +26,38 @@ class ControlNetConfig(Config):
         width: channels of the Stage C that it controls.
         blocks: the residual blocks of Stage C that get a residual, in order of execution.
         backbone: effnet reads pictures, simple a hint on the latents' grid, large the encoder's latents.
+        features: channels that an effnet or large backbone gives the projections.
+        stem, stages: the effnet's sizes, as in `EffnetConfig`.
+        inside: channels of a large backbone: of its first convolution, and of its residual blocks.
+        depth: a large backbone's residual blocks.
     """
 
     in_channels: int
     width: int = 2048
     blocks: tuple[int, ...] = (0, 4, 8, 12, 51, 55, 59, 63)
     backbone: str = "effnet"
+    features: int = EFFNET_V2_S.head
+    stem: int = EFFNET_V2_S.stem
+    stages: tuple[EffnetStage, ...] = EFFNET_V2_S.stages
+    inside: tuple[int, int] = (16384, 1024)
+    depth: int = 8
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the hint is as large as the picture, not on the latents' grid."""
+        return self.backbone == "effnet"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of every config; sizes of the other backbones are left out."""
+        sizes = {"effnet": ("features", "stem", "stages"), "simple": (), "large": ("features", "inside", "depth")}
+        others = {name for names in sizes.values() for name in names} - set(sizes[self.backbone])
+        return {name: value for name, value in super().to_dict().items() if name not in others}
+
+    @classmethod
+    def _read(cls, name: str, value: Any) -> Any:
+        if name == "stages":
+            return tuple(EffnetStage(**stage) if isinstance(stage, Mapping) else stage for stage in value)
+        return super()._read(name, value)
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -84,7 +110,9 @@ def _backbone(config: ControlNetConfig, ops: Any) -> tuple[nn.Sequential, int]:
     """The network that reads the hint, and its channels out."""
     match config.backbone:
         case "effnet":
-            effnet = EffnetConfig(in_channels=config.in_channels)
+            effnet = EffnetConfig(
+                in_channels=config.in_channels, stem=config.stem, stages=config.stages, head=config.features
+            )
             # Where the reference replaced the first convolution by one for other channels, it left out the padding.
             return effnet_features(effnet, ops, stem_padding=1 if config.in_channels == 3 else 0), effnet.head
         case "simple":
@@ -95,14 +123,14 @@ def _backbone(config: ControlNetConfig, ops: Any) -> tuple[nn.Sequential, int]:
                 ops.Conv2d(width * 4, width, 3, padding=1),
             ), width
         case _:
-            inside, width, out = 16384, 1024, 1280
+            inside, width = config.inside
             return nn.Sequential(
                 ops.Conv2d(config.in_channels, inside, 1),
                 nn.LeakyReLU(0.2),
                 ops.Conv2d(inside, width, 1),
-                *[ControlResBlock(width, ops) for _ in range(8)],
-                ops.Conv2d(width, out, 1),
-            ), out
+                *[ControlResBlock(width, ops) for _ in range(config.depth)],
+                ops.Conv2d(width, config.features, 1),
+            ), config.features
 
 
 class ControlNet(nn.Module):

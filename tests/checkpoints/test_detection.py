@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cascade.checkpoints import inspect_file, load_model
+from cascade.checkpoints import inspect_file, load_model, save_model
 from cascade.checkpoints.detection import FOREIGN
 from cascade.checkpoints.kinds import KINDS, empty_network
 from cascade.checkpoints.layouts import rules, to_ours
 from cascade.errors import IncompatibleCheckpoint, UnknownCheckpoint
+from cascade.models import ControlNet, ControlNetConfig, initialize
 from tests.checkpoints.files import CONFIGS, comfyui_state, hollow_file, network, released_state, save
 from tests.support import manifest
 
@@ -59,6 +61,39 @@ def test_released_names_and_shapes_are_the_networks(name: str) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_configs_of_other_sizes_come_from_shapes(kind: str) -> None:
     assert inspect_file(released_state(kind)).config == CONFIGS[kind].to_dict()
+
+
+SMALL_CONTROLNETS = [
+    ControlNetConfig(
+        in_channels=1,
+        width=16,
+        blocks=(0, 4, 8, 12, 51, 55, 59, 63),
+        features=20,
+        stem=8,
+        stages=CONFIGS["effnet"].stages,
+    ),
+    ControlNetConfig(
+        in_channels=16,
+        width=16,
+        blocks=(0, 4, 8, 12, 51, 55, 59, 63),
+        backbone="large",
+        features=20,
+        inside=(24, 12),
+        depth=2,
+    ),
+]
+
+
+@pytest.mark.parametrize("config", SMALL_CONTROLNETS, ids=lambda config: config.backbone)
+def test_a_small_controlnets_sizes_come_from_shapes(config: ControlNetConfig) -> None:
+    shapes = empty_network("controlnet", config).state_dict()
+    assert inspect_file({name: torch.empty(tensor.shape) for name, tensor in shapes.items()}).config == config.to_dict()
+
+
+@pytest.mark.parametrize("config", [replace(config, blocks=(1, 5)) for config in SMALL_CONTROLNETS])
+def test_a_small_controlnets_blocks_come_from_its_metadata(tmp_path: Path, config: ControlNetConfig) -> None:
+    save_model(initialize(ControlNet(config)), tmp_path / "net.safetensors")
+    assert load_model(tmp_path / "net.safetensors").config == config
 
 
 def test_a_level_of_blocks_in_another_order_is_found() -> None:
@@ -114,6 +149,9 @@ FOREIGN_NAMES = {
     "Stable Diffusion 1.5": ("model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.x.weight"),
     "Stable Diffusion 2": ("model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.model.ln_final.weight"),
     "Stable Diffusion 3": ("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight",),
+    "an SDXL ControlNet": ("control_model.input_hint_block.0.weight", "control_model.label_emb.0.0.weight"),
+    "a Stable Diffusion ControlNet": ("input_hint_block.0.weight", "input_blocks.0.0.weight"),
+    "a T2I adapter": ("body.0.block1.weight", "conv_in.weight"),
     "Flux": ("double_blocks.0.img_attn.norm.key_norm.scale",),
     "LoRA": ("lora_unet_down_blocks_0_2_attention_attn_to_q.lora_down.weight",),
     "T5": ("encoder.block.0.layer.0.SelfAttention.k.weight",),
