@@ -41,6 +41,10 @@ class InvalidConfig(CascadeError):
     """A training configuration that cannot be carried out as it is written."""
 
 
+class InvalidPicture(CascadeError):
+    """A picture or a mask that cannot be used."""
+
+
 class InvalidPrompt(CascadeError):
     """A prompt that cannot be understood."""
 

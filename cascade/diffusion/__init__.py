@@ -10,17 +10,19 @@ guidance          classifier-free guidance
 samplers          one step
 noise             seeded noise for each image
 sampling          the loop (`sample`)
+mixing            between latents or embeddings: weighted, straight, along the sphere
 """
 
 from __future__ import annotations
 
 from .guidance import Guidance
 from .loss_weights import LOSS_WEIGHTS, LossWeight
+from .mixing import lerp, slerp, weighted
 from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
 from .process import RELEASED, Diffusion, TrainingBatch
 from .samplers import SAMPLERS
-from .sampling import sample
+from .sampling import Kept, sample
 from .scalings import SCALINGS, Scaling
 from .schedules import SCHEDULES, Schedule
 from .targets import TARGETS, Target
@@ -35,6 +37,7 @@ __all__ = [
     "TARGETS",
     "Diffusion",
     "Guidance",
+    "Kept",
     "LossWeight",
     "NoiseCondition",
     "Scaling",
@@ -42,5 +45,8 @@ __all__ = [
     "SeededNoise",
     "Target",
     "TrainingBatch",
+    "lerp",
     "sample",
+    "slerp",
+    "weighted",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,6 +34,27 @@ class OnStep(Protocol):
     def __call__(self, i: int, n: int, x0: Tensor, /) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a run leaves as it is, in whole or in part.
+
+    x0: [B, ...]. mask: [B, 1, ...], 0 where x0 is kept, 1 where all is drawn anew, soft in between. epsilon: the noise
+    of the run's start, [B, ...]: around what is drawn, the network sees x0 with as much of it as the rest has.
+    """
+
+    x0: Tensor
+    mask: Tensor
+    epsilon: Tensor
+
+    def seen(self, x: Tensor, a: float, b: float) -> Tensor:
+        """x at the level (a, b) with what is kept in its place."""
+        return self.mask * x + (1 - self.mask) * (a * self.x0 + b * self.epsilon)
+
+    def drawn(self, x0: Tensor) -> Tensor:
+        """A predicted x0 with what is kept in its place."""
+        return self.mask * x0 + (1 - self.mask) * self.x0
+
+
 @torch.no_grad()
 def sample(
     model: Network,
@@ -48,6 +70,7 @@ def sample(
     t_end: float = 0.0,
     guidance: Guidance = DEFAULT_GUIDANCE,
     noise: Noise | None = None,
+    kept: Kept | None = None,
     on_step: OnStep | None = None,
     diffusion: Diffusion = RELEASED,
 ) -> Tensor:
@@ -59,6 +82,7 @@ def sample(
     sampler, schedule: a name of `SAMPLERS`, `SCHEDULES`, or what their factories make; default schedule: diffusion's.
     noise: (like, step) -> standard normal noise. The default draws each image's noise from a seed made of its x; give
         `SeededNoise(seeds)` for seeds of your own.
+    kept: see `Kept`; None where all is drawn.
     on_step: see `OnStep`.
     diffusion: how the network was trained.
 
@@ -76,13 +100,18 @@ def sample(
     predict = GuidedModel(model, cond, uncond, guidance, len(x))
     state = x0 = x.to(torch.promote_types(x.dtype, torch.float32))
     for i in range(steps):
-        prediction = predict(state.to(x.dtype), rs[i], times[i]).to(state.dtype)
+        seen = state if kept is None else kept.seen(state, a[i], b[i])
+        prediction = predict(seen.to(x.dtype), rs[i], times[i]).to(state.dtype)
         level = (log_snr[i].item(), a[i], b[i])
-        x0 = diffusion.target.x0(state, prediction, *level)
+        x0 = diffusion.target.x0(seen, prediction, *level)
+        x0 = x0 if kept is None else kept.drawn(x0)
         if on_step is not None:
             on_step(i, steps, x0.to(x.dtype))
         if i + 1 < steps:
-            epsilon = diffusion.target.epsilon(state, prediction, *level)
+            # From x0 and the state where a part of x0 is not the network's.
+            epsilon = (
+                diffusion.target.epsilon(state, prediction, *level) if kept is None else (state - a[i] * x0) / b[i]
+            )
             state = step(x0, epsilon, (a[i], b[i]), (a[i + 1], b[i + 1]), partial(noise, state, i))
     return x0.to(x.dtype)
 

@@ -5,26 +5,42 @@ from __future__ import annotations
 from .canny import canny
 from .crop import Crop, composite, crop_to_mask, soften
 from .hints import Faces, Padded, enlarge, identity_hint, inpaint_hint, outpaint, shrink, super_resolution_hint
+from .masks import as_mask, mask_of_latent, resize_mask
+from .metrics import psnr, side_by_side, ssim
 from .pillow import from_pillow, to_pillow
-from .resize import effnet_input, normalise, resize_short_side, three_quarters
+from .resize import effnet_input, fit, normalise, resize_short_side, stage_c_input, three_quarters
+from .rgb import as_rgb
+from .tiles import Box, blended, stitched
 
 __all__ = [
+    "Box",
     "Crop",
     "Faces",
     "Padded",
+    "as_mask",
+    "as_rgb",
+    "blended",
     "canny",
     "composite",
     "crop_to_mask",
     "effnet_input",
     "enlarge",
+    "fit",
     "from_pillow",
     "identity_hint",
     "inpaint_hint",
+    "mask_of_latent",
     "normalise",
     "outpaint",
+    "psnr",
+    "resize_mask",
     "resize_short_side",
     "shrink",
+    "side_by_side",
     "soften",
+    "ssim",
+    "stage_c_input",
+    "stitched",
     "super_resolution_hint",
     "three_quarters",
     "to_pillow",

@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 def from_pillow(picture: Image.Image) -> Tensor:
-    """[1, 3, H, W] in [0, 1]; turned the way its camera held it, transparency dropped."""
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
-    return torch.from_numpy(np.array(upright)).movedim(-1, 0)[None].float() / 255
+    """[1, 3, H, W] in [0, 1]; turned the way its camera held it, transparency dropped, 16 bits to a channel kept."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):
+        # Pillow cuts what is above 255 when it converts these.
+        grey = torch.from_numpy(np.array(upright).astype(np.float32)) / 65535
+        return grey.clamp(0, 1).expand(1, 3, *grey.shape).clone()
+    return torch.from_numpy(np.array(upright.convert("RGB"))).movedim(-1, 0)[None].float() / 255
 
 
 def to_pillow(image: Tensor) -> Image.Image:

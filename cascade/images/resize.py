@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
 # ImageNet's statistics, which the EfficientNet encoder was trained with, per channel of RGB.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+EFFNET_FACTOR = 32
+"""Pixels of the encoder's picture to a side of one latent."""
+COMPRESSION = EFFNET_FACTOR * 4 / 3
+"""Pixels of the picture, of which the encoder sees 3/4, to a side of one latent: 42.67, as released."""
 
 
 def resize_short_side(images: Tensor, size: int) -> Tensor:
@@ -18,10 +25,38 @@ def resize_short_side(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, target, mode="bilinear", antialias=True)
 
 
-def three_quarters(images: Tensor) -> Tensor:
-    """The released reconstruction size: 3/4 of each side, down to a multiple of 32 (at least 32), nearest pixel."""
-    height, width = (max(32, side * 3 // 4 // 32 * 32) for side in images.shape[-2:])
+def three_quarters(images: Tensor, compression: float = COMPRESSION) -> Tensor:
+    """The released reconstruction size: 3/4 of each side, down to a multiple of 32 (at least 32), nearest pixel.
+
+    compression: pixels of a picture to a side of one latent; another than the released one gives another part.
+    """
+    if math.isclose(compression, COMPRESSION, abs_tol=0.005):
+        compression = COMPRESSION  # As people write it: 42.67.
+    # A whole number of latents that rounding made a little smaller is meant.
+    latents = (max(1, int(side / compression + 1e-6)) for side in images.shape[-2:])
+    height, width = (EFFNET_FACTOR * side for side in latents)
     return F.interpolate(images, (height, width), mode="nearest")
+
+
+def fit(images: Tensor, height: int, width: int) -> Tensor:
+    """Resize [B, 3, H, W] to cover (height, width), antialiased, and take the middle; itself where it has that size."""
+    have = images.shape[-2:]
+    if have == (height, width):
+        return images
+    scale = max(height / have[0], width / have[1])
+    covering = max(height, round(have[0] * scale)), max(width, round(have[1] * scale))
+    images = F.interpolate(images, covering, mode="bilinear", antialias=True)
+    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+def stage_c_input(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """What the EfficientNet encoder wants of pictures [B, 3, H, W] to make latents of size (h, w) of them.
+
+    Bilinear and antialiased, as released for image to image (short side 768 where the latents' is 24).
+    """
+    pixels = (size[0] * EFFNET_FACTOR, size[1] * EFFNET_FACTOR)
+    return normalise(F.interpolate(images, pixels, mode="bilinear", antialias=True))
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -30,6 +65,6 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def effnet_input(images: Tensor) -> Tensor:
+def effnet_input(images: Tensor, compression: float = COMPRESSION) -> Tensor:
     """What the EfficientNet encoder wants of pictures [B, 3, H, W] in [0, 1] at their full size."""
-    return normalise(three_quarters(images))
+    return normalise(three_quarters(images, compression))

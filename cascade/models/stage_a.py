@@ -60,6 +60,16 @@ class StageAConfig(Config):
         """Pixels of the picture to a side of one latent."""
         return 2**self.levels
 
+    @property
+    def decoding_reach(self) -> int:
+        """Latents to each side that a pixel depends on, at most: a 3 x 3 convolution a block, less for finer ones."""
+        return self.bottleneck_blocks + 3
+
+    @property
+    def encoding_reach(self) -> int:
+        """Pixels to each side that a latent depends on, at most."""
+        return 4 * self.compression
+
 
 STAGE_A = StageAConfig()
 

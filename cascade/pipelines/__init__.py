@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from .find import find_parts
-from .generate import Generated, Settings, generate
+from .generate import Generated, Settings, Source, generate
+from .mix import mix
 from .parts import Parts
-from .reconstruct import encode_effnet, reconstruct
-from .sizes import LatentSizes, latent_sizes
+from .reconstruct import reconstruct
+from .sizes import LatentSizes, compression_warning, latent_sizes, with_short_side
 from .stages import (
     STAGE_B_SETTINGS,
     STAGE_C_SETTINGS,
     SamplingSettings,
+    Start,
+    Tiles,
     decode,
+    encode_effnet,
     encode_prompts,
+    encode_stage_a,
+    encode_stage_c,
     sample_stage_b,
     sample_stage_c,
 )
@@ -25,13 +31,21 @@ __all__ = [
     "Parts",
     "SamplingSettings",
     "Settings",
+    "Source",
+    "Start",
+    "Tiles",
+    "compression_warning",
     "decode",
     "encode_effnet",
     "encode_prompts",
+    "encode_stage_a",
+    "encode_stage_c",
     "find_parts",
     "generate",
     "latent_sizes",
+    "mix",
     "reconstruct",
     "sample_stage_b",
     "sample_stage_c",
+    "with_short_side",
 ]

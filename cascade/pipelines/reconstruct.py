@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,16 +10,14 @@ import torch
 from torch import Tensor
 
 from ..conditioning import StageBInputs
-from ..images import effnet_input
+from ..images import as_rgb
+from ..images.resize import COMPRESSION
 from .generate import Generated
 from .parts import Parts
-from .sizes import latent_sizes
-from .stages import STAGE_B_SETTINGS, SamplingSettings, decode, encode_prompts, sample_stage_b
+from .sizes import compression_warning, latent_sizes
+from .stages import STAGE_B_SETTINGS, SamplingSettings, Tiles, decode, encode_effnet, encode_prompts, sample_stage_b
 
-
-def encode_effnet(net: Any, images: Tensor) -> Tensor:
-    """Latents [B, 16, h, w] of pictures [B, 3, H, W] in [0, 1], with the released preprocessing (3/4 of the size)."""
-    return net(effnet_input(images).to(next(net.parameters())))
+logger = logging.getLogger("cascade")
 
 
 @torch.no_grad()
@@ -28,19 +27,24 @@ def reconstruct(
     *,
     seeds: Sequence[int],
     settings: SamplingSettings = STAGE_B_SETTINGS,
+    compression: float = COMPRESSION,
+    tiles: Tiles | None = None,
     on_step: Callable[[int, int, Tensor], Any] | None = None,
 ) -> Generated:
     """Pictures [B, 3, H, W] in [0, 1] encoded and drawn again from their latents, without a prompt.
 
-    parts: "text_encoder" (for the empty prompt), "effnet", "stage_b", "stage_a". In the result, `stage_c` holds the
-    encoder's latents. Raises as `generate`.
+    parts: "text_encoder" (for the empty prompt), "effnet", "stage_b", "stage_a". compression: pixels to a side of one
+    latent. tiles: for large pictures. In the result, `stage_c` holds the encoder's latents. Raises as `generate`.
     """
     if len(seeds) != len(images):
         raise ValueError(f"each picture needs a seed: {len(images)} pictures, {len(seeds)} seeds")
+    images = as_rgb(images)
     height, width = images.shape[-2:]
     sizes = latent_sizes(height, width)
     empty = parts.use("text_encoder", lambda net: encode_prompts(net, [""])[""])
-    effnet = parts.use("effnet", lambda net: encode_effnet(net, images))
+    effnet = parts.use("effnet", lambda net: encode_effnet(net, images, compression))
+    if warning := compression_warning(effnet.shape, sizes.stage_b):
+        logger.warning("%s", warning)
     inputs = StageBInputs(effnet, empty.expand(len(images)).pooled)
     stage_b = parts.use(
         "stage_b",
@@ -51,8 +55,9 @@ def reconstruct(
             size=sizes.stage_b,
             seeds=seeds,
             settings=settings,
+            tiles=tiles,
             on_step=on_step,
         ),
     )
-    decoded = parts.use("stage_a", lambda net: decode(net, stage_b))
+    decoded = parts.use("stage_a", lambda net: decode(net, stage_b, tiles and tiles.side))
     return Generated(decoded[..., :height, :width], effnet, stage_b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -9,6 +10,8 @@ from ..errors import InvalidSize
 
 STAGE_C_FACTOR = 42.67
 STAGE_B_FACTOR = 4
+TRAINED_COMPRESSION = (32, 64)
+"""Pixels to a side of one of Stage C's latents in Stage B's training: encoder pictures of all to half the size."""
 SMALLEST = 32
 LARGEST = 16384
 
@@ -32,4 +35,30 @@ def latent_sizes(height: int, width: int) -> LatentSizes:
     return LatentSizes(
         stage_c=(16, ceil(height / STAGE_C_FACTOR), ceil(width / STAGE_C_FACTOR)),
         stage_b=(4, ceil(height / STAGE_B_FACTOR), ceil(width / STAGE_B_FACTOR)),
+    )
+
+
+def with_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width of a picture made so large that its short side is `short_side`; the long one rounded down.
+
+    Raises InvalidSize as `latent_sizes`, for a picture that is too long for it.
+    """
+    short = min(height, width)
+    scaled = short_side * height // short, short_side * width // short
+    latent_sizes(*scaled)
+    return scaled
+
+
+def compression_warning(stage_c: Sequence[int], stage_b: Sequence[int]) -> str | None:
+    """What to say of latents [..., h, w] of both stages whose sizes do not fit as in training; None where they do."""
+    most, least = TRAINED_COMPRESSION
+    pairs = [(large * STAGE_B_FACTOR, small) for small, large in zip(stage_c[-2:], stage_b[-2:], strict=True)]
+    # One latent more or less is rounding.
+    if all(side / least - 1 <= small <= side / most + 1 for side, small in pairs):
+        return None
+    height, width = (side for side, _ in pairs)
+    return (
+        f"Stage C's latent of {pairs[0][1]} x {pairs[1][1]} for a picture of {height} x {width} pixels is a "
+        f"compression of {max(side / small for side, small in pairs):.0f}; Stage B was trained with {most} to {least}. "
+        f"Sizes that fit: {ceil(height / STAGE_C_FACTOR)} x {ceil(width / STAGE_C_FACTOR)} (height x width)."
     )

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..images import to_pillow
+from ..images import psnr, to_pillow
 from ..models import StageA
 from ..pipelines import Parts, Settings, generate, reconstruct
 from . import grammar
@@ -219,11 +219,6 @@ def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) ->
 def _stage_a(net: StageA, images: Tensor) -> Tensor:
     parameter = next(net.parameters())
     return net.decode(net.encode(images.to(parameter))).float().clamp(0, 1).cpu()
-
-
-def psnr(image: Tensor, other: Tensor) -> float:
-    """Peak signal to noise ratio in dB of two pictures in [0, 1]."""
-    return -10 * math.log10(max(float((image - other).square().mean()), 1e-10))
 
 
 def _vary(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cascade.diffusion import RELEASED, SAMPLERS, SCALINGS, SCHEDULES, TARGETS, Diffusion, Guidance, SeededNoise, sample
+from cascade.diffusion import (
+    RELEASED,
+    SAMPLERS,
+    SCALINGS,
+    SCHEDULES,
+    TARGETS,
+    Diffusion,
+    Guidance,
+    Kept,
+    SeededNoise,
+    sample,
+)
 from cascade.diffusion.sampling import join_conditions
 from tests.support import INDEX, golden, golden_network, relative_error
 
@@ -324,3 +335,27 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 def test_bad_guidance(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="guidance"):
         Guidance(**arguments)
+
+
+def test_what_is_kept_stays_and_the_rest_is_drawn() -> None:
+    source, noise = start(seed=9), start()
+    mask = torch.zeros(1, 1, 3, 3)
+    mask[..., 2], mask[..., 1] = 1, 0.5
+    kept = Kept(source, mask, noise)
+    seen: list[Tensor] = []
+
+    def network(x: Tensor, r: Tensor) -> Tensor:
+        seen.append(x)
+        return torch.tanh(x)
+
+    for sampler in SAMPLERS:
+        seen.clear()
+        result = sample(network, noise, cond={}, steps=4, sampler=sampler, kept=kept)
+        assert torch.equal(result[..., 0], source[..., 0])
+        assert not torch.allclose(result[..., 1:], source[..., 1:], atol=0.1)
+        a, b = SCALINGS["vp"]()(SCHEDULES["cosine"]()(torch.tensor([0.75], dtype=torch.float64)))
+        torch.testing.assert_close(seen[1][..., 0], (a * source + b * noise)[..., 0].float())
+    everything = Kept(source, torch.ones(1, 1, 3, 3), noise)
+    torch.testing.assert_close(
+        sample(network, noise, cond={}, steps=4, kept=everything), sample(network, noise, cond={}, steps=4)
+    )

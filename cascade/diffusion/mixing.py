@@ -1,0 +1,42 @@
+"""Between latents, or between embeddings: mixes of tensors [B, ...], image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted sum, weights as they are: they need not add up to 1, and may be negative."""
+    return torch.stack([weight * x for weight, x in zip(weights, tensors, strict=True)]).sum(dim=0)
+
+
+def lerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
+    """The straight way from `first` (share 0) to `second` (share 1). share: a number, or [B]."""
+    return torch.lerp(first.float(), second.float(), _broadcast(share, first)).to(first.dtype)
+
+
+def slerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
+    """The way along the sphere from `first` to `second` (Shoemake 1985), its radius going evenly from one to the other.
+
+    Each image is one vector. A straight way would lead through weak latents, which a network draws pale and blurred.
+    share: a number, or [B]. Opposite and zero vectors, between which there is no such way, are mixed along the line.
+    """
+    share, dims = _broadcast(share, first), tuple(range(1, first.ndim))
+    radii = [x.float().square().sum(dims, keepdim=True).sqrt() for x in (first, second)]
+    directions = [x.float() / radius.clamp_min(1e-12) for x, radius in zip((first, second), radii, strict=True)]
+    angle = (directions[0] * directions[1]).sum(dims, keepdim=True).clamp(-1, 1).acos()
+    sine = angle.sin()
+    on_sphere = (((1 - share) * angle).sin() * directions[0] + (share * angle).sin() * directions[1]) / sine.clamp_min(
+        1e-12
+    )
+    curved = on_sphere * torch.lerp(radii[0], radii[1], share)
+    curve = (sine > 1e-4) & (radii[0] > 0) & (radii[1] > 0)
+    return torch.where(curve, curved, torch.lerp(first.float(), second.float(), share)).to(first.dtype)
+
+
+def _broadcast(share: Tensor | float, like: Tensor) -> Tensor:
+    share = torch.as_tensor(share, dtype=torch.float32, device=like.device)
+    return share.reshape(-1, *[1] * (like.ndim - 1)).expand(len(like), *[1] * (like.ndim - 1))

@@ -1,0 +1,122 @@
+"""Large things in overlapping tiles: stitched, where the network sees only so far, else blended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Span(NamedTuple):
+    """Rows or columns from start up to, not including, stop."""
+
+    start: int
+    stop: int
+
+    def scaled(self, up: int, down: int = 1) -> Span:
+        """The same in a tensor that is up / down as large, rounded outwards at the end."""
+        return Span(self.start * up // down, ceil(self.stop * up / down))
+
+
+class Box(NamedTuple):
+    """A part of a picture or latent."""
+
+    rows: Span
+    columns: Span
+
+    def of(self, x: Tensor) -> Tensor:
+        """This part of x [..., H, W], a view."""
+        return x[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+
+    def scaled(self, up: int, down: int = 1) -> Box:
+        """The same part of a tensor that is up / down as large."""
+        return Box(self.rows.scaled(up, down), self.columns.scaled(up, down))
+
+
+def spans(length: int, side: int, overlap: int, align: int = 1) -> list[Span]:
+    """Spans of about `side` that cover `length`, evenly, neighbours overlapping by `overlap` or more.
+
+    Starts are multiples of `align`. Raises ValueError where the tiles would not get on.
+    """
+    if length <= side:
+        return [Span(0, length)]
+    stride = side - overlap - (align - 1)
+    if stride < 1:
+        raise ValueError(f"tiles of {side} cannot overlap by {overlap}; take larger tiles or a smaller overlap")
+    count = 1 + ceil((length - side) / stride)
+    starts = [(length - side) * i // (count - 1) // align * align for i in range(count)]
+    return [Span(start, length if start == starts[-1] else start + side) for start in starts]
+
+
+def stitched(
+    function: Callable[[Tensor], Tensor], x: Tensor, *, side: int, margin: int, up: int = 1, down: int = 1
+) -> Tensor:
+    """`function(x)` tile by tile, the same to rounding: nothing that it makes depends on more than `margin` around.
+
+    x: [..., H, W]. function: makes of a part of x one that is up / down as large. side, margin: in positions of x; what
+    is within `margin` of a tile's inner border is thrown away.
+
+    Raises ValueError where the margins leave nothing of a tile.
+    """
+    rows, columns = (_with_cores(length, side, 2 * margin, down) for length in x.shape[-2:])
+    if len(rows) == len(columns) == 1:
+        return function(x)
+    result = None
+    for row, row_core in rows:
+        for column, column_core in columns:
+            part = function(Box(row, column).of(x))
+            if result is None:
+                size = (ceil(length * up / down) for length in x.shape[-2:])
+                result = part.new_empty(*part.shape[:-2], *size)
+            wanted = Box(row_core, column_core).scaled(up, down)
+            top, left = row.start * up // down, column.start * up // down
+            inside = Box(
+                Span(wanted.rows.start - top, wanted.rows.stop - top),
+                Span(wanted.columns.start - left, wanted.columns.stop - left),
+            )
+            wanted.of(result).copy_(inside.of(part))
+    assert result is not None
+    return result
+
+
+def _with_cores(length: int, side: int, overlap: int, align: int) -> list[tuple[Span, Span]]:
+    """Spans, and the part of each that is its own: the seams run through the middle of the overlaps."""
+    found = spans(length, side, overlap + align - 1, align)
+    seams = [(after.start + before.stop) // 2 // align * align for before, after in pairwise(found)]
+    cores = [Span(start, stop) for start, stop in zip([0, *seams], [*seams, length], strict=True)]
+    return list(zip(found, cores, strict=True))
+
+
+def blended(function: Callable[[Tensor, Box], Tensor], x: Tensor, *, side: int, overlap: int, align: int = 1) -> Tensor:
+    """A function of x [B, c, H, W] that keeps its size, tile by tile, mixed where tiles overlap.
+
+    function: called with a part of x and where it lies. A tile's weight falls linearly to its inner borders, as in
+    MultiDiffusion (Bar-Tal et al. 2023, eq. 5). Raises ValueError where the tiles would not get on.
+    """
+    rows, columns = (spans(length, side, overlap, align) for length in x.shape[-2:])
+    if len(rows) == len(columns) == 1:
+        return function(x, Box(rows[0], columns[0]))
+    row_weights, column_weights = (_ramps(found) for found in (rows, columns))
+    total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+    for row, row_weight in zip(rows, row_weights, strict=True):
+        for column, column_weight in zip(columns, column_weights, strict=True):
+            box = Box(row, column)
+            weight = (row_weight[:, None] * column_weight).to(x)
+            box.of(total).add_(function(box.of(x), box) * weight)
+            box.of(weights).add_(weight)
+    return total / weights
+
+
+def _ramps(found: list[Span]) -> list[Tensor]:
+    """A weight for each position of each span: rising from and falling to its neighbours, 1 in between."""
+    ramps = [torch.ones(span.stop - span.start) for span in found]
+    for (before, after), (left, right) in zip(pairwise(found), pairwise(ramps), strict=True):
+        shared = before.stop - after.start
+        rising = (torch.arange(shared) + 0.5) / shared
+        right[:shared] *= rising
+        left[-shared:] *= rising.flip(0)
+    return ramps

@@ -1,0 +1,54 @@
+"""Two pictures to the pictures between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..conditioning import ImageEncoder
+from ..diffusion import slerp
+from ..images import as_rgb, fit
+from .generate import RELEASED, Generated, OnProgress, Run, Settings, Starts
+from .parts import Parts
+from .stages import Start, encode_prompts, encode_stage_c
+
+
+@torch.no_grad()
+def mix(
+    parts: Parts,
+    first: Tensor,
+    second: Tensor,
+    shares: Sequence[float],
+    *,
+    seed: int = 0,
+    prompt: str = "",
+    negative: str = "",
+    strength: float = 0.6,
+    settings: Settings = RELEASED,
+    on_progress: OnProgress | None = None,
+) -> Generated:
+    """A picture for each share, from `first` (0) to `second` (1), each [1, 3, H, W] in [0, 1] of any size.
+
+    Both the latents and the image embeddings are mixed along the sphere. Stage C starts from the mixed latents, noised
+    up to `strength`, and is told the mixed embedding: so things turn into one another where a plain mix of latents
+    (strength near 0) shows both. All pictures have the noise of `seed`.
+
+    parts: all that `generate` can use. Raises as `generate`.
+    """
+    images = [fit(as_rgb(picture), *settings.final) for picture in (first, second)]
+    sizes, amount = settings.sizes, len(shares)
+    texts = parts.use("text_encoder", lambda net: encode_prompts(net, [prompt, negative]))
+    embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(image) for image in images])
+    latents = parts.use("effnet", lambda net: [encode_stage_c(net, image, sizes.stage_c[-2:]) for image in images])
+    share = torch.tensor(shares)
+
+    def between(pair: Sequence[Tensor]) -> Tensor:
+        first, second = (x.expand(amount, *x.shape[1:]) for x in pair)
+        return slerp(first, second, share)
+
+    mixed, told = between(latents), between(embeddings)
+    starts = Starts(Start(latents=mixed, strength=strength))
+    run = Run([texts[prompt]] * amount, texts[negative], told, [seed] * amount, settings, starts, on_progress)
+    return run(parts)
