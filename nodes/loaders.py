@@ -21,7 +21,6 @@ PREVIEWER_TIP = (
     "Draws a picture of the latent after every step, with any sampler. auto: the one that came with the file, "
     "or one that lies in the vae folder. none: no previews but ComfyUI's own."
 )
-AUTO, NONE = "auto", "none"
 
 
 def file_field(kind: str, tip: str) -> Any:
@@ -33,8 +32,8 @@ def dtype_field(options: Any = DTYPES, tip: str = DTYPE_TIP) -> Any:
 
 
 def previewer_field() -> Any:
-    options = [AUTO, NONE, *folders.choices("previewer")]
-    return field(io.Combo, "previewer", options=options, default=AUTO, tooltip=PREVIEWER_TIP)
+    options = [bundles.AUTO, bundles.NONE, *folders.choices("previewer")]
+    return field(io.Combo, "previewer", options=options, default=bundles.AUTO, tooltip=PREVIEWER_TIP)
 
 
 class CascadeLoadStageC(io.ComfyNode):
@@ -55,8 +54,8 @@ class CascadeLoadStageC(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, previewer: str, **_: Any) -> Any:
-        return folders.fingerprint("stage_c", file), folders.fingerprint("previewer", previewer)
+    def fingerprint_inputs(cls, file: str | None, previewer: str | None, **_: Any) -> Any:
+        return bundles.fingerprint("stage_c", file, previewer)
 
     @classmethod
     def execute(cls, file: str, dtype: str, previewer: str) -> io.NodeOutput:
@@ -81,8 +80,8 @@ class CascadeLoadStageB(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
-        return folders.fingerprint("stage_b", file)
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
+        return bundles.fingerprint("stage_b", file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
@@ -106,8 +105,8 @@ class CascadeLoadStageA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
-        return folders.fingerprint("stage_a", file)
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
+        return bundles.fingerprint("stage_a", file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
@@ -137,8 +136,8 @@ class CascadeLoadEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, previewer: str, **_: Any) -> Any:
-        return folders.fingerprint("effnet", file), folders.fingerprint("previewer", previewer)
+    def fingerprint_inputs(cls, file: str | None, previewer: str | None, **_: Any) -> Any:
+        return bundles.fingerprint("effnet", file, previewer)
 
     @classmethod
     def execute(cls, file: str, previewer: str, dtype: str) -> io.NodeOutput:
@@ -165,8 +164,8 @@ class CascadeLoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
-        return folders.fingerprint("text_encoder", file)
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
+        return bundles.fingerprint("text_encoder", file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
@@ -193,8 +192,8 @@ class CascadeLoadImageEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
-        return folders.fingerprint("image_encoder", file)
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
+        return bundles.fingerprint("image_encoder", file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
@@ -225,8 +224,8 @@ class CascadeLoadCheckpoint(io.ComfyNode):
                 field(
                     io.Combo,
                     "second_checkpoint",
-                    options=[AUTO, *checkpoints],
-                    default=AUTO,
+                    options=[bundles.AUTO, *checkpoints],
+                    default=bundles.AUTO,
                     tooltip="Where to look next, such as the checkpoint of Stage B. auto: in all of ComfyUI's folders.",
                 ),
                 dtype_field(),
@@ -244,9 +243,12 @@ class CascadeLoadCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None, second_checkpoint: str | None, **_: Any) -> Any:
+        return bundles.fingerprint_of_all(checkpoint, second_checkpoint)
+
+    @classmethod
     def execute(cls, checkpoint: str, second_checkpoint: str, dtype: str) -> io.NodeOutput:
-        named = [name for name in (checkpoint, second_checkpoint) if name not in (AUTO, bundles.SEARCH)]
-        return io.NodeOutput(*bundles.load(named, dtype))
+        return io.NodeOutput(*bundles.load(checkpoint, second_checkpoint, dtype))
 
 
 NODES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -64,12 +65,36 @@ def _is_previewer(path: Path, changed: int, size: int) -> bool:
     return kinds(path) == ("previewer",)
 
 
-def load(named: Sequence[str], dtype: str) -> list[Any]:
+def fingerprint(kind: str, file: str | None, previewer_choice: str | None = NONE) -> str:
+    """Changes when a loader's files do; None for a choice that a link will tell, which may be any.
+
+    Raises MissingPart where a chosen file is not there, which makes ComfyUI ask the loader, who says so.
+    """
+    if file is None or previewer_choice is None:
+        return _digest(folders.state([*folders.FOLDERS[kind], *folders.FOLDERS["previewer"]]))
+    path = folders.find(kind, file)
+    drawn_by = previewer(path, file, previewer_choice)
+    return _digest((folders.stamp(path), drawn_by and folders.stamp(drawn_by)))
+
+
+def fingerprint_of_all(*choices: str | None) -> str:
+    """The same for `load`: changes when it would take other files, or one that it takes has changed."""
+    if None in choices:
+        return _digest(folders.state())
+    return _digest({kind: folders.stamp(path) for kind, path in _found(choices).items()})
+
+
+def _digest(stamps: object) -> str:
+    """ComfyUI writes a fingerprint into the pictures: names of folders have no place there."""
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+
+
+def load(checkpoint: str, second_checkpoint: str, dtype: str) -> list[Any]:
     """Stage C, Stage B, CLIP, Stage A, encoder with previewer, CLIP vision, and a report of what was taken.
 
     What was not found blocks the nodes that want it, with a message.
     """
-    found = _found(named)
+    found = _found((checkpoint, second_checkpoint))
     vae_dtype = dtype if dtype in MODEL_DTYPES_OF_VAES else "auto"
     drawn = {kind: found.get(kind) for kind in ("effnet", "previewer")}
     loaders: dict[str, tuple[Sequence[str], Callable[[], Any]]] = {
@@ -89,14 +114,21 @@ def load(named: Sequence[str], dtype: str) -> list[Any]:
     return [*outputs, report]
 
 
-def _found(named: Sequence[str]) -> Mapping[str, Path]:
+def _found(choices: Sequence[str]) -> Mapping[str, Path]:
     """kind -> file. Raises MissingPart where there is nothing at all."""
-    if folders.TINY in named:
-        named = [name for name in named if name != folders.TINY]
-        found = tiny.parts() | (find_parts([folders.find_checkpoint(name) for name in named]) if named else {})
-        return {kind: path for kind, path in found.items() if path.exists()} or _nothing()
-    paths = [folders.find_checkpoint(name) for name in named]
-    return find_parts([*paths, *folders.model_folders()]) or _nothing()
+    named = [name for name in choices if name not in (AUTO, SEARCH, folders.TINY)]
+    paths = tuple(folders.find_checkpoint(name) for name in named)
+    if folders.TINY not in choices:
+        paths = (*paths, *folders.model_folders())
+        return _search(paths, (folders.state(), *map(folders.stamp, paths[: len(named)]))) or _nothing()
+    found = tiny.parts() | find_parts(paths)
+    return {kind: path for kind, path in found.items() if path.exists()} or _nothing()
+
+
+@lru_cache(maxsize=4)
+def _search(paths: Sequence[Path], state: object) -> Mapping[str, Path]:
+    """Looked for once for each state of the folders: every header is read."""
+    return find_parts(paths)
 
 
 def _nothing() -> Mapping[str, Path]:

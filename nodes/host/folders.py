@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
 
 from ...cascade import tiny
-from ...cascade.errors import CheckpointError, MissingPart
+from ...cascade.errors import MissingPart
 
 TINY = "tiny cascade (included)"
 
@@ -23,6 +23,8 @@ FOLDERS = {
     "image_encoder": ("clip_vision", "checkpoints"),
 }
 """kind of network -> the folders in which its files lie: its own, and that of merged checkpoints."""
+
+ALL_FOLDERS = tuple(dict.fromkeys(folder for folders in FOLDERS.values() for folder in folders))
 
 CHECKPOINTS = ("checkpoints",)
 
@@ -43,9 +45,17 @@ def find(kind: str, choice: str) -> Path:
     return _full_path(FOLDERS[kind], choice)
 
 
-def fingerprint(kind: str, *files: str) -> tuple[object, ...]:
-    """Changes when a chosen file does: a loader then loads it again."""
-    return tuple(_stamp(kind, choice) for choice in files)
+def stamp(path: Path) -> tuple[object, ...]:
+    """Changes when a file does, or one in a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return tuple((str(file), stat.st_mtime_ns, stat.st_size) for file in files for stat in [file.stat()])
+
+
+def state(folders: Iterable[str] = ALL_FOLDERS) -> tuple[object, ...]:
+    """Changes when a file of these folders of ComfyUI does, comes or goes: what a search of them finds is then old."""
+    names = ((folder, name) for folder in dict.fromkeys(folders) for name in folder_paths.get_filename_list(folder))
+    paths = (folder_paths.get_full_path(folder, name) for folder, name in names)
+    return tuple(stamp(Path(path)) for path in paths if path is not None)
 
 
 def checkpoint_choices() -> list[str]:
@@ -61,8 +71,7 @@ def find_checkpoint(choice: str) -> Path:
 
 def model_folders() -> list[Path]:
     """All folders in which a part of a cascade may lie, once each."""
-    names = dict.fromkeys(name for folders in FOLDERS.values() for name in folders)
-    paths = (Path(path) for name in names for path in folder_paths.get_folder_paths(name))
+    paths = (Path(path) for name in ALL_FOLDERS for path in folder_paths.get_folder_paths(name))
     return [path for path in dict.fromkeys(paths) if path.is_dir()]
 
 
@@ -95,14 +104,6 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise MissingPart(f"{path} is missing: this copy of the pack came without the tiny cascade's weights.")
     return path
-
-
-def _stamp(kind: str, choice: str) -> tuple[object, ...]:
-    try:
-        stat = find(kind, choice).stat()
-    except (MissingPart, CheckpointError, OSError):
-        return (choice,)
-    return choice, stat.st_mtime_ns, stat.st_size
 
 
 def _diffusers() -> dict[str, Path]:
