@@ -10,6 +10,9 @@ from pathlib import Path
 
 _PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stage_a", "previewer")
 
+CONTROLNETS = ("canny", "inpainting", "super_resolution")
+"""What the shipped ControlNets read."""
+
 
 def parts() -> dict[str, Path]:
     """Kind -> shipped file of every part, as `pipelines.Parts` takes them."""
@@ -17,7 +20,8 @@ def parts() -> dict[str, Path]:
 
 
 def path(kind: str) -> Path:
-    """Where the shipped file of a part lies. ValueError for a kind that is not a part."""
-    if kind not in _PARTS:
-        raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(_PARTS)}")
+    """Where the shipped file of a part or ControlNet ("controlnet_canny") lies. ValueError for what there is not."""
+    known = (*_PARTS, *(f"controlnet_{name}" for name in CONTROLNETS))
+    if kind not in known:
+        raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(known)}")
     return Path(__file__).parent / f"{kind}.safetensors"

@@ -4,7 +4,8 @@ config     settings, read from a file and checked
 data       pictures, their order, what is computed once from them
 loop       the loop (`fit`), with exact continuation
 state, metrics   what a run leaves in its folder
-stage_a encoder stage_b stage_c   one file a task
+stage_a encoder stage_b stage_c controlnet   one file a task
+filters    what a ControlNet is shown
 recipe     the tiny cascade from nothing
 """
 

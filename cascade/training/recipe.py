@@ -18,7 +18,16 @@ from .tasks import SETTINGS, TASKS
 
 log = logging.getLogger("cascade")
 
-PARTS = ("stage_a", "encoder", "encoder_detail", "stage_c", "stage_b")
+PARTS = (
+    "stage_a",
+    "encoder",
+    "encoder_detail",
+    "stage_c",
+    "stage_b",
+    "controlnet_canny",
+    "controlnet_inpainting",
+    "controlnet_super_resolution",
+)
 """In an order in which each finds what it builds on: Stage B reads the text encoder that is trained with Stage C."""
 
 RECIPE = Path(__file__).parent.parent / "tiny" / "recipe"
@@ -47,7 +56,7 @@ def train_tiny(
     """Train `parts` of the tiny cascade into subfolders of `folder`; true when all of them are complete.
 
     A part that is complete is left as it is. `smoke` replaces sizes and steps by those of recipe/smoke.yaml.
-    `changes` go to every part. `install` is a folder that gets a copy of all seven files at the end.
+    `changes` go to every part. `install` is a folder that gets a copy of all files at the end.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise InvalidConfig(f"the recipe has no part {unknown[0]!r}; it has {', '.join(PARTS)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .controlnet import ControlNetSettings, ControlNetTask
 from .encoder import EncoderSettings, EncoderTask
 from .lora import LoraSettings, LoraTask
 from .stage_a import StageASettings, StageATask
@@ -24,6 +25,7 @@ TASKS: dict[str, Training] = {
     "encoder": Training(EncoderSettings, EncoderTask),
     "stage_b": Training(StageBSettings, StageBTask),
     "stage_c": Training(StageCSettings, StageCTask),
+    "controlnet": Training(ControlNetSettings, ControlNetTask),
     "lora": Training(LoraSettings, LoraTask),
 }
 SETTINGS: dict[str, type] = {name: training.settings for name, training in TASKS.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cascade import tiny
 from cascade.checkpoints import load_model
 from cascade.cli import main
 from cascade.training import recipe
@@ -58,13 +59,16 @@ def test_a_part_that_the_recipe_does_not_have(tmp_path: Path, capsys: pytest.Cap
     assert "no part 'stage_d'" in capsys.readouterr().err
 
 
-def test_the_smoke_run_makes_all_seven_files(tmp_path: Path) -> None:
+def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
     folder, target = tmp_path / "run", tmp_path / "weights"
     assert main(["train", "tiny", "--smoke", "--folder", str(folder), "--install", str(target)]) == 0
     kinds = ["effnet", "image_encoder", "previewer", "stage_a", "stage_b", "stage_c", "text_encoder"]
-    assert sorted(p.stem for p in target.iterdir()) == kinds
+    controls = [f"controlnet_{name}" for name in tiny.CONTROLNETS]
+    assert sorted(p.stem for p in target.iterdir()) == sorted([*kinds, *controls])
     for kind in kinds:
         assert load_model(target / f"{kind}.safetensors", part=kind) is not None
+    for name in controls:
+        assert load_model(target / f"{name}.safetensors", part="controlnet") is not None
     last = max(
         recipe.PARTS,
         key=lambda part: recipe.PARTS.index(part) if (folder / part / "stage_a.safetensors").exists() else -1,

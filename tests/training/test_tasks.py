@@ -50,6 +50,24 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "keep_image": 0.5,
         "sample_steps": 2,
     },
+    "controlnet": {
+        "filter": "canny",
+        "filter_params": {"resize": 48},
+        "model": {
+            "blocks": [0, 2],
+            "features": 8,
+            "stem": 4,
+            "stages": [{"fused": True, "expansion": 1, "stride": 2, "width": 8, "depth": 1}] * 4,
+        },
+        "stage_c": "parts/stage_c.safetensors",
+        "text_encoder": "parts/text_encoder.safetensors",
+        "effnet": "parts/effnet.safetensors",
+        "effnet_size": 64,
+        "hint_size": 64,
+        "previewer": "parts/previewer.safetensors",
+        "repeats": 2,
+        "sample_steps": 2,
+    },
 }
 PLAIN = {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 4, "device": "cpu"}
 
@@ -59,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the trained parts that tasks start from."""
     folder = tmp_path_factory.mktemp("training")
     (folder / "parts").mkdir()
-    for kind in ("stage_a", "effnet", "text_encoder"):
+    for kind in ("stage_a", "effnet", "text_encoder", "stage_c"):
         save_model(small.part(kind), folder / "parts" / f"{kind}.safetensors")
     previewer = initialize(Previewer(PreviewerConfig(width=8))).eval()
     save_model(previewer, folder / "parts" / "previewer.safetensors")

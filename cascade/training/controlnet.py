@@ -1,0 +1,221 @@
+"""A ControlNet for a trained Stage C, which stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..conditioning import TextEncoder
+from ..diffusion import SeededNoise, sample
+from ..errors import InvalidConfig
+from ..images import normalise
+from ..models import Conditions, ControlNet, ControlNetConfig, StageC
+from ..models.blocks import ResBlock
+from .config import TrainingConfig, setting
+from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
+from .filters import REFERENCE_NAMES, build_filter
+from .loop import BaseTask, Modules, derive_seed, pick_device
+from .nets import frozen, model_config, new_network, on_device, recalibrate_batch_norm, sheet, training_attention
+from .objective import DiffusionSettings, build_diffusion, diffusion_loss
+from .stage_c import repeat_conditions
+from .text import tokenize_captions
+
+SHOWN = 8
+"""Pictures on a sheet of samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetSettings:
+    """`stage_c` and `text_encoder` are the networks that are to be controlled, `effnet` the encoder of the latents.
+
+    `filter` names what is shown: canny, inpainting or super_resolution, with `filter_params` (`resize`; `threshold` and
+    `p_outpaint`; `scale_factor`); the reference's own names are understood too, and so is `reference` in place of all
+    of filter, filter_params and model: the `controlnet_*` lines of a released training's file.
+
+    Hints are made at `hint_size` pixels (for super resolution, of pictures of that size shrunk). A batch holds
+    batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each hint and caption once.
+    """
+
+    pictures: PictureSettings
+    cache: Path
+    stage_c: Path
+    text_encoder: Path
+    effnet: Path
+    effnet_size: int = setting(192, minimum=32)
+    hint_size: int = setting(192, minimum=32)
+    filter: str | None = None
+    filter_params: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] | None = None
+    repeats: int = setting(1, minimum=1)
+    drop_caption: float = setting(0.05, minimum=0, maximum=1)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    previewer: Path | None = None
+    sample_steps: int = setting(20, minimum=1)
+
+
+class ControlBatch(NamedTuple):
+    """latents [U, 16, h, w], hints [U, c, H, W], ids and mask [U, 1, 77]."""
+
+    latents: Tensor
+    hints: Tensor
+    ids: Tensor
+    mask: Tensor
+
+
+class ControlNetTask(BaseTask):
+    """Trains `controlnet_FILTER` on cached latents and hints; its projections begin at zero."""
+
+    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+        self.config, self.settings = config, config.settings
+        settings: ControlNetSettings = config.settings
+        if config.batch_size % settings.repeats:
+            raise InvalidConfig(f"controlnet: repeats {settings.repeats} must divide batch_size {config.batch_size}")
+        self.device = pick_device(config.device)
+        self.stage_c = _frozen_stage_c(settings.stage_c, self.device)
+        self.text = TextEncoder(frozen(settings.text_encoder, self.device))
+        self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
+        name, params, model = _described(settings)
+        encoder = frozen(settings.effnet, self.device)
+        self.filter = build_filter(name, params, settings.hint_size, encoder)
+        net = ControlNet(self._config(model))
+        self.name = f"controlnet_{REFERENCE_NAMES.get(name, name)}"
+        self.modules = {self.name: new_network(net, config.seed, self.name, self.device)}
+        self.data = self._cache(encoder, on_chunk)
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
+        self.diffusion = build_diffusion(settings.diffusion)
+
+    def _config(self, model: Mapping[str, Any]) -> ControlNetConfig:
+        """The network's config; its width and hint channels follow from Stage C and the filter where not given."""
+        width = self.stage_c.config.levels[0].width
+        if set(model) != {"reference"}:
+            model = {"width": width, "in_channels": self.filter.channels, **model}
+        config = model_config(ControlNetConfig, model, "controlnet: model")
+        blocks = len(self.stage_c.blocks(ResBlock))
+        wrong = {
+            f"width is {config.width}, Stage C's {width}": config.width != width,
+            f"in_channels is {config.in_channels}, the filter gives {self.filter.channels}": config.in_channels
+            != self.filter.channels,
+            f"blocks names {max(config.blocks)}, Stage C's last is {blocks - 1}": max(config.blocks) >= blocks,
+        }
+        if reasons := [reason for reason, applies in wrong.items() if applies]:
+            raise InvalidConfig(f"controlnet: model: {'; '.join(reasons)}")
+        return config
+
+    def _cache(self, encoder: Any, on_chunk: Progress | None) -> Cache:
+        settings = self.settings
+
+        @torch.no_grad()
+        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+            latents, hints = [], []
+            for part in np.array_split(pictures, max(1, len(pictures) // 64)):
+                images = to_images(torch.from_numpy(part).to(self.device))
+                found = encoder(normalise(resize(images, settings.effnet_size)))
+                latents.append(found.half().cpu().contiguous().numpy())
+                hints.append(self.filter.compute(images))
+            return {"latents": np.concatenate(latents), "hints": np.concatenate(hints)}
+
+        key = f"{fingerprint(settings.effnet)}-{settings.effnet_size}-{self.filter.key}"
+        return cached(settings.cache, "controlnet", open_source(settings.pictures), compute, key=key, on_chunk=on_chunk)
+
+    def batch(self, index: int) -> ControlBatch:
+        settings = self.settings
+        rows = self.order.rows(index, self.config.batch_size // settings.repeats)
+        random = np.random.default_rng((self.config.seed, index))
+        texts = np.where(random.random(len(rows)) < settings.drop_caption, len(self.texts) - 1, rows)
+        tokens = self.texts[torch.from_numpy(texts)]
+        return ControlBatch(
+            self.data.take("latents", rows, self.device).float(),
+            self.filter.hint(self.data.take("hints", rows, self.device), random),
+            self.ids[tokens],
+            self.mask[tokens],
+        )
+
+    def loss(self, batch: ControlBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        repeats = self.settings.repeats
+        with torch.no_grad():
+            text = self.text.embed(batch.ids, batch.mask)
+            conditions = repeat_conditions(self._conditions(text), repeats)
+        control = [
+            residual if residual is None else residual.repeat_interleave(repeats, dim=0)
+            for residual in self.modules[self.name](batch.hints)
+        ]
+        return diffusion_loss(
+            self.diffusion,
+            self.settings.diffusion,
+            lambda x, r: self.stage_c.denoise(x, r, conditions, control=control),
+            batch.latents.repeat_interleave(repeats, dim=0),
+            generator,
+        )
+
+    def _conditions(self, text: Any) -> Conditions:
+        images = text.pooled.new_zeros(len(text.pooled), 1, self.stage_c.config.clip_img)
+        return self.stage_c.conditions(text.hidden, text.pooled, images)
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.diffusion.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.diffusion.load_state_dict(state)
+
+    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
+        """The hints, and below them what is drawn from them and their captions, through the previewer."""
+        if self.previewer is None:
+            return None
+        count = min(SHOWN, len(self.data.captions))
+        hints = self.filter.hint(self.data.take("hints", np.arange(count), self.device), np.random.default_rng(0))
+        control = modules[self.name](hints)
+        cond, uncond = (
+            {"conditions": self._conditions(self.text.encode(texts)), "control": control}
+            for texts in (self.data.captions[:count], [""] * count)
+        )
+        latents = sample(
+            self.stage_c.denoise,
+            SeededNoise(range(count)).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
+            cond=cond,
+            uncond=uncond,
+            steps=self.settings.sample_steps,
+            shift=2.0,
+            diffusion=self.diffusion,
+        )
+        shown = self.previewer(hints) if hints.shape[1] == 16 else hints[:, :3].expand(-1, 3, -1, -1)
+        return sheet([shown, self.previewer(latents)])
+
+    def finish(self, modules: Modules) -> None:
+        net = modules[self.name]
+        recalibrate_batch_norm(net, [lambda i=i: net(self.batch(i).hints) for i in range(32)])
+
+
+def _frozen_stage_c(path: Path, device: torch.device) -> Any:
+    """As `frozen`, with the attention through which gradients pass fastest."""
+    trained = frozen(path, device)
+    with torch.device("meta"):
+        net = StageC(trained.config, attention=training_attention(device))
+    net.load_state_dict(trained.state_dict(), assign=True)
+    return on_device(net, device).eval().requires_grad_(False)
+
+
+def _described(settings: ControlNetSettings) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """Filter, its parameters and the model's section, from the settings or the reference's lines in them."""
+    if settings.reference is None:
+        if settings.filter is None:
+            raise InvalidConfig("controlnet: missing filter (or reference)")
+        return settings.filter, settings.filter_params, settings.model
+    if settings.filter or settings.filter_params or settings.model:
+        raise InvalidConfig("controlnet: reference stands in place of filter, filter_params and model")
+    names = {"controlnet_filter", "controlnet_filter_params", "controlnet_blocks", "controlnet_bottleneck_mode"}
+    if unknown := sorted(set(settings.reference) - names):
+        raise InvalidConfig(f"controlnet: reference: unknown {', '.join(unknown)}; known: {', '.join(sorted(names))}")
+    found = {key.removeprefix("controlnet_"): value for key, value in settings.reference.items()}
+    model = {"blocks": found["blocks"]} if "blocks" in found else {}
+    if found.get("bottleneck_mode") is not None:
+        model["backbone"] = found["bottleneck_mode"]
+    return found.get("filter", "canny"), found.get("filter_params") or {}, model

@@ -1,0 +1,135 @@
+"""What a ControlNet is shown of a picture: filters, each with what it computes once and what it draws each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidConfig
+from ..images import canny, inpaint_hint, normalise, shrink, super_resolution_hint
+from .data import resize, to_images, to_pictures
+
+
+class Filter(Protocol):
+    """Hints for pictures."""
+
+    channels: int
+    """Of the hint."""
+    key: str
+    """What `compute` depends on beside the pictures."""
+
+    def compute(self, images: Tensor) -> np.ndarray:
+        """What is kept of pictures [B, 3, H, H] in [0, 1]: one row each."""
+        ...
+
+    def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
+        """[B, channels, h, w] of such rows."""
+        ...
+
+
+class CannyFilter:
+    """Edges at `size` pixels; `resize` as in `images.canny`."""
+
+    channels = 1
+
+    def __init__(self, size: int, encoder: Any, *, resize: int | None = 224) -> None:
+        self.size, self.resize = size, resize
+        self.key = f"canny-{size}-{resize}"
+
+    def compute(self, images: Tensor) -> np.ndarray:
+        edges = resize(canny(images, size=self.resize), self.size)
+        return (edges[:, 0] * 255).round().byte().cpu().numpy()
+
+    def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
+        return kept[:, None].float() / 255
+
+
+class InpaintingFilter:
+    """Pictures at `size` pixels with a random mask that covers a part of the area between the two of `threshold`.
+
+    With probability `p_outpaint` the mask is the margin around a random part of the picture, whatever its area.
+    """
+
+    channels = 4
+
+    def __init__(
+        self, size: int, encoder: Any, *, threshold: tuple[float, float] = (0.04, 0.4), p_outpaint: float = 0.4
+    ) -> None:
+        self.size, self.threshold, self.p_outpaint = size, tuple(threshold), p_outpaint
+        self.key = f"pictures-{size}"
+
+    def compute(self, images: Tensor) -> np.ndarray:
+        return to_pictures(resize(images, self.size))
+
+    def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
+        masks = np.stack([self._mask(random) for _ in range(len(kept))])
+        return inpaint_hint(to_images(kept), torch.from_numpy(masks)[:, None].to(kept.device))
+
+    def _mask(self, random: np.random.Generator) -> np.ndarray:
+        if random.random() < self.p_outpaint:
+            return _margin(self.size, random)
+        area = random.uniform(*self.threshold)
+        return _blob(self.size, area, random)
+
+
+def _margin(size: int, random: np.random.Generator) -> np.ndarray:
+    """1 [size, size] beyond one to four random borders, each up to half the side away."""
+    mask = np.zeros((size, size), np.float32)
+    for turn in random.permutation(4)[: random.integers(1, 5)]:
+        np.rot90(mask, turn)[: int(size * random.uniform(0.1, 0.5))] = 1
+    return mask
+
+
+def _blob(size: int, area: float, random: np.random.Generator) -> np.ndarray:
+    """1 [size, size] in a rectangle or an ellipse of this part of the area; it may reach beyond the picture."""
+    aspect = np.exp(random.uniform(-0.5, 0.5))
+    x, y = (np.arange(size) + 0.5) / size - random.uniform(0.15, 0.85, 2)[:, None]
+    if random.random() < 0.5:
+        far = np.maximum(np.abs(x)[None, :] / aspect, np.abs(y)[:, None] * aspect) * 2
+        return (far < np.sqrt(area)).astype(np.float32)
+    far = np.hypot(x[None, :] / aspect, y[:, None] * aspect)
+    return (far < np.sqrt(area / np.pi)).astype(np.float32)
+
+
+class SuperResolutionFilter:
+    """The encoder's latents of pictures of `size` shrunk by `scale_factor`, repeated."""
+
+    def __init__(self, size: int, encoder: Any, *, scale_factor: float = 0.5) -> None:
+        self.size, self.encoder, self.factor = size, encoder, round(1 / scale_factor)
+        self.channels = encoder.config.latent_channels
+        self.key = f"small-{size}-{self.factor}"
+
+    def compute(self, images: Tensor) -> np.ndarray:
+        small = shrink(images, images.shape[-1] * self.factor // self.size)
+        latents = super_resolution_hint(small, lambda x: self.encoder(normalise(x)), self.factor)
+        return latents.half().cpu().contiguous().numpy()
+
+    def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
+        return kept.float()
+
+
+FILTERS: Mapping[str, Any] = {
+    "canny": CannyFilter,
+    "inpainting": InpaintingFilter,
+    "super_resolution": SuperResolutionFilter,
+}
+"""Name -> (size, encoder, **params) -> filter."""
+
+REFERENCE_NAMES = {"CannyFilter": "canny", "InpaintFilter": "inpainting", "SREffnetFilter": "super_resolution"}
+REFERENCE_PARAMS = {"thresold": "threshold"}
+"""Names in the released training's files and ours, where they differ."""
+
+
+def build_filter(name: str, params: Mapping[str, Any], size: int, encoder: Any) -> Filter:
+    """A filter by its name, ours or the reference's. Raises InvalidConfig."""
+    name = REFERENCE_NAMES.get(name, name)
+    if name not in FILTERS:
+        raise InvalidConfig(f"controlnet: filter is {name!r}; known filters: {', '.join(FILTERS)}")
+    try:
+        return FILTERS[name](size, encoder, **{REFERENCE_PARAMS.get(key, key): value for key, value in params.items()})
+    except TypeError as error:
+        raise InvalidConfig(f"controlnet: filter_params: {error}") from error

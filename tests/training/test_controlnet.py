@@ -1,0 +1,151 @@
+"""ControlNets: what they are shown, that Stage C stays as it is, and that they learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.checkpoints import load_model, save_model
+from cascade.errors import InvalidConfig
+from cascade.images import canny, inpaint_hint
+from cascade.models import Previewer, PreviewerConfig, initialize
+from cascade.training import SETTINGS, TASKS, fit, parse_config
+from cascade.training.data import to_images
+from cascade.training.filters import build_filter
+from cascade.training.metrics import read_metrics
+from tests import small
+
+STAGES = [{"fused": True, "expansion": 1, "stride": 2, "width": 8, "depth": 1}] * 4
+EFFNET = {"blocks": [0, 2], "features": 8, "stem": 4, "stages": STAGES}
+LARGE = {"blocks": [0, 1, 2, 3], "backbone": "large", "inside": [16, 8], "depth": 1, "features": 8}
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controlnet")
+    for kind in ("stage_c", "text_encoder", "effnet"):
+        save_model(small.part(kind), folder / f"{kind}.safetensors")
+    save_model(initialize(Previewer(PreviewerConfig(width=8))).eval(), folder / "previewer.safetensors")
+    return folder
+
+
+def build(folder: Path, output: str = "none", changes: dict[str, Any] | None = None, **section: Any) -> Any:
+    whole = {
+        "pictures": {"count": 12, "seed": 1, "size": SIZE},
+        "cache": "cache",
+        "stage_c": "stage_c.safetensors",
+        "text_encoder": "text_encoder.safetensors",
+        "effnet": "effnet.safetensors",
+        "previewer": "previewer.safetensors",
+        "effnet_size": SIZE,
+        "hint_size": SIZE,
+        "sample_steps": 2,
+        **section,
+    }
+    plain = {"task": "controlnet", "output": output, "steps": 4, "batch_size": 4, "log_every": 1, "device": "cpu"}
+    config = parse_config({**plain, **(changes or {}), "controlnet": whole}, SETTINGS, where="test", root=folder)
+    return TASKS["controlnet"].task(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "shape"),
+    [
+        ("canny", EFFNET, (4, 1, SIZE, SIZE)),
+        ("inpainting", EFFNET, (4, 4, SIZE, SIZE)),
+        ("super_resolution", LARGE, (4, 16, 2, 2)),
+    ],
+)
+def test_each_filter_trains_and_leaves_stage_c_alone(
+    folder: Path, tmp_path: Path, name: str, model: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    task = build(folder, str(tmp_path), {"sample_every": 4}, filter=name, model=model)
+    assert task.batch(0).hints.shape == shape
+    before = {key: value.clone() for key, value in task.stage_c.state_dict().items()}
+    assert fit(task, task.config).complete
+    assert all(torch.equal(value, before[key]) for key, value in task.stage_c.state_dict().items())
+    assert (tmp_path / "samples" / "step_00000004.png").exists()
+    net = load_model(tmp_path / f"controlnet_{name}.safetensors")
+    assert (net.config.in_channels, net.config.width) == (shape[1], small.CONFIGS["stage_c"].levels[0].width)
+    assert any(parameter.abs().max() > 0 for parameter in net.projections[0][2].parameters())
+
+
+def test_before_the_first_step_nothing_is_changed(folder: Path) -> None:
+    task = build(folder, filter="canny", model=EFFNET)
+    batch = task.batch(0)
+    residuals = task.modules["controlnet_canny"](batch.hints)
+    assert [residual is None for residual in residuals] == [False, True, False]
+    assert all(residual.abs().max() == 0 for residual in residuals if residual is not None)
+
+
+def test_it_learns(folder: Path, tmp_path: Path) -> None:
+    changes = {"steps": 60, "lr": 1e-2, "batch_size": 12, "ema": 0.9}
+    task = build(folder, str(tmp_path), changes, filter="super_resolution", model=LARGE)
+    outcome = fit(task, task.config)
+    first = np.mean([line["loss"] for line in read_metrics(tmp_path)[:10]])
+    assert outcome.complete
+    assert np.mean([line["loss"] for line in read_metrics(tmp_path)[-10:]]) < 0.97 * first
+
+
+def drawn(count: int = 3) -> Any:
+    from cascade.tiny import drawing
+
+    return to_images(torch.from_numpy(drawing.batch(1, count, size=SIZE).pictures))
+
+
+def test_edges_as_shown_are_those_of_the_hint() -> None:
+    kept = build_filter("CannyFilter", {"resize": 48}, SIZE, None)
+    pictures = drawn()
+    hint = kept.hint(torch.from_numpy(kept.compute(pictures)), np.random.default_rng(0))
+    assert torch.allclose(hint, canny(pictures, size=48), atol=1 / 255)
+
+
+def test_masks_keep_to_their_area_and_follow_from_the_generator() -> None:
+    shown = build_filter("InpaintFilter", {"thresold": [0.04, 0.4], "p_outpaint": 0.0}, SIZE, None)
+    rows = torch.from_numpy(shown.compute(drawn(64)))
+    hints = shown.hint(rows, np.random.default_rng(3))
+    masks = hints[:, 3:]
+    assert torch.equal(hints, inpaint_hint(to_images(rows), masks))
+    assert torch.equal(hints, shown.hint(rows, np.random.default_rng(3)))
+    areas = masks.mean(dim=(1, 2, 3))
+    assert 0 < float(areas.min()) < float(areas.max()) <= 0.41
+    outside = build_filter("inpainting", {"p_outpaint": 1.0}, SIZE, None).hint(rows, np.random.default_rng(3))
+    border = torch.cat([outside[:, 3, 0], outside[:, 3, -1], outside[:, 3, :, 0], outside[:, 3, :, -1]], dim=1)
+    assert bool((border.amax(dim=1) == 1).all())
+
+
+def test_the_references_lines_are_understood(folder: Path) -> None:
+    task = build(
+        folder,
+        reference={
+            "controlnet_filter": "SREffnetFilter",
+            "controlnet_filter_params": {"scale_factor": 0.5},
+            "controlnet_blocks": [0, 3],
+            "controlnet_bottleneck_mode": "simple",
+        },
+    )
+    config = task.modules["controlnet_super_resolution"].config
+    assert (config.backbone, config.blocks, config.in_channels) == ("simple", (0, 3), 16)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"filter": "depth"}, "filter is 'depth'; known filters: canny, inpainting, super_resolution"),
+        ({"filter": "canny", "filter_params": {"breadth": 3}}, "filter_params: .*breadth"),
+        ({}, r"missing filter \(or reference\)"),
+        ({"filter": "canny", "reference": {}}, "stands in place of"),
+        ({"reference": {"filter": "canny"}}, "unknown filter; known: controlnet_blocks"),
+        ({"filter": "canny", "model": {**EFFNET, "width": 8}}, "width is 8, Stage C's 16"),
+        ({"filter": "canny", "model": {**EFFNET, "in_channels": 3}}, "in_channels is 3, the filter gives 1"),
+        ({"filter": "canny", "model": {**EFFNET, "blocks": [0, 4]}}, "blocks names 4, Stage C's last is 3"),
+        ({"filter": "canny", "model": EFFNET, "repeats": 3}, "repeats 3 must divide batch_size 4"),
+    ],
+)
+def test_settings_that_do_not_fit(folder: Path, section: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        build(folder, **section)
