@@ -34,8 +34,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--part",
-        help="tiny: only this part of the recipe (stage_a, encoder, encoder_detail, stage_c, stage_b, "
-        "controlnet_canny, controlnet_inpainting, controlnet_super_resolution)",
+        help="tiny: only this part of the recipe, such as stage_c; a name that it does not have lists them",
     )
     parser.add_argument("--smoke", action="store_true", help="tiny: every step of the recipe, but tiny and short")
     parser.add_argument("--install", type=Path, help="tiny: at the end, copy the weights to this folder")

@@ -22,13 +22,15 @@ PARTS = (
     "stage_a",
     "encoder",
     "encoder_detail",
+    "captions",
     "stage_c",
     "stage_b",
+    "stage_b_adaptive",
     "controlnet_canny",
     "controlnet_inpainting",
     "controlnet_super_resolution",
 )
-"""In an order in which each finds what it builds on: Stage B reads the text encoder that is trained with Stage C."""
+"""In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 
 RECIPE = Path(__file__).parent.parent / "tiny" / "recipe"
 SMOKE = RECIPE / "smoke.yaml"

@@ -30,7 +30,8 @@ class StageBSettings:
     training takes 0.5 to 1 of the picture's size); `drop_effnet` of the latents become zeros, and `effnet_noise` is the
     deviation of noise on the others, so that Stage B forgives what Stage C gets wrong.
 
-    Without a `text_encoder` the network is trained, and made, deaf to the pooled text.
+    Without a `text_encoder` the network is trained, and made, deaf to the pooled text. `start` is a Stage B of the same
+    sizes to start from.
     """
 
     pictures: PictureSettings
@@ -39,6 +40,7 @@ class StageBSettings:
     effnet: Path
     model: Mapping[str, Any]
     text_encoder: Path | None = None
+    start: Path | None = None
     effnet_sizes: tuple[int, ...] = setting((128, 160, 192, 224), minimum=32)
     drop_effnet: float = setting(0.1, minimum=0, maximum=1)
     drop_caption: float = setting(0.05, minimum=0, maximum=1)
@@ -69,6 +71,8 @@ class StageBTask(BaseTask):
             model_config(StageBConfig, settings.model, "stage_b: model"), attention=training_attention(self.device)
         )
         new_network(net, config.seed, "stage_b", self.device)
+        if settings.start is not None:
+            net.load_state_dict(frozen(settings.start, self.device).state_dict())
         if settings.text_encoder is None:
             self.pooled = torch.zeros(1, 1, net.config.clip, device=self.device)
             torch.nn.init.zeros_(net.clip_mapper.weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class StageCSettings:
 
     The image embedding is given for `keep_image` of the pictures and zeros for the others. Captions are left out with
     probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
+    `encoders` is a folder of a text and an image encoder of the same sizes to start from.
     A batch holds batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each caption once.
     """
 
@@ -64,6 +65,7 @@ class StageCSettings:
     model: Mapping[str, Any]
     text: Mapping[str, Any]
     image: Mapping[str, Any]
+    encoders: Path | None = None
     repeats: int = setting(1, minimum=1)
     drop_caption: float = setting(0.05, minimum=0, maximum=1)
     drop_caption_with_image: float = setting(0.05, minimum=0, maximum=1)
@@ -102,8 +104,14 @@ class StageCTask(BaseTask):
             "image_encoder": new_clip("image", settings.image, config.seed, self.device),
         }
         self._check_widths(net.config)
+        if settings.encoders is not None:
+            for name in ("text_encoder", "image_encoder"):
+                trained = frozen(settings.encoders / f"{name}.safetensors", self.device)
+                self.modules[name].load_state_dict(trained.state_dict())
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
-        self.data = self._cache(on_chunk)
+        image: Any = self.modules["image_encoder"]
+        size = int(image.config.image_size)
+        self.data = latents_and_small_pictures(settings, config.precision, size, self.device, on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         captions = [*self.data.captions, ""]
         self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.modules["text_encoder"]), captions)
@@ -124,31 +132,6 @@ class StageCTask(BaseTask):
         ]
         if wrong:
             raise InvalidConfig(f"stage_c: model: {'; '.join(wrong)}")
-
-    def _cache(self, on_chunk: Progress | None) -> Cache:
-        settings, encoder = self.settings, frozen(self.settings.effnet, self.device)
-        image_size = int(self.modules["image_encoder"].config.image_size)  # type: ignore[union-attr]
-
-        precise = self.config.precision == "float32"
-
-        @torch.no_grad()
-        @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
-        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
-            latents, small = [], []
-            for part in np.array_split(pictures, max(1, len(pictures) // 64)):
-                images = to_images(torch.from_numpy(part).to(self.device))
-                latents.append(
-                    encoder(normalise(resize(images, settings.effnet_size))).half().cpu().contiguous().numpy()
-                )
-                # As CLIP's preprocessing shrinks: on the small picture it then finds nothing left to do.
-                small.append(
-                    to_pictures(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True))
-                )
-            return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
-
-        key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
-        source = open_source(settings.pictures)
-        return cached(settings.cache, "stage_c", source, compute, key=key, on_chunk=on_chunk)
 
     def batch(self, index: int) -> StageCBatch:
         settings = self.settings
@@ -210,6 +193,40 @@ class StageCTask(BaseTask):
             diffusion=self.diffusion,
         )
         return sheet([self.previewer(latents)])
+
+
+class LatentSettings(Protocol):
+    """The settings that `latents_and_small_pictures` reads."""
+
+    @property
+    def pictures(self) -> PictureSettings: ...
+    @property
+    def cache(self) -> Path: ...
+    @property
+    def effnet(self) -> Path: ...
+    @property
+    def effnet_size(self) -> int: ...
+
+
+def latents_and_small_pictures(
+    settings: LatentSettings, precision: str, image_size: int, device: torch.device, on_chunk: Progress | None
+) -> Cache:
+    """`latents` [N, 16, h, w] of the EfficientNet encoder and `small` [N, image_size, image_size, 3], uint8."""
+    encoder = frozen(settings.effnet, device)
+
+    @torch.no_grad()
+    @torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+        latents, small = [], []
+        for part in np.array_split(pictures, max(1, len(pictures) // 64)):
+            images = to_images(torch.from_numpy(part).to(device))
+            latents.append(encoder(normalise(resize(images, settings.effnet_size))).half().cpu().contiguous().numpy())
+            # As CLIP's preprocessing shrinks: on the small picture it then finds nothing left to do.
+            small.append(to_pictures(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True)))
+        return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
+
+    key = f"{precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
+    return cached(settings.cache, "stage_c", open_source(settings.pictures), compute, key=key, on_chunk=on_chunk)
 
 
 def repeat_conditions(conditions: Conditions, repeats: int) -> Conditions:

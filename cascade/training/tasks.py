@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .captions import CaptionsSettings, CaptionsTask
 from .controlnet import ControlNetSettings, ControlNetTask
 from .encoder import EncoderSettings, EncoderTask
 from .lora import LoraSettings, LoraTask
@@ -22,6 +23,7 @@ class Training(NamedTuple):
 
 TASKS: dict[str, Training] = {
     "stage_a": Training(StageASettings, StageATask),
+    "captions": Training(CaptionsSettings, CaptionsTask),
     "encoder": Training(EncoderSettings, EncoderTask),
     "stage_b": Training(StageBSettings, StageBTask),
     "stage_c": Training(StageCSettings, StageCTask),

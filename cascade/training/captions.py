@@ -1,0 +1,105 @@
+"""The text and the image encoder against the captions, before Stage C learns to follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..conditioning import ImageEncoder, TextEncoder
+from .config import TrainingConfig, setting
+from .data import Order, PictureSettings, Progress, to_images
+from .loop import BaseTask, Modules, derive_seed, pick_device
+from .nets import new_clip
+from .stage_c import latents_and_small_pictures
+from .text import tokenize_captions
+
+READER = "reader"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsSettings:
+    """`text` and `image` are the transformers configs of the two CLIP towers, of one projection_dim.
+
+    `effnet` and `effnet_size` are those of the training of Stage C that follows: both read one cache.
+    `embedding_noise` is the deviation of noise on the embeddings, relative to theirs.
+    """
+
+    pictures: PictureSettings
+    cache: Path
+    effnet: Path
+    effnet_size: int = setting(192, minimum=32)
+    text: Mapping[str, Any]
+    image: Mapping[str, Any]
+    reader_width: int = setting(256, minimum=1)
+    embedding_noise: float = setting(0.1, minimum=0)
+
+
+class CaptionsBatch(NamedTuple):
+    """ids and mask [B, 1, n]; targets [B, n], the caption's tokens as rows of the vocabulary that is in use; pictures
+    [B, 3, s, s]."""
+
+    ids: Tensor
+    mask: Tensor
+    targets: Tensor
+    pictures: Tensor
+
+
+class CaptionsTask(BaseTask):
+    """Trains `text_encoder` and `image_encoder` so that one small network reads the caption from either's embedding.
+
+    Both embeddings then say the same of a picture, in one space, and order and places of the words are in them: what a
+    CLIP that was trained on millions of pictures brings to the released Stage C.
+    """
+
+    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+        self.config, self.settings = config, config.settings
+        settings: CaptionsSettings = config.settings
+        self.device = pick_device(config.device)
+        text = new_clip("text", settings.text, config.seed, self.device)
+        image: Any = new_clip("image", settings.image, config.seed, self.device)
+        size = int(image.config.image_size)
+        self.data = latents_and_small_pictures(settings, config.precision, size, self.device, on_chunk)
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(text), self.data.captions)
+        # A token sees only those before it, so that the padding behind the longest caption need not be read.
+        length = int(self.mask.sum(dim=-1).max())
+        self.ids, self.mask = self.ids[..., :length], self.mask[..., :length]
+        used, self.targets = self.ids[:, 0].unique(return_inverse=True)
+        self.used = len(used)
+        channels = int(image.config.projection_dim)
+        torch.manual_seed(derive_seed(config.seed, "weights", READER))
+        reader = nn.Sequential(
+            nn.Linear(channels, settings.reader_width),
+            nn.GELU(),
+            nn.Linear(settings.reader_width, length * self.used),
+        ).to(self.device)
+        self.modules = {"text_encoder": text, "image_encoder": image, READER: reader}
+
+    def batch(self, index: int) -> CaptionsBatch:
+        rows = self.order.rows(index, self.config.batch_size)
+        texts = self.texts[torch.from_numpy(rows)]
+        pictures = to_images(self.data.take("small", rows, self.device))
+        device = self.device
+        return CaptionsBatch(self.ids[texts], self.mask[texts], self.targets[texts].to(device), pictures)
+
+    def loss(self, batch: CaptionsBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The cross entropy of each token at its place in the caption, read from the text and from the picture."""
+        text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask).pooled[:, 0]
+        image = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)[:, 0]
+        from_text, from_image = (self._read(e, batch.targets, generator) for e in (text, image))
+        return from_text + from_image, {"from_text": from_text, "from_image": from_image}
+
+    def _read(self, embeddings: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device)
+        spread = embeddings.detach().float().std(dim=0, keepdim=True)
+        logits = self.modules[READER](embeddings + self.settings.embedding_noise * spread * noise)
+        return F.cross_entropy(logits.float().view(-1, self.used), targets.flatten())
+
+    def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
+        super().export({name: module for name, module in modules.items() if name != READER}, folder, dtype)
