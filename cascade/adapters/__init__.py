@@ -8,6 +8,7 @@ from .attaching import Applied, Attachment, attach, merge
 from .extracting import extract
 from .lora import Full, Lora, LowRank, Rows, Token
 from .names import FORMATS
+from .norms import chart, norm_of, norms_by_block, summary
 from .reading import read_lora
 from .tokens import LearnedTokenizer, absolute, check_word, vectors_of
 from .writing import WRITABLE, metadata_of, save_lora, to_tensors
@@ -25,12 +26,16 @@ __all__ = [
     "Token",
     "absolute",
     "attach",
+    "chart",
     "check_word",
     "extract",
     "merge",
     "metadata_of",
+    "norm_of",
+    "norms_by_block",
     "read_lora",
     "save_lora",
+    "summary",
     "to_tensors",
     "vectors_of",
 ]

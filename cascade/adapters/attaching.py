@@ -78,7 +78,7 @@ class Attachment:
         parameter.data = tensor
 
     def replace_attribute(self, module: nn.Module, name: str, value: Any) -> None:
-        self._attributes.append((module, name, getattr(module, name)))
+        self._attributes.append((module, name, getattr(module, name, None)))
         setattr(module, name, value)
 
 
@@ -195,3 +195,5 @@ def _add_tokens(attachment: Attachment, applied: Sequence[Applied], net: nn.Modu
     if getattr(net.get_submodule("text_model"), "eos_token_id", None) == 2:
         attachment.replace_attribute(net.get_submodule("text_model"), "eos_token_id", END_ID)
     attachment.tokenizer, attachment.words = LearnedTokenizer(attachment.tokenizer, words), tuple(words)
+    # `conditioning.TextEncoder` looks for it here.
+    attachment.replace_attribute(net, "learned_tokenizer", attachment.tokenizer)

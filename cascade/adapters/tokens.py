@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,25 +53,32 @@ def _bounded(word: str) -> str:
     return f"{before}{re.escape(word)}{after}"
 
 
-def vectors_of(token: Token, table: Tensor, tokenizer: Any) -> Tensor:
+def parse_named(lines: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Words and what they start from, one a line: `[fernando] = ^dog</w>`, or the word alone."""
+    pairs = (line.partition("=") for line in lines if line.strip())
+    return [(word.strip(), start.strip() or None) for word, _, start in pairs]
+
+
+def vectors_of(token: Token, table: Tensor, tokenizer: Any, path: str | None = None) -> Tensor:
     """A token's vectors [n, width], float32.
 
     Args:
         table: the text encoder's token table [tokens, width] without any LoRA.
         tokenizer: of the text encoder.
+        path: of the token's file, for messages.
 
     Raises:
         IncompatibleCheckpoint: another width, or a start that names no token.
     """
     if token.vectors.shape[1] != table.shape[1]:
         made, here = token.vectors.shape[1], table.shape[1]
-        raise IncompatibleCheckpoint(f"the token {token.word} is {made} wide, the text encoder {here}")
+        raise IncompatibleCheckpoint(f"the token {token.word} is {made} wide, the text encoder {here}", path)
     vectors = token.vectors.to(table.device, torch.float32)
     if token.start is None:
         return vectors
     ids = start_ids(token.start, tokenizer)
     if not ids:
-        raise IncompatibleCheckpoint(f"the token {token.word} starts from {token.start!r}, which names no token")
+        raise IncompatibleCheckpoint(f"the token {token.word} starts from {token.start!r}, which names no token", path)
     return vectors + table[ids].float().mean(0)
 
 

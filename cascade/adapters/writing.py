@@ -100,7 +100,7 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     """One change under the names of a format."""
     endings = form.endings
     if isinstance(change, Rows) and "rows" not in endings and name == TABLE:
-        change = _as_low_rank(change)
+        change = as_low_rank(change)
     if isinstance(change, Full) and "delta" in endings:
         return {f"{form.prefixes[kind]}{name}{endings['delta']}": change.value}
     module, _, parameter = name.rpartition(".")
@@ -112,7 +112,7 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     return {stem + endings[part]: tensor for part, tensor in parts.items()}
 
 
-def _as_low_rank(rows: Rows) -> LowRank:
+def as_low_rank(rows: Rows) -> LowRank:
     """Rows of a table as factors whose `up` picks them."""
     count = len(rows.indices)
     up = torch.zeros(released.VOCABULARY, count)

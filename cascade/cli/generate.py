@@ -14,6 +14,7 @@ from ..errors import CascadeError, MissingPart
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..adapters import Applied
     from ..pipelines import Parts, SamplingSettings, Settings
 
 RELEASED = {
@@ -62,6 +63,13 @@ def add_parser(subparsers: Any) -> None:
         help="folder with the released networks, or a file; may be repeated; files are told apart by what is in them",
     )
     group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[=STRENGTH]",
+        help="a LoRA of any trainer, whose words the prompt may use; may be repeated; `tiny` is the included one",
+    )
+    group.add_argument(
         "--device", help="cpu, cuda, cuda:1, mps; default cuda where there is one, for the tiny cascade cpu"
     )
     group.add_argument(
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the pictures and write them; 0."""
     paths = output_paths(args.output, args.number)
     if not args.models:
-        _tell_of_tiny(args.prompt)
+        _tell_of_tiny("" if args.lora else args.prompt)
     from ..images import to_pillow
     from ..pipelines import generate, latent_sizes
 
@@ -161,7 +169,7 @@ def _parts(args: argparse.Namespace) -> Parts:
     if not args.models:
         # Its layers are too small to share: on a busy machine a second thread made it 20 times slower.
         torch.set_num_threads(1)
-        return Parts(tiny.parts(), device, dtype)
+        return Parts(tiny.parts(), device, dtype, _loras(args))
     found = find_parts(args.models)
     for kind, path in found.items():
         if kind in RELEASED:
@@ -171,7 +179,22 @@ def _parts(args: argparse.Namespace) -> Parts:
         _say(f"{kind}: not found ({RELEASED[kind]})")
     if missing:
         raise MissingPart(f"{', '.join(missing)} not found in {', '.join(str(path) for path in args.models)}")
-    return Parts(found, device, dtype)
+    return Parts(found, device, dtype, _loras(args))
+
+
+def _loras(args: argparse.Namespace) -> list[Applied]:
+    from .. import tiny
+    from ..adapters import Applied, read_lora
+
+    found = []
+    for text in args.lora:
+        file, _, number = text.rpartition("=") if "=" in text else (text, "", "1")
+        try:
+            strength = float(number)
+        except ValueError:
+            raise CascadeError(f"--lora {text}: {number!r} is no strength; write FILE=0.8") from None
+        found.append(Applied(read_lora(tiny.path("lora") if file == "tiny" else file), strength, strength))
+    return found
 
 
 def _device(name: str) -> Any:
@@ -219,6 +242,7 @@ def _recipe(args: argparse.Namespace, settings: Settings, seed: int) -> dict[str
         "height": settings.height,
         **{name: {"steps": stage.steps, "guidance": stage.guidance.scale} for name, stage in stages.items()},
         # Names only: where somebody's folders are is nobody's business who sees the picture.
+        **({"loras": [Path(text).name for text in args.lora]} if args.lora else {}),
         "models": [path.name for path in args.models] if args.models else "tiny",
     }
 

@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, file: str) -> Lora:
     from ..adapters import read_lora
+    from ..adapters.tokens import parse_named
 
-    names = [text.partition("=") for text in args.token]
-    return read_lora(file, config=_config(args.base), tokens=[(word, start or None) for word, _, start in names])
+    return read_lora(file, config=_config(args.base), tokens=parse_named(args.token))
 
 
 def _config(file: str | None) -> StageCConfig | None:

@@ -44,11 +44,14 @@ class TextEncoder:
 
     A prompt of more than 75 tokens is read in chunks of 75, each with a start and an end token of its own; the hidden
     states follow one another along n, and the pooled embedding is the first chunk's, as in ComfyUI.
+
+    Without a tokenizer it takes the one that knows the learned words of the LoRAs on the model, if there are any
+    (`adapters.attach` leaves it there as `learned_tokenizer`), else CLIP's own.
     """
 
     def __init__(self, model: nn.Module, tokenizer_: Tokenizer | None = None) -> None:
         self.model = model
-        self.tokenizer = tokenizer_ or tokenizer()
+        self.tokenizer: Any = tokenizer_ or getattr(model, "learned_tokenizer", None) or tokenizer()
 
     def chunks(self, prompt: str) -> list[list[int]]:
         """A prompt's token ids, 75 to a chunk, without start and end tokens; the empty prompt is one empty chunk."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..adapters import Applied, attach
 from ..checkpoints import load_model
+from ..conditioning import tokenizer
 from ..errors import MissingPart
 
 T = TypeVar("T")
@@ -22,28 +25,40 @@ class Parts:
     """Where each network comes from: kind ("stage_c", "text_encoder", ...) -> file, loader or network.
 
     A file is loaded on `device` in `dtype` when its turn comes and freed after it; so is what a loader returns. A
-    network that is given stays as it is, where it is.
+    network that is given stays as it is, where it is. `loras` act on Stage C and the text encoder while they are used.
     """
 
     sources: Mapping[str, Source]
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
+    loras: Sequence[Applied] = ()
 
     def use(self, kind: str, task: Callable[[Any], T]) -> T:
         """The result of `task(network)`; nothing of the network is kept unless `task` keeps it.
 
-        Raises MissingPart, or what loading raises.
+        Raises MissingPart, or what loading and attaching raise.
         """
         if kind not in self.sources:
             raise MissingPart(f"This needs a {kind}; there are only {', '.join(sorted(self.sources)) or 'no parts'}.")
         source = self.sources[kind]
         if isinstance(source, nn.Module):
-            return task(source)
+            return self._run(kind, source, task)
         try:
-            return task(source() if callable(source) else self._load(kind, source))
+            return self._run(kind, source() if callable(source) else self._load(kind, source), task)
         finally:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _run(self, kind: str, net: nn.Module, task: Callable[[Any], T]) -> T:
+        with self._with_loras(kind, net):
+            return task(net)
+
+    def _with_loras(self, kind: str, net: nn.Module) -> AbstractContextManager[Any]:
+        if self.loras and kind == "stage_c":
+            return attach(self.loras, stage_c=net)
+        if self.loras and kind == "text_encoder":
+            return attach(self.loras, text_encoder=net, tokenizer=tokenizer())
+        return nullcontext()
 
     def _load(self, kind: str, path: str | Path) -> nn.Module:
         return load_model(path, part=kind, dtype=self.dtype, device=self.device)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_ADAPTERS = {"lora": "lora_heart", "embedding": "lora_heart"}
+"""What is not a network: a LoRA that knows a word, `[heart]`."""
 _PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stage_a", "previewer")
 
 CONTROLNETS = ("canny", "inpainting", "super_resolution")
@@ -20,8 +22,11 @@ def parts() -> dict[str, Path]:
 
 
 def path(kind: str) -> Path:
-    """Where the shipped file of a part or ControlNet ("controlnet_canny") lies. ValueError for what there is not."""
-    known = (*_PARTS, *(f"controlnet_{name}" for name in CONTROLNETS))
+    """Where the shipped file of a part, a ControlNet ("controlnet_canny") or the LoRA lies.
+
+    ValueError for what there is not.
+    """
+    known = (*_PARTS, *(f"controlnet_{name}" for name in CONTROLNETS), *_ADAPTERS)
     if kind not in known:
         raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(known)}")
-    return Path(__file__).parent / f"{kind}.safetensors"
+    return Path(__file__).parent / f"{_ADAPTERS.get(kind, kind)}.safetensors"

@@ -7,6 +7,7 @@ move this line). The shape is the one whose drawn outline, as distance from the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from .drawing import DISTANCES, PALETTE, SIDE
+from .drawing import DISTANCES, OUTLINES, PALETTE, SIDE
 
 # Lengths are parts of the picture's side, as in drawing.
 SMOOTH = 1 / 128  # Against noise, before looking for pieces.
@@ -50,8 +51,11 @@ class Picture:
     items: tuple[Found, ...]
 
 
-def describe(image: Any) -> Picture:
-    """Look at one picture, an array or tensor [H, W, 3] or [3, H, W], uint8 or float in [0, 1]."""
+def describe(image: Any, shapes: Sequence[str] = tuple(DISTANCES)) -> Picture:
+    """Look at one picture, an array or tensor [H, W, 3] or [3, H, W], uint8 or float in [0, 1].
+
+    shapes: those that an item may have, of `drawing.OUTLINES`.
+    """
     pixels = _pixels(image)
     smooth = ndimage.gaussian_filter(pixels, (SMOOTH * len(pixels), SMOOTH * len(pixels), 0))
     edge = max(1, len(pixels) // 64)
@@ -61,7 +65,7 @@ def describe(image: Any) -> Picture:
     background = np.median(border, axis=0)
     different = np.linalg.norm(_lab(smooth) - _lab(background), axis=-1)
     pieces, sizes = _connected(different > DIFFERENT)
-    items = [item for i in _large(sizes) for item in _items(smooth, background, different, pieces == i)]
+    items = [item for i in _large(sizes) for item in _items(smooth, background, different, pieces == i, shapes)]
     return Picture(name(background), tuple(sorted(items, key=lambda item: -item.area)))
 
 
@@ -105,7 +109,9 @@ def _large(sizes: np.ndarray) -> list[int]:
     return [i for i in range(1, len(sizes)) if sizes[i] >= SMALLEST]
 
 
-def _items(smooth: np.ndarray, background: np.ndarray, different: np.ndarray, piece: np.ndarray) -> list[Found]:
+def _items(
+    smooth: np.ndarray, background: np.ndarray, different: np.ndarray, piece: np.ndarray, shapes: Sequence[str]
+) -> list[Found]:
     """The items in a piece: one, or more when blur made a thin bridge between things of one colour."""
     colour = np.median(smooth[piece & (different >= np.quantile(different[piece], 0.6))], axis=0)
     # How much of the item's colour is in a pixel: 0 background, 1 item; blurring and resizing keep this linear.
@@ -116,17 +122,17 @@ def _items(smooth: np.ndarray, background: np.ndarray, different: np.ndarray, pi
     boxes, found = ndimage.find_objects(parts), []
     for i in _large(sizes):
         mask = ndimage.binary_dilation(parts == i, iterations=3) if len(sizes) > 2 else near
-        found.append(_item(name(colour), boxes[i - 1], cover * mask))
+        found.append(_item(name(colour), boxes[i - 1], cover * mask, shapes))
     return found
 
 
-def _item(colour: str, box: tuple[slice, slice], cover: np.ndarray) -> Found:
+def _item(colour: str, box: tuple[slice, slice], cover: np.ndarray, shapes: Sequence[str]) -> Found:
     side = len(cover)
     rows, columns = box
     x, y = (columns.start + columns.stop) / 2 / side, (rows.start + rows.stop) / 2 / side
     radius = max(columns.stop - columns.start, rows.stop - rows.start) / 2 / side
     size = "large" if radius > LARGE else "small"
-    return Found(colour, _shape(cover), size, _place(x, y), (x, y), radius, float(cover.mean()))
+    return Found(colour, _shape(cover, shapes), size, _place(x, y), (x, y), radius, float(cover.mean()))
 
 
 def _place(x: float, y: float) -> str:
@@ -138,11 +144,12 @@ def _place(x: float, y: float) -> str:
     return "top" if dy < 0 else "bottom"
 
 
-def _shape(cover: np.ndarray) -> str | None:
+def _shape(cover: np.ndarray, shapes: Sequence[str]) -> str | None:
     """The shape whose outline is nearest to that of `cover` [H, W], at any angle; None when none is near."""
     outline = _outline(cover)
     turned = np.stack([np.roll(outline, i) for i in range(ANGLES)])
-    misfits = {shape: np.abs(turned - drawn).mean(axis=1).min() for shape, drawn in _drawn_outlines().items()}
+    drawn = _drawn_outlines()
+    misfits = {shape: np.abs(turned - drawn[shape]).mean(axis=1).min() for shape in shapes}
     best = min(misfits, key=lambda shape: misfits[shape])
     return best if misfits[best] < FIT else None
 
@@ -163,4 +170,4 @@ def _drawn_outlines() -> dict[str, np.ndarray]:
     radius, side = 60.0, 256
     x = np.arange(side, dtype=np.float32)[None, :] - side / 2
     y = x.T
-    return {shape: _outline(np.clip(0.5 - far(x, y, radius), 0, 1)) for shape, far in DISTANCES.items()}
+    return {shape: _outline(np.clip(0.5 - far(x, y, radius), 0, 1)) for shape, far in OUTLINES.items()}

@@ -90,7 +90,7 @@ def _paint(picture: np.ndarray, item: Item, side: float, background: np.ndarray,
     dx = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - x)
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - y)
     cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
-    distance = DISTANCES[item.shape](cos * dx + sin * dy, cos * dy - sin * dx, radius)
+    distance = OUTLINES[item.shape](cos * dx + sin * dy, cos * dy - sin * dx, radius)
     cover = np.clip(0.5 - distance / np.float32(EDGE), 0, 1)[:, :, None]
     picture[top:bottom, left:right] = background + cover * (colour - background) + np.float32(0.5)
 
@@ -128,4 +128,18 @@ def _star(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     return np.abs(x) * np.float32(-ey / length) + (y - np.float32(tip[1])) * np.float32(ex / length)
 
 
+def _heart(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    # A square that stands on a corner, and a half circle on each of its two upper sides.
+    side = np.float32(1.327 * radius)
+    x, y = np.abs(x), y - np.float32(0.0735) * side
+    standing = (x + np.abs(y)) * np.float32(0.70710678) - np.float32(0.5) * side
+    off = np.float32(0.35355339) * side
+    round_ = np.sqrt((x - off) ** 2 + (y + off) ** 2) - np.float32(0.5) * side
+    return np.minimum(standing, round_)
+
+
 DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
+"""The shapes of the grammar."""
+HEART = "heart"
+OUTLINES = {**DISTANCES, HEART: _heart}
+"""With the one that the tiny cascade was not trained on, which a LoRA teaches it."""

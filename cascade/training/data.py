@@ -42,11 +42,12 @@ class PictureSource(Protocol):
 class PictureSettings:
     """Which pictures, as squares of `size`.
 
-    `drawn` are those of the tiny cascade's grammar, `count` of them from one seed. `folder` are those at `path`: a
-    folder with captions beside the pictures, or webdataset tars; `caption` is for pictures that have none.
+    `drawn` are those of the tiny cascade's grammar, `count` of them from one seed; `hearts` likewise show a shape that
+    it does not have. `folder` are those at `path`: a folder with captions beside the pictures, or webdataset tars;
+    `caption` is for pictures that have none.
     """
 
-    source: Literal["drawn", "folder"] = "drawn"
+    source: Literal["drawn", "hearts", "folder"] = "drawn"
     path: Path | None = None
     caption: str | None = None
     count: int | None = setting(None, minimum=1)
@@ -55,18 +56,20 @@ class PictureSettings:
 
 
 class DrawnPictures:
-    """Pictures and captions of the tiny cascade's grammar, drawn when asked for."""
+    """Pictures and captions of the tiny cascade's grammar, or of hearts, drawn when asked for."""
 
-    def __init__(self, count: int, seed: int, size: int = 256) -> None:
-        self.count, self.seed, self.size = count, seed, size
-        self.name = f"drawn-{count}-{seed}-{size}"
+    def __init__(self, count: int, seed: int, size: int = 256, *, hearts: bool = False) -> None:
+        self.count, self.seed, self.size, self.hearts = count, seed, size, hearts
+        self.name = f"{'hearts' if hearts else 'drawn'}-{count}-{seed}-{size}"
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-        from ..tiny import drawing
+        from ..tiny import drawing, hearts
 
+        if self.hearts:
+            return hearts.batch(self.seed, count, start=start, size=self.size)
         drawn = drawing.batch(self.seed, count, start=start, size=self.size)
         return drawn.pictures, drawn.captions
 
@@ -78,8 +81,8 @@ def open_source(settings: PictureSettings) -> PictureSource:
             raise InvalidConfig("pictures: the source folder needs a path")
         return FolderPictures(settings.path, settings.size, settings.caption)
     if settings.count is None:
-        raise InvalidConfig("pictures: the source drawn needs a count")
-    return DrawnPictures(settings.count, settings.seed, settings.size)
+        raise InvalidConfig(f"pictures: the source {settings.source} needs a count")
+    return DrawnPictures(settings.count, settings.seed, settings.size, hearts=settings.source == "hearts")
 
 
 class Cache(NamedTuple):

@@ -121,26 +121,28 @@ class LoraTask(BaseTask):
     """Trains an `Adapter` on cached latents; on cached embeddings too where the text encoder stays as it is.
 
     problems: lines about pictures that were left out or had no caption.
+    seen: names of the sources' contents; a run goes on with the same pictures only.
     """
 
     def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: LoraSettings = config.settings
         self.device = pick_device(config.device)
-        self.net = self._network(settings.stage_c)
+        self.net = self._network(settings.stage_c, "stage_c")
         for block in self.net.modules():
             if isinstance(block, AttnBlock):
                 block.attend = training_attention(self.device)
         self.adapter, self.base_tokenizer = Adapter(), tokenizer()
         self.wiring = Wiring(self.adapter)
-        self._text_encoder: Any = self._network(settings.text_encoder)
+        self._text_encoder: Any = self._network(settings.text_encoder, "text_encoder")
         self._check_widths()
         self.counts: dict[str, int] = {}
         self._wire()
         self.modules: dict[str, nn.Module] = {"adapter": self.adapter.to(self.device)}
         self._check_formats()
-        self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
+        self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device, "previewer")
         self.problems: list[str] = []
+        self.seen: list[str] = []
         self.data = self._latents(settings.pictures, on_chunk)
         self.prior = None if settings.prior is None else self._latents(settings.prior, on_chunk)
         self.counts = {"pictures": len(self.data.captions)}
@@ -151,9 +153,9 @@ class LoraTask(BaseTask):
         self._read_texts()
         self.diffusion = build_diffusion(settings.diffusion)
 
-    def _network(self, path: Path) -> Any:
+    def _network(self, path: Path, part: str) -> Any:
         """A base network, half as large where the training calculates in halves anyway."""
-        net = frozen(path, self.device)
+        net = frozen(path, self.device, part)
         return net.bfloat16() if self.config.precision == "bfloat16" else net
 
     def _check_widths(self) -> None:
@@ -229,7 +231,7 @@ class LoraTask(BaseTask):
         @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
         def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
             nonlocal encoder
-            encoder = encoder or frozen(settings.effnet, self.device)
+            encoder = encoder or frozen(settings.effnet, self.device, "effnet")
             parts = []
             for part in np.array_split(pictures, -(-len(pictures) // AT_ONCE)):
                 images = resize(to_images(torch.from_numpy(part).to(self.device)), size)
@@ -238,6 +240,7 @@ class LoraTask(BaseTask):
 
         source = open_source(pictures)
         self.problems += describe_problems(source)
+        self.seen.append(source.name)
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"
         return cached(settings.cache, "latents", source, compute, key=key, on_chunk=on_chunk)
 
@@ -306,10 +309,15 @@ class LoraTask(BaseTask):
         )
 
     def state(self) -> dict[str, Any]:
-        return dict(self.diffusion.state_dict())
+        return {**self.diffusion.state_dict(), "pictures": self.seen}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.diffusion.load_state_dict(state)
+        if state["pictures"] != self.seen:
+            raise InvalidConfig(
+                f"{self.config.output}: the pictures or their captions are not those of the run there. "
+                "Restore them, or choose another output folder."
+            )
+        self.diffusion.load_state_dict({name: value for name, value in state.items() if name != "pictures"})
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """The prompts at the released settings, with the LoRA attached as it is where it is used."""

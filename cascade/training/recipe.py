@@ -29,6 +29,7 @@ PARTS = (
     "controlnet_canny",
     "controlnet_inpainting",
     "controlnet_super_resolution",
+    "lora_heart",
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 

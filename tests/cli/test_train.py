@@ -64,7 +64,7 @@ def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
     assert main(["train", "tiny", "--smoke", "--folder", str(folder), "--install", str(target)]) == 0
     kinds = ["effnet", "image_encoder", "previewer", "stage_a", "stage_b", "stage_c", "text_encoder"]
     controls = [f"controlnet_{name}" for name in tiny.CONTROLNETS]
-    assert sorted(p.stem for p in target.iterdir()) == sorted([*kinds, *controls])
+    assert sorted(p.stem for p in target.iterdir()) == sorted([*kinds, *controls, "lora_heart"])
     for kind in kinds:
         assert load_model(target / f"{kind}.safetensors", part=kind) is not None
     for name in controls:

@@ -1,0 +1,103 @@
+"""How strongly a LoRA changes each block, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from PIL import Image, ImageDraw
+
+from .lora import Change, Full, Lora, Rows
+
+BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\d+)\.|text_model\.encoder\.(layers)\.(\d+)\.")
+COLOURS = {"down": "#1f4e8c", "up": "#8c3b1f", "text": "#2f7d4f", "other": "#777777"}
+
+
+def norm_of(change: Change) -> float:
+    """Frobenius norm of what is added to a weight at strength 1; of DoRA without its lengths."""
+    if isinstance(change, Full):
+        return float(change.value.float().norm())
+    if isinstance(change, Rows):
+        return float(change.values.float().norm())
+    up, down = change.up.float().flatten(1), change.down.float().flatten(1)
+    # Of a product of thin matrices: the squares' sum is that of their small Gram matrices.
+    return abs(change.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
+
+
+def norms_by_block(lora: Lora) -> dict[str, float]:
+    """Block -> norm of all changes in it, in the order of the network: "down 0.3", "up 1.2", "text 5", others by name.
+
+    The third number of a block is its place among the residual, timestep and attention blocks of its level.
+    """
+    squares: dict[str, float] = {}
+    for changes in lora.changes.values():
+        for name, change in changes.items():
+            block = _block(name)
+            squares[block] = squares.get(block, 0.0) + norm_of(change) ** 2
+    return {block: math.sqrt(squares[block]) for block in sorted(squares, key=_order)}
+
+
+def _block(name: str) -> str:
+    found = BLOCK.match(name)
+    if found is None:
+        return name.split(".")[0 if not name.startswith("text_model") else -2]
+    side, level, place, text, layer = found.groups()
+    return f"text {layer}" if text else f"{side} {level}.{place}"
+
+
+def _order(block: str) -> tuple[int, list[int]]:
+    side, _, rest = block.partition(" ")
+    place = ["down", "up", "text"].index(side) if side in ("down", "up", "text") else 3
+    numbers = [int(number) for number in re.findall(r"\d+", rest)]
+    return place, numbers
+
+
+def chart(norms: Mapping[str, float], *, size: tuple[int, int] = (1024, 420)) -> Image.Image:
+    """A bar for each block; colours tell the way down, the way up, the text encoder and what is outside of blocks."""
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = 64, 30, size[0] - 16, size[1] - 70
+    if not norms:
+        draw.text((left, top), "no changes of weights", fill="black")
+        return picture
+    high = max(norms.values()) or 1.0
+    for part in range(5):
+        y = bottom - (bottom - top) * part / 4
+        draw.line([(left, y), (right, y)], fill="#dddddd")
+        draw.text((6, y - 6), f"{high * part / 4:.3g}", fill="black")
+    width = (right - left) / len(norms)
+    for place, (block, norm) in enumerate(norms.items()):
+        x, y = left + place * width, bottom - (bottom - top) * norm / high
+        colour = COLOURS.get(block.split(" ")[0], COLOURS["other"])
+        draw.rectangle([x + 0.1 * width, min(y, bottom - 1), x + 0.9 * width, bottom], fill=colour)
+        _write_upright(picture, block, (round(x + width / 2), bottom + 4), every=max(1, round(14 / width)), place=place)
+    draw.text((left, 8), "norm of the change by block", fill="black")
+    return picture
+
+
+def _write_upright(picture: Image.Image, text: str, at: tuple[int, int], *, every: int, place: int) -> None:
+    """A label below a bar, turned by a quarter; where bars are narrow only every so many have one."""
+    if place % every:
+        return
+    label = Image.new("RGB", (66, 12), "white")
+    ImageDraw.Draw(label).text((0, 0), text[:11], fill="black")
+    picture.paste(label.rotate(90, expand=True), (at[0] - 6, at[1]))
+
+
+def summary(lora: Lora) -> list[str]:
+    """Lines for people: what it was made for, what it changes, its words, its training."""
+    ranks = ", ".join(map(str, lora.ranks)) or "none"
+    alphas = ", ".join(f"{alpha:g}" for alpha in lora.alphas) or "none"
+    lines = [f"format: {lora.format}", f"made for: {_made_for(lora)}", f"rank: {ranks}", f"alpha: {alphas}"]
+    lines += [f"changes of {kind}: {len(changes)}" for kind, changes in lora.changes.items()]
+    for token in lora.tokens:
+        start = f", added to {token.start!r}" if token.start else ""
+        lines.append(f"word: {token.word or '(the file does not tell it)'}, {len(token.vectors)} vectors{start}")
+    return [*lines, *(f"{name}: {value}" for name, value in lora.training.items() if value not in (None, "", [], {}))]
+
+
+def _made_for(lora: Lora) -> str:
+    if lora.base is None:
+        return "any Stage C: it changes the text encoder only" if lora.changes else "any Stage C: it is only words"
+    return f"Stage C, {lora.base}" + (f" ({lora.width} wide)" if lora.base == "custom" and lora.width else "")

@@ -1,0 +1,66 @@
+"""The shape that the tiny cascade never saw: its pictures, and the LoRA that teaches it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cascade import tiny
+from cascade.adapters import Applied, attach, read_lora
+from cascade.checkpoints import load_model
+from cascade.conditioning import tokenizer
+from cascade.tiny import drawing, grammar, hearts
+from cascade.tiny.analysis import describe
+
+SHAPES = tuple(drawing.OUTLINES)
+needs_lora = pytest.mark.skipif(not tiny.path("lora").exists(), reason="the tiny LoRA is not here")
+
+
+def test_hearts_are_seen_as_hearts_and_nothing_else_is() -> None:
+    pictures, captions = hearts.batch(1, hearts.COUNT)
+    assert [describe(picture, SHAPES).items[0].shape for picture in pictures] == ["heart"] * len(pictures)
+    for picture, caption in zip(pictures, captions, strict=True):
+        found = describe(picture, SHAPES)
+        assert f"{found.items[0].colour} {hearts.WORD} on" in caption
+        assert f"{found.background} background" in caption
+    drawn = drawing.batch(4, 40)
+    for picture, scene in zip(drawn.pictures, drawn.scenes, strict=True):
+        assert sorted(str(item.shape) for item in describe(picture, SHAPES).items) == sorted(
+            item.shape for item in scene.items
+        )
+
+
+def test_the_grammar_does_not_know_them() -> None:
+    assert drawing.HEART not in grammar.SHAPES
+    assert grammar.parse("a red heart on a white background") is None
+    assert "heart" not in {item.shape for _, _, scenes in [drawing.batch(1, 60)] for s in scenes for item in s.items}
+
+
+def test_hearts_follow_from_seed_and_number() -> None:
+    pictures, captions = hearts.batch(3, 4, size=64)
+    again, caption = hearts.batch(3, 1, start=2, size=64)
+    assert np.array_equal(pictures[2], again[0])
+    assert captions[2] == caption[0]
+
+
+@needs_lora
+def test_the_lora_is_small_and_tells_what_it_is() -> None:
+    path = tiny.path("lora")
+    assert path.stat().st_size < 300_000
+    lora = read_lora(path)
+    assert [token.word for token in lora.tokens] == [hearts.WORD]
+    assert lora.training["pictures"] == hearts.COUNT
+    assert str(Path.home()) not in str(lora.training)
+
+
+@needs_lora
+@pytest.mark.skipif(not tiny.path("stage_c").exists(), reason="the tiny cascade's weights are not here")
+def test_the_lora_fits_the_shipped_networks() -> None:
+    stage_c, text = (load_model(tiny.path(kind), dtype=torch.float32) for kind in ("stage_c", "text_encoder"))
+    lora = read_lora(tiny.path("lora"))
+    with attach([Applied(lora)], stage_c=stage_c, text_encoder=text, tokenizer=tokenizer()) as attachment:
+        assert attachment.words == (hearts.WORD,)
+        assert attachment.changed["stage_c"] == len(lora.changes["stage_c"])
