@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from . import conditioning, decoding, latents, loaders, sampling
+from . import adapters, conditioning, decoding, latents, loaders, sampling, training
 
-NODES = [*loaders.NODES, *conditioning.NODES, *latents.NODES, *sampling.NODES, *decoding.NODES]
+NODES = [
+    *loaders.NODES,
+    *conditioning.NODES,
+    *latents.NODES,
+    *sampling.NODES,
+    *decoding.NODES,
+    *adapters.NODES,
+    *training.NODES,
+]

@@ -13,7 +13,12 @@ LOADERS = f"{CATEGORY}/loaders"
 CONDITIONING = f"{CATEGORY}/conditioning"
 LATENT = f"{CATEGORY}/latent"
 SAMPLING = f"{CATEGORY}/sampling"
+LORA = f"{CATEGORY}/lora"
+TRAINING = f"{CATEGORY}/training"
 CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
+
+LoraType = io.Custom("CASCADE_LORA")
+"""A LoRA in the library's form, whatever file or training it came from."""
 
 
 def schema(**keywords: Any) -> io.Schema:

@@ -71,20 +71,20 @@ def fingerprint(kind: str, file: str | None, previewer_choice: str | None = NONE
     Raises MissingPart where a chosen file is not there, which makes ComfyUI ask the loader, who says so.
     """
     if file is None or previewer_choice is None:
-        return _digest(folders.state([*folders.FOLDERS[kind], *folders.FOLDERS["previewer"]]))
+        return digest(folders.state([*folders.of_kind(kind), *folders.of_kind("previewer")]))
     path = folders.find(kind, file)
     drawn_by = previewer(path, file, previewer_choice)
-    return _digest((folders.stamp(path), drawn_by and folders.stamp(drawn_by)))
+    return digest((folders.stamp(path), drawn_by and folders.stamp(drawn_by)))
 
 
 def fingerprint_of_all(*choices: str | None) -> str:
     """The same for `load`: changes when it would take other files, or one that it takes has changed."""
     if None in choices:
-        return _digest(folders.state())
-    return _digest({kind: folders.stamp(path) for kind, path in _found(choices).items()})
+        return digest(folders.state())
+    return digest({kind: folders.stamp(path) for kind, path in _found(choices).items()})
 
 
-def _digest(stamps: object) -> str:
+def digest(stamps: object) -> str:
     """ComfyUI writes a fingerprint into the pictures: names of folders have no place there."""
     return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import folder_paths
 
 from ...cascade import tiny
-from ...cascade.errors import MissingPart
+from ...cascade.errors import CascadeError, MissingPart
 
 TINY = "tiny cascade (included)"
 
@@ -28,10 +28,18 @@ ALL_FOLDERS = tuple(dict.fromkeys(folder for folders in FOLDERS.values() for fol
 
 CHECKPOINTS = ("checkpoints",)
 
+ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras")}
+"""What is put on networks: LoRAs, and learned words, which LoRAs may bring too."""
+
 
 def choices(kind: str) -> list[str]:
-    """What a loader of this kind of network offers."""
-    return [TINY, *_names(FOLDERS[kind])]
+    """What a loader of this kind of network or adapter offers."""
+    return [TINY, *_names(of_kind(kind))]
+
+
+def of_kind(kind: str) -> tuple[str, ...]:
+    """The folders of a kind of network or adapter."""
+    return FOLDERS[kind] if kind in FOLDERS else ADAPTERS[kind]
 
 
 def find(kind: str, choice: str) -> Path:
@@ -42,7 +50,7 @@ def find(kind: str, choice: str) -> Path:
     """
     if choice == TINY:
         return _existing(tiny.path(kind))
-    return _full_path(FOLDERS[kind], choice)
+    return _full_path(of_kind(kind), choice)
 
 
 def stamp(path: Path) -> tuple[object, ...]:
@@ -79,6 +87,44 @@ def model_files(kind: str) -> Iterator[Path]:
     """The files in a kind's own folder."""
     own = FOLDERS[kind][:1]
     return (_full_path(own, name) for name in _names(own) if name.endswith(".safetensors"))
+
+
+def new_file(kind: str, name: str, ending: str = ".safetensors") -> Path:
+    """Where a file of this kind and name is written: in its folder, never outside of it.
+
+    Raises:
+        CascadeError: a name that no file can have, or that leads elsewhere.
+    """
+    own = of_kind(kind)[0]
+    paths = list(map(Path, folder_paths.get_folder_paths(own)))
+    # Of those the first may be one of old: unet, where diffusion_models is meant.
+    folder = next((path for path in paths if path.name == own), paths[0])
+    return inside(folder, name.removesuffix(ending)).with_name(f"{Path(name.removesuffix(ending)).name}{ending}")
+
+
+def run_folder(name: str) -> Path:
+    """Where the training of this name keeps its state. Raises CascadeError as `new_file`."""
+    return inside(Path(folder_paths.get_output_directory()) / "stable_cascade" / "training", name)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A path under a folder. Raises CascadeError."""
+    root, given = folder.resolve(), name.strip().replace("\0", "/../..")
+    path = (root / given).resolve()
+    if not path.is_relative_to(root) or path == root:
+        raise CascadeError(f"{name!r} is no name for a file here: use letters, digits, - and _, and / for a subfolder.")
+    return path
+
+
+def pictures(name: str) -> Path:
+    """A folder or tar of pictures: one in ComfyUI's input folder, or a whole path. Raises MissingPart."""
+    path = Path(name.strip()).expanduser()
+    found = path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+    if not name.strip() or not found.exists():
+        raise MissingPart(
+            f"There are no pictures at {found}. Give a folder in ComfyUI's input folder, or a whole path."
+        )
+    return found
 
 
 def embeddings() -> list[str]:

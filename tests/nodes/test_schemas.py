@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
-FILES = {"file", "previewer", "checkpoint", "second_checkpoint", "sampler"}
+FILES = {"file", "previewer", "checkpoint", "second_checkpoint", "sampler", "stage_c", "text_encoder", "effnet"}
+FILES |= {f"file_{number}" for number in range(1, 6)}
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
 
@@ -48,7 +49,7 @@ def test_schemas_are_as_they_were(host: Any, request: pytest.FixtureRequest) -> 
 
 
 def test_ids_and_categories(host: Any) -> None:
-    assert len(ours(host)) == 15
+    assert len(ours(host)) == 23
     for kind in ours(host).values():
         assert kind.CATEGORY.startswith("Stable Cascade/")
         assert kind.GET_SCHEMA().display_name.endswith("(Stable Cascade)")
@@ -57,10 +58,8 @@ def test_ids_and_categories(host: Any) -> None:
 
 def test_every_input_and_output_has_a_tooltip(host: Any) -> None:
     for name, kind in ours(host).items():
-        for inputs in kind.INPUT_TYPES().values():
-            assert [
-                each for each, spec in inputs.items() if isinstance(spec, tuple) and not spec[1].get("tooltip")
-            ] == [], name
+        for inputs in map(kind.INPUT_TYPES().get, ("required", "optional")):
+            assert [each for each, spec in (inputs or {}).items() if not spec[1].get("tooltip")] == [], name
         assert all(kind.OUTPUT_TOOLTIPS), name
 
 

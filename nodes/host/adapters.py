@@ -1,0 +1,258 @@
+"""LoRAs on MODEL and CLIP: as the host's own patches, so that all that it does with weights keeps working."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.weight_adapter.lora import LoRAAdapter
+from torch import Tensor, nn
+
+from ...cascade.adapters import Lora, LowRank, Rows, absolute, extract, read_lora, save_lora
+from ...cascade.adapters.lora import TABLE, Change
+from ...cascade.adapters.tokens import parse_named
+from ...cascade.adapters.writing import as_low_rank
+from ...cascade.checkpoints import save_model
+from ...cascade.errors import CascadeError, IncompatibleCheckpoint
+from ...cascade.models import StageC, StageCConfig
+from . import guards
+from .words import LearnedWords, base_tokenizer
+
+logger = logging.getLogger("cascade")
+
+MODEL, CLIP = "diffusion_model.", "clip_g.transformer."
+"""What stands before our names in the host's."""
+
+
+class DoraAdapter(LoRAAdapter):
+    """A low-rank change with lengths, by the formula that it was trained with; the host's own differs for rows."""
+
+    name = "cascade_dora"
+
+    def calculate_weight(self, weight: Tensor, key: str, strength: float, *_: Any, **__: Any) -> Tensor:
+        up, down, alpha, _mid, dora, _reshape = self.weights
+        change = LowRank(down, up, alpha, dora)
+        return weight + (strength * change.delta(weight)).to(weight.dtype)
+
+
+def read(path: Path, tokens: str, model: Any = None) -> Lora:
+    """The LoRA of a file.
+
+    Args:
+        tokens: lines `[word] = text that it starts from`, for files that do not tell.
+        model: the MODEL that it is for, which the released form needs for sizes that were not released.
+
+    Raises:
+        CascadeError: as `read_lora`, and for lines that are not understood.
+    """
+    net = None if model is None else model.model.diffusion_model
+    config = getattr(net, "config", None)
+    config = config if isinstance(config, StageCConfig) else None
+    return read_lora(path, config=config, tokens=parse_named(tokens.splitlines()))
+
+
+def read_words(path: Path, word: str, tokens: str) -> Lora:
+    """The learned words of a file alone.
+
+    Args:
+        word: what the file's one word is called instead; "" keeps the file's, or calls a nameless one after the file.
+        tokens: as of `read`.
+
+    Raises:
+        CascadeError: no words in it, or several where one is to be renamed.
+    """
+    lora = read(path, tokens)
+    words = lora.tokens
+    if not words:
+        raise CascadeError(f"{path}: it has no learned words.")
+    if len(words) > 1 and (word or not words[0].word):
+        told = ", ".join(token.word or "?" for token in words)
+        raise CascadeError(f"{path}: it has {len(words)} words ({told}): name them with the field tokens.")
+    if len(words) == 1:
+        words = (replace(words[0], word=word or words[0].word or f"[{path.stem.replace(' ', '_')}]"),)
+    return Lora({}, words, lora.training, lora.format, lora.path)
+
+
+def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_clip: float) -> tuple[Any, Any, str]:
+    """MODEL and CLIP with a LoRA, each None where it is not connected, and lines that say what matched.
+
+    Raises:
+        CascadeError: it fits neither, or it would do nothing here.
+    """
+    for strength in (strength_model, strength_clip):
+        if not math.isfinite(strength):
+            raise CascadeError(f"A LoRA's strength is a finite number, not {strength}.")
+    stage_c, text = lora.changes.get("stage_c", {}), lora.changes.get("text_encoder", {})
+    _check_use(lora, model, clip, strength_model, strength_clip)
+    lines = [str(lora.path or "the LoRA")]
+    lines.append(_line("Stage C", stage_c, model, strength_model))
+    if model is not None and stage_c and strength_model:
+        guards.model(model, "Stage C")
+        model = _patched(model, MODEL, stage_c, strength_model, lora)
+    lines.append(_line("text encoder", text, clip, strength_clip))
+    if clip is not None and strength_clip:
+        if text:
+            clip = _patched_clip(clip, text, strength_clip, lora)
+        if lora.tokens:
+            clip = with_words(clip, lora)
+    words = ", ".join(token.word for token in lora.tokens)
+    if words:
+        known = "for prompts" if clip is not None and strength_clip else "not added: connect clip"
+        lines.append(f"words: {words} ({known})")
+    return model, clip, "\n".join(lines)
+
+
+def _line(title: str, changes: Mapping[str, Change], target: Any, strength: float) -> str:
+    if not changes:
+        return f"{title}: it changes nothing there"
+    if target is None:
+        return f"{title}: 0 of {len(changes)} tensors, not connected"
+    return f"{title}: {len(changes) if strength else 0} of {len(changes)} tensors, strength {strength:g}"
+
+
+def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strength_clip: float) -> None:
+    """Raises CascadeError where a LoRA that is to act has nothing to act on."""
+    wants = {
+        "model": bool(lora.changes.get("stage_c")),
+        "clip": bool(lora.changes.get("text_encoder") or lora.tokens),
+    }
+    connected = {"model": model is not None, "clip": clip is not None}
+    if not any(wants.values()):
+        raise CascadeError(f"{lora.path}: it changes nothing and has no words.")
+    acts = any(wants[name] and connected[name] for name in wants)
+    if not acts and (strength_model or strength_clip):
+        missing = " and ".join(name for name, wanted in wants.items() if wanted)
+        raise CascadeError(f"{lora.path}: nothing of it would act: connect {missing}.")
+
+
+def _patched(target: Any, prefix: str, changes: Mapping[str, Change], strength: float, lora: Lora) -> Any:
+    """A clone of a MODEL or CLIP whose weights the host changes when it loads them."""
+    inner = target.model if prefix == MODEL else target.patcher.model
+    shapes = {name.removeprefix(prefix): value.shape for name, value in inner.state_dict().items()}
+    wrong = [name for name, change in changes.items() if name not in shapes or not change.fits(shapes[name])]
+    if wrong:
+        raise IncompatibleCheckpoint(_misfit(lora, prefix, inner, changes, wrong, shapes), lora.path)
+    clone = target.clone()
+    added = clone.add_patches({prefix + name: _as_patch(name, change) for name, change in changes.items()}, strength)
+    if len(added) != len(changes):
+        raise CascadeError(f"{lora.path}: ComfyUI took {len(added)} of its {len(changes)} changes.")
+    return clone
+
+
+def _misfit(
+    lora: Lora, prefix: str, inner: Any, changes: Mapping[str, Change], wrong: list[str], shapes: Mapping[str, Any]
+) -> str:
+    config = getattr(getattr(inner, "diffusion_model", None), "config", None)
+    if prefix == MODEL and isinstance(config, StageCConfig) and lora.width not in (None, config.levels[0].width):
+        return f"made for a Stage C {lora.width} wide ({lora.base}), and this one is {config.levels[0].width} wide"
+    name = wrong[0]
+    reason = f"{name} has another shape there ({list(shapes[name])})" if name in shapes else f"{name} is not there"
+    return f"it does not fit this {'Stage C' if prefix == MODEL else 'text encoder'}: {len(wrong)} of its " + (
+        f"{len(changes)} changes, {reason}"
+    )
+
+
+def _as_patch(name: str, change: Change) -> Any:
+    """A change as the host's patches are written."""
+    if isinstance(change, Rows):
+        change = as_low_rank(change)
+    if isinstance(change, LowRank):
+        kind = LoRAAdapter if change.dora is None else DoraAdapter
+        return kind(set(), (change.up, change.down, change.alpha, None, change.dora, None))
+    return ("diff", (change.value,))
+
+
+def _patched_clip(clip: Any, changes: Mapping[str, Change], strength: float, lora: Lora) -> Any:
+    _text_table(clip)
+    return _patched(clip, CLIP, changes, strength, lora)
+
+
+def _text_table(clip: Any) -> Tensor:
+    """The token table without any LoRA. Raises CascadeError for a CLIP of another model."""
+    key = CLIP + TABLE
+    patcher = clip.patcher
+    backup = patcher.backup.get(key)
+    table = patcher.model.state_dict().get(key) if backup is None else backup.weight
+    if table is None or not hasattr(clip.tokenizer, "clip_g"):
+        raise CascadeError("This CLIP is not Stable Cascade's: load it with Load Text Encoder (Stable Cascade).")
+    return table
+
+
+def with_words(clip: Any, lora: Lora) -> Any:
+    """A clone of a CLIP that knows the LoRA's words, beside those it knew.
+
+    Raises:
+        CascadeError: words that clash, are missing, are ordinary, or are made for another text encoder.
+    """
+    table = _text_table(clip)
+    clone = clip.clone()
+    clone.tokenizer = LearnedWords.on(clip.tokenizer, lora, table)
+    return clone
+
+
+def whole(lora: Lora, clip: Any) -> Lora:
+    """The LoRA with tokens that need no text to start from. Raises CascadeError."""
+    if not any(token.start is not None for token in lora.tokens):
+        return lora
+    if clip is None:
+        raise CascadeError(f"{lora.path}: its words are kept as changes of another text; connect clip for this form.")
+    return absolute(lora, _text_table(clip), base_tokenizer())
+
+
+def write(lora: Lora, path: Path, format: str, model: Any, clip: Any) -> None:
+    """Save in a format. Raises CascadeError for what it cannot hold, OSError."""
+    net = None if model is None else model.model.diffusion_model
+    config = getattr(net, "config", None)
+    lora = lora if format in ("cascade", "released") else whole(lora, clip)
+    save_lora(lora, path, format=format, config=config if isinstance(config, StageCConfig) else None)
+
+
+def merged(model: Any) -> nn.Module:
+    """A Stage C on the CPU with all patches of the MODEL in its weights.
+
+    Raises:
+        CascadeError: a model of another kind, or that ComfyUI's own loader made.
+    """
+    net = guards.model(model, "Stage C").model.diffusion_model
+    if not isinstance(net, StageC):
+        raise CascadeError("This Stage C was loaded by ComfyUI's own loader: use Load Stage C (Stable Cascade).")
+    state = {}
+    for name, (base, *patches) in model.get_key_patches(MODEL).items():
+        weight, convert = base
+        weight = convert(weight, inplace=False)
+        if patches:
+            copy = weight.detach().to("cpu", torch.float32, copy=True)
+            weight = comfy.lora.calculate_weight(patches, copy, name).to(weight.dtype)
+        state[name.removeprefix(MODEL)] = weight.detach().cpu()
+    with torch.device("meta"):
+        plain = StageC(net.config)
+    plain.load_state_dict(state, strict=True, assign=True)
+    return plain.eval().requires_grad_(False)
+
+
+def save_merged(model: Any, path: Path) -> None:
+    """Write a MODEL with its patches as a file of Stage C. Raises CascadeError where there are none."""
+    net = merged(model)
+    if not any(name.startswith(MODEL) for name in model.patches):
+        raise CascadeError("There is no LoRA on this model: nothing to merge.")
+    save_model(net, path)
+
+
+def difference(base: Any, tuned: Any, rank: int) -> Lora:
+    """What one MODEL has that the other has not. Raises CascadeError."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_weight(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    with torch.no_grad():
+        return extract(merged(base), merged(tuned), rank, on_weight=on_weight)

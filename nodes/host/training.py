@@ -1,0 +1,139 @@
+"""Trainings of the library inside ComfyUI: memory, progress, interruption, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...cascade.adapters import Lora, read_lora
+from ...cascade.errors import CascadeError, InvalidConfig
+from ...cascade.images import from_pillow, to_pillow
+from ...cascade.training import SETTINGS, TASKS, fit, parse_config
+from ...cascade.training.metrics import plot_loss
+from . import folders
+
+LINES = 60
+"""Points of the loss plot, at most."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gave: its LoRA, the loss and samples as the host's pictures [1, H, W, 3], lines about the run."""
+
+    lora: Lora
+    loss: Tensor
+    samples: Tensor
+    report: str
+
+
+def train_lora(name: str, data: dict[str, Any], *, anew: bool) -> Trained:
+    """Run a LoRA training, or go on with the one of this name, and put the file into the folder of LoRAs.
+
+    Args:
+        name: of the file, and of the folder that keeps the state.
+        data: the training file's keys, without task, output and device.
+        anew: forget the run of this name first.
+
+    Raises:
+        CascadeError: settings or pictures with which it cannot run.
+        InterruptProcessingException: the artist stopped it; its state is saved.
+    """
+    target, output = folders.new_file("lora", name), folders.run_folder(name)
+    if anew and output.exists():
+        _forget(output)
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    device = str(comfy.model_management.get_torch_device())
+    whole = {"task": "lora", "output": str(output), "device": device, **data}
+    # A training sets the generators that other nodes draw from.
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        try:
+            report = _run(whole)
+        finally:
+            gc.collect()
+            comfy.model_management.soft_empty_cache()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(output / "lora.safetensors", target)
+    samples = sorted((output / "samples").glob("*.png"))
+    return Trained(
+        read_lora(target),
+        _picture(plot_loss(output)),
+        _picture(Image.open(samples[-1]) if samples else None),
+        f"{target}\n{report}",
+    )
+
+
+def _run(whole: Mapping[str, Any]) -> str:
+    config = parse_config(whole, SETTINGS, where="Train LoRA", root=Path())
+    bar = comfy.utils.ProgressBar(config.steps)
+
+    def on_chunk(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def on_step(step: int, steps: int, metrics: dict[str, float]) -> None:
+        bar.update_absolute(step, steps)
+
+    try:
+        task = TASKS["lora"].task(config, on_chunk)
+        outcome = fit(task, config, on_step=on_step, should_stop=comfy.model_management.processing_interrupted)
+    except InvalidConfig as error:
+        if "other settings" in str(error) or "not those of the run" in str(error):
+            raise CascadeError(f"{error} Or set start to 'anew', or give the LoRA another name.") from error
+        raise
+    # Its state is saved, and the next run goes on from there.
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    loss = outcome.metrics.get("loss")
+    lines = [f"{outcome.step} steps" + ("" if loss is None else f", loss {loss:.4g}"), *task.problems]
+    return "\n".join([f"{len(task.data.captions)} pictures", *lines])
+
+
+def _forget(output: Path) -> None:
+    """Delete what a run left, and nothing that it did not make."""
+    for pattern in ("state.pt", "metrics.jsonl", "loss.png", "*.safetensors", "samples/step_*.png"):
+        for path in output.glob(pattern):
+            path.unlink()
+
+
+def store_pictures(name: str, images: Tensor, captions: list[str]) -> Path:
+    """Write a batch of pictures [B, H, W, 3] and their captions to the folder of a run; that folder.
+
+    Raises:
+        CascadeError: fewer captions than pictures, unless it is one for all.
+    """
+    if len(captions) not in (0, 1, len(images)):
+        raise CascadeError(
+            f"{len(images)} pictures want as many lines of captions, or one for all, not {len(captions)}."
+        )
+    place = folders.run_folder(name) / "pictures"
+    if place.exists():
+        for path in place.glob("[0-9][0-9][0-9][0-9].*"):
+            path.unlink()
+    place.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        to_pillow(image.movedim(-1, 0)).save(place / f"{number:04}.png")
+        if captions:
+            text = captions[number] if len(captions) > 1 else captions[0]
+            (place / f"{number:04}.txt").write_text(text, encoding="utf-8")
+    return place
+
+
+def _picture(picture: Image.Image | None) -> Tensor:
+    """As the host's; a white dot where there is none."""
+    return torch.ones(1, 8, 8, 3) if picture is None else from_pillow(picture).movedim(1, -1)
+
+
+def precision() -> str:
+    """What trainings calculate in here."""
+    device = comfy.model_management.get_torch_device()
+    fast = device.type == "cuda" and comfy.model_management.should_use_bf16(device)
+    return "bfloat16" if fast else "float32"

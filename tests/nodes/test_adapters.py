@@ -1,0 +1,434 @@
+"""LoRAs and learned words on a real host: what they do is what the library does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cascade.adapters import Applied, Lora, LowRank, Rows, Token, attach, read_lora, save_lora
+from cascade.adapters.lora import TABLE, Full
+from cascade.conditioning import TextEncoder
+from cascade.models import StageC
+from tests.nodes import networks
+from tests.nodes.hosting import Failed, Graph
+from tests.nodes.networks import WIDTH, file_name
+from tests.support import relative_error
+
+QUERY = "down_blocks.0.2.attention.attn.to_q.weight"
+FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
+WORD = "[owl]"
+
+
+def low(out: int, into: int, seed: int = 0, dora: int | None = None) -> LowRank:
+    """dora 0 or 1: lengths of its rows or columns."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = None if dora is None else torch.rand((out, 1) if dora == 0 else (1, into), generator=generator) + 0.5
+    return LowRank(torch.randn(2, into, generator=generator), torch.randn(out, 2, generator=generator), 1.0, lengths)
+
+
+def some_lora(*, token: bool = True) -> Lora:
+    """Every kind of change, and a word of two vectors."""
+    stage_c = {
+        QUERY: low(64, 64, 1),
+        QUERY.replace("to_q", "to_k"): low(64, 64, 2, dora=0),
+        QUERY.replace("to_q", "to_v"): low(64, 64, 3, dora=1),
+        "down_blocks.0.0.depthwise.weight": LowRank(torch.randn(2, 64, 3, 3), torch.randn(1, 2, 1, 1), 0.1),
+        "clf.1.weight": LowRank(torch.randn(2, 64, 1, 1), torch.randn(16, 2, 1, 1), 0.1),
+        "clf.1.bias": Full(torch.randn(16)),
+    }
+    text = {FC1: low(48, WIDTH, 4), TABLE: Rows(torch.tensor([320]), torch.ones(1, WIDTH))}
+    generator = torch.Generator().manual_seed(5)
+    tokens = (Token(WORD, torch.randn(2, WIDTH, generator=generator)),) if token else ()
+    return Lora({"stage_c": stage_c, "text_encoder": text}, tokens, {"steps": 7})
+
+
+def put(host: Any, lora: Lora, name: str = "some.safetensors", **options: Any) -> str:
+    folder = host.models / "loras"
+    folder.mkdir(exist_ok=True)
+    save_lora(lora, folder / name, **options)
+    return name
+
+
+def model(host: Any, dtype: str = "fp32") -> Any:
+    return host.call("CascadeLoadStageC", file=file_name("stage_c"), dtype=dtype, previewer="none")[0]
+
+
+def clip(host: Any) -> Any:
+    return host.call("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")[0]
+
+
+def load(
+    host: Any, file: str, model: Any = None, clip: Any = None, strengths: tuple[float, float] = (1, 1), **more: Any
+):
+    return host.call(
+        "CascadeLoadLora",
+        file=file,
+        model=model,
+        clip=clip,
+        strength_model=strengths[0],
+        strength_clip=strengths[1],
+        **more,
+    )
+
+
+def inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"clip_text": (1, 5, WIDTH), "clip_text_pooled": (1, 1, WIDTH), "clip_img": (1, 1, networks.IMAGE)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+X = torch.randn(1, 16, 6, 5, generator=torch.Generator().manual_seed(2))
+R = torch.tensor([0.4])
+
+
+def predicted(patcher: Any) -> Tensor:
+    """What the host's network says with its patches in its weights."""
+    import comfy.model_management
+
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+        net = patcher.model.diffusion_model
+        net.cache.clear()
+        return net.denoise(X, R, net.conditions(**inputs())).clone()
+
+
+def expected(lora: Lora, strength: float) -> Tensor:
+    net: Any = networks.network("stage_c")
+    with attach([Applied(lora, strength)], stage_c=net), torch.no_grad():
+        return net.denoise(X, R, net.conditions(**inputs()))
+
+
+def encoded(clip: Any, prompt: str) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        [[hidden, extras]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    return hidden, extras["pooled_output"]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3, -0.5])
+def test_a_lora_acts_as_in_the_library(host: Any, strength: float) -> None:
+    lora = some_lora()
+    base = model(host)
+    before = predicted(base)
+    changed, _, report = load(host, put(host, lora), base, clip(host), (strength, 1.0))
+    assert relative_error(predicted(changed), expected(lora, strength)) < 1e-4
+    assert relative_error(before, expected(lora, 1.0)) > 1e-2
+    assert torch.equal(predicted(base), before)
+    assert "Stage C: 6 of 6 tensors" in report
+    assert "text encoder: 2 of 2 tensors" in report
+    assert WORD in report
+
+
+def test_the_text_encoder_and_its_words_are_the_librarys(host: Any) -> None:
+    lora, net = some_lora(), networks.network("text_encoder")
+    changed = load(host, put(host, lora), None, clip(host), (1.0, 0.7))[1]
+    from cascade.conditioning import tokenizer
+
+    for prompt in ("a red circle", f"a red {WORD} here", f"{WORD}{WORD}, a ({WORD})", "", f"an {WORD.upper()}."):
+        with attach([Applied(lora, 0.0, 0.7)], text_encoder=net, tokenizer=tokenizer()) as attachment:
+            theirs = TextEncoder(net, attachment.tokenizer).encode([prompt.replace("(", "").replace(")", "")])
+        if "(" in prompt:  # a weight of 1.1 the library does not have
+            continue
+        hidden, pooled = encoded(changed, prompt)
+        assert relative_error(hidden, theirs.hidden) < 1e-4, prompt
+        assert relative_error(pooled, theirs.pooled[:, 0]) < 1e-4, prompt
+
+
+def test_words_have_weights_and_stand_anywhere(host: Any) -> None:
+    lora = Lora({}, some_lora().tokens)
+    known = load(host, put(host, lora), None, clip(host))[1]
+    tokens = known.tokenize(f"a ({WORD}:1.2) and {WORD}")["g"][0]
+    vectors = [(token, weight) for token, weight, *_ in tokens if torch.is_tensor(token)]
+    assert [weight for _, weight in vectors] == [1.2, 1.2, 1.0, 1.0]
+    assert torch.equal(vectors[0][0], lora.tokens[0].vectors[0])
+    assert torch.equal(vectors[3][0], lora.tokens[0].vectors[1])
+    one, other = host.call("CascadeTextEncode", clip=known, positive=f"({WORD}:1.4)", negative=WORD)
+    assert relative_error(one[0][0], other[0][0]) > 1e-3
+    assert torch.equal(encoded(known, "a red circle")[0], encoded(clip(host), "a red circle")[0])
+    assert not any(torch.is_tensor(token) for token, *_ in clip(host).tokenize(WORD)["g"][0])
+    long = known.tokenize("a red circle and " * 30 + WORD)["g"]
+    assert sum(torch.is_tensor(token) for batch in long for token, *_ in batch) == 2
+    assert {len(batch) for batch in long} == {77}
+
+
+def test_the_hosts_own_nodes_know_the_words(host: Any) -> None:
+    graph, file = Graph(), put(host, some_lora())
+    loaded = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    lora = graph("CascadeLoadLora", clip=loaded, file=file, strength_model=1.0, strength_clip=1.0)
+    skipped = graph("CLIPSetLastLayer", clip=lora[1], stop_at_clip_layer=-1)
+    prompt = f"a ({WORD}:1.2)"
+    theirs = graph("CLIPTextEncode", clip=skipped[0], text=prompt)
+    ours = graph("CascadeTextEncode", clip=lora[1], positive=prompt, negative="")
+    plain = graph("CLIPTextEncode", clip=loaded, text=prompt)
+    result = host.run(graph, theirs=theirs, ours=ours, plain=plain)
+    assert torch.equal(result.theirs[0][0], result.ours[0][0])
+    assert relative_error(result.plain[0][0], result.ours[0][0]) > 1e-2
+
+
+def test_strength_0_is_no_lora_bit_for_bit(host: Any) -> None:
+    base, text = model(host), clip(host)
+    changed, known, report = load(host, put(host, some_lora()), base, text, (0.0, 0.0))
+    assert changed is base
+    assert known is text
+    assert "0 of 6" in report
+
+
+def test_several_loras_add_up(host: Any) -> None:
+    one, two = some_lora(), Lora({"stage_c": {QUERY: low(64, 64, 9)}})
+    slots = {f"file_{n}": "none" for n in range(1, 6)} | {f"strength_{n}": 1.0 for n in range(1, 6)}
+    slots |= {"file_2": put(host, one, "one.safetensors"), "file_4": put(host, two, "two.safetensors")}
+    slots |= {"strength_4": -0.5}
+    changed, _, report = host.call("CascadeLoraStack", model=model(host), clip=None, **slots)
+    net: Any = networks.network("stage_c")
+    with attach([Applied(one), Applied(two, -0.5)], stage_c=net), torch.no_grad():
+        theirs = net.denoise(X, R, net.conditions(**inputs()))
+    assert relative_error(predicted(changed), theirs) < 1e-4
+    assert report.count("Stage C: ") == 2
+    assert "Stage C: 6 of 6" in report
+
+
+def test_500_loras(host: Any) -> None:
+    lora = Lora({"stage_c": {QUERY: low(64, 64, 1)}}, (Token("[x]", torch.ones(1, WIDTH)),))
+    file = put(host, lora, "one_of_many.safetensors")
+    changed, known = model(host), clip(host)
+    slots = {f"file_{n}": file for n in range(1, 6)} | {f"strength_{n}": 0.01 for n in range(1, 6)}
+    for _ in range(100):
+        changed, known, _ = host.call("CascadeLoraStack", model=changed, clip=known, **slots)
+    assert len(changed.patches["diffusion_model." + QUERY]) == 500
+    assert relative_error(predicted(changed), expected(replace(lora, tokens=()), 5.0)) < 1e-3
+    assert known.tokenizer.clip_g.words == ("[x]",)
+
+
+@pytest.mark.parametrize("format", ["kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft"])
+def test_files_of_other_trainers(host: Any, format: str) -> None:
+    stage_c = {QUERY: low(64, 64, 1), QUERY.replace("to_q", "to_k"): low(64, 64, 2)}
+    lora = Lora({"stage_c": stage_c, "text_encoder": {FC1: low(48, WIDTH, 4)}})
+    file = put(host, lora, f"{format}.safetensors", format=format)
+    changed, _, report = load(host, file, model(host), clip(host))
+    assert relative_error(predicted(changed), expected(lora, 1.0)) < 1e-4
+    assert "Stage C: 2 of 2" in report
+
+
+def released_file(host: Any) -> str:
+    blocks = [n for n, _ in networks.network("stage_c").named_parameters() if n.endswith("to_q.weight")]
+    changes = {name.replace("to_q", m): low(64, 64, i) for name in blocks for i, m in enumerate(("to_q", "out_proj"))}
+    token = Token(WORD, torch.zeros(1, WIDTH), "^dog</w>")
+    file = put(host, Lora({"stage_c": changes}, (token,)), format="released", config=networks.CONFIGS["stage_c"])
+    path = host.models / "loras" / file
+    save_file(load_file(path), path)  # without the metadata that tells the word
+    return file
+
+
+def test_the_released_trainers_file_and_its_word(host: Any) -> None:
+    file, encoder = released_file(host), clip(host)
+    with pytest.raises(Exception, match="without a word"):
+        load(host, file, model(host), encoder)
+    changed, known, _ = load(host, file, model(host), encoder, tokens="[fernando] = ^dog</w>")
+    assert relative_error(encoded(known, "a [fernando] here")[0], encoded(encoder, "a dog here")[0]) < 1e-5
+    read = read_lora(host.models / "loras" / file, config=networks.CONFIGS["stage_c"])
+    assert relative_error(predicted(changed), expected(read, 1.0)) < 1e-4
+
+
+def test_the_hosts_lora_loader_reads_what_is_converted(host: Any) -> None:
+    lora = Lora({"stage_c": {QUERY: low(64, 64, 1)}, "text_encoder": {FC1: low(48, WIDTH, 4)}})
+    put(host, lora)
+    graph = Graph()
+    saved = graph("CascadeSaveLora", file="some.safetensors", name="sub/for_host", format="kohya")
+    path = Path(host.run(graph, path=saved).path)
+    assert path == (host.models / "loras" / "sub" / "for_host.safetensors").resolve()
+    graph = Graph()
+    stage = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
+    text = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    theirs = graph(
+        "LoraLoader",
+        model=stage,
+        clip=text,
+        lora_name="sub/for_host.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    result = host.run(graph, model=theirs[0], clip=theirs[1])
+    assert relative_error(predicted(result.model), expected(lora, 1.0)) < 1e-4
+    assert (
+        relative_error(
+            encoded(result.clip, "a dog")[0], encoded(load(host, "some.safetensors", None, clip(host))[1], "a dog")[0]
+        )
+        < 1e-5
+    )
+
+
+def test_a_merged_checkpoint_is_what_was_attached(host: Any) -> None:
+    changed = load(host, put(host, some_lora()), model(host), None)[0]
+    [path] = host.call("CascadeMergeLora", model=changed, name="merged")
+    assert Path(path).parent == (host.models / "diffusion_models").resolve()
+    again = host.call("CascadeLoadStageC", file="merged.safetensors", dtype="fp32", previewer="none")[0]
+    assert relative_error(predicted(again), predicted(changed)) < 1e-4
+    with pytest.raises(Exception, match="nothing to merge"):
+        host.call("CascadeMergeLora", model=model(host), name="merged")
+
+
+def test_an_extracted_lora_is_the_difference(host: Any) -> None:
+    lora = Lora({"stage_c": {QUERY: low(64, 64, 1), QUERY.replace("to_q", "to_v"): low(64, 64, 2)}})
+    base = model(host)
+    changed = load(host, put(host, lora), base, None)[0]
+    [found] = host.call("CascadeExtractLora", base=base, tuned=changed, rank=4)
+    assert set(found.changes["stage_c"]) == set(lora.changes["stage_c"])
+    again = load(host, "some.safetensors", base, None, lora=found)[0]
+    assert relative_error(predicted(again), predicted(changed)) < 1e-3
+    [path] = host.call("CascadeSaveLora", file="some.safetensors", lora=found, name="extracted", format="onetrainer")
+    assert read_lora(path).format == "onetrainer"
+    with pytest.raises(Exception, match="equal"):
+        host.call("CascadeExtractLora", base=base, tuned=base, rank=4)
+
+
+def test_info_tells_and_draws(host: Any) -> None:
+    info, picture = host.call("CascadeLoraInfo", file=put(host, some_lora()))
+    assert "rank: 2" in info
+    assert f"word: {WORD}, 2 vectors" in info
+    assert "steps: 7" in info
+    assert picture.shape == (1, 420, 1024, 3)
+    blue = (picture[0] - torch.tensor([0x1F, 0x4E, 0x8C]) / 255).abs().amax(-1) < 0.02
+    assert blue.float().mean() > 0.01
+
+
+def test_an_embedding_alone(host: Any) -> None:
+    folder = host.models / "embeddings"
+    folder.mkdir(exist_ok=True)
+    vectors = torch.randn(2, WIDTH)
+    save_file({"clip_g": vectors}, folder / "barn owl.safetensors")
+    for word, name in (("", "[barn_owl]"), ("[b]", "[b]")):
+        known, words = host.call("CascadeLoadEmbedding", clip=clip(host), file="barn owl.safetensors", word=word)
+        assert words == name
+        found = [token for token, *_ in known.tokenize(f"a {name}")["g"][0] if torch.is_tensor(token)]
+        assert torch.equal(torch.stack(found), vectors)
+    known, words = host.call("CascadeLoadEmbedding", clip=clip(host), file=put(host, some_lora()), word="")
+    assert words == WORD
+    assert not known.patcher.patches
+    with pytest.raises(Exception, match="no learned words"):
+        host.call(
+            "CascadeLoadEmbedding", clip=clip(host), file=put(host, some_lora(token=False), "no.safetensors"), word=""
+        )
+
+
+def bad(host: Any, name: str, data: bytes) -> str:
+    (host.models / "loras").mkdir(exist_ok=True)
+    (host.models / "loras" / name).write_bytes(data)
+    return name
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("code was run",)
+
+
+def evil() -> bytes:
+    import io
+    import pickle
+
+    buffer = io.BytesIO()
+    torch.save({"weights": Evil()}, buffer, pickle_module=pickle)
+    return buffer.getvalue()
+
+
+def with_tensors(host: Any, name: str, tensors: dict[str, Tensor]) -> str:
+    (host.models / "loras").mkdir(exist_ok=True)
+    save_file(tensors, host.models / "loras" / name)
+    return name
+
+
+def pair(name: str, out: int, into: int, rank: int = 2) -> dict[str, Tensor]:
+    return {f"{name}.lora_down.weight": torch.ones(rank, into), f"{name}.lora_up.weight": torch.ones(out, rank)}
+
+
+STEM = "lora_unet_down_blocks_0_2_attention_attn_to_q"
+BAD: dict[str, tuple[Any, str]] = {
+    "empty.safetensors": (lambda host, name: bad(host, name, b""), "empty"),
+    "cut.safetensors": (
+        lambda host, name: bad(host, name, (host.models / "loras" / put(host, some_lora())).read_bytes()[:-64]),
+        "truncated",
+    ),
+    "evil.pt": (lambda host, name: bad(host, name, evil()), "code"),
+    "rank0.safetensors": (lambda host, name: with_tensors(host, name, pair(STEM, 64, 64, 0)), "rank 0"),
+    "nan.safetensors": (
+        lambda host, name: with_tensors(host, name, {k: v * float("nan") for k, v in pair(STEM, 64, 64).items()}),
+        "NaN",
+    ),
+    "wrong_size.safetensors": (
+        lambda host, name: with_tensors(host, name, pair(STEM, 2048, 2048)),
+        "made for a Stage C 2048 wide",
+    ),
+    "elsewhere.safetensors": (
+        lambda host, name: with_tensors(host, name, pair("lora_unet_down_blocks_7_2_attention_attn_to_q", 64, 64)),
+        "is not there",
+    ),
+    "sdxl.safetensors": (
+        lambda host, name: with_tensors(host, name, pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", 8, 8)),
+        "SDXL",
+    ),
+    "common.safetensors": (
+        lambda host, name: put(host, Lora({}, (Token("dog", torch.zeros(1, WIDTH)),)), name),
+        "ordinary word",
+    ),
+    "wide.safetensors": (
+        lambda host, name: put(host, Lora({}, (Token("[w]", torch.zeros(1, 1280)),)), name),
+        "1280 wide",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named_with_the_reason(host: Any, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    make, reason = BAD[name]
+    make(host, name)
+    graph = Graph()
+    stage = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
+    text = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    lora = graph("CascadeLoadLora", model=stage, clip=text, file=name, strength_model=1.0, strength_clip=1.0)
+    with pytest.raises(Failed, match=reason) as error:
+        host.run(graph, fresh=True, model=lora[0], clip=lora[1])
+    assert error.value.details["node_type"] == "CascadeLoadLora"
+    assert name in error.value.details["exception_message"]
+    assert "code was run" not in capfd.readouterr().out
+
+
+def test_two_loras_that_define_one_word_differently(host: Any) -> None:
+    one, other = (Lora({}, (Token("[w]", torch.full((1, WIDTH), value)),)) for value in (1.0, 2.0))
+    first = load(host, put(host, one, "a.safetensors"), None, clip(host))[1]
+    load(host, "a.safetensors", None, first)
+    with pytest.raises(Exception, match=r"a\.safetensors and .*b\.safetensors both define the token \[w\]"):
+        load(host, put(host, other, "b.safetensors"), None, first)
+
+
+def test_a_lora_that_would_do_nothing_is_refused(host: Any) -> None:
+    file = put(host, Lora({"stage_c": {QUERY: low(64, 64)}}))
+    with pytest.raises(Exception, match="connect model"):
+        load(host, file, None, clip(host))
+    words = put(host, Lora({}, some_lora().tokens), "words.safetensors")
+    with pytest.raises(Exception, match="connect clip"):
+        load(host, words, model(host), None)
+    assert "not added: connect clip" in load(host, put(host, some_lora()), model(host), None)[2]
+
+
+def test_a_stage_b_is_refused(host: Any) -> None:
+    stage_b = host.call("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")[0]
+    with pytest.raises(Exception, match="Stage C"):
+        load(host, put(host, some_lora()), stage_b, None)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "  ", "a/../../b", "x\0y"])
+def test_files_are_written_nowhere_else(host: Any, name: str) -> None:
+    put(host, some_lora())
+    with pytest.raises(Exception, match="no name for a file"):
+        host.call("CascadeSaveLora", file="some.safetensors", name=name, format="cascade")
+
+
+def test_the_library_has_the_class_of_the_host(host: Any) -> None:
+    """Merging goes through the library's own Stage C, whose config the host's network carries."""
+    net = model(host).model.diffusion_model
+    assert net.config.to_dict() == networks.CONFIGS["stage_c"].to_dict()
+    assert StageC.__name__ in {cls.__name__ for cls in type(net).__mro__}

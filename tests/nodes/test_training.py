@@ -1,0 +1,186 @@
+"""A LoRA trained inside a real host: what comes out, how it stops and goes on, and what it leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cascade.adapters import read_lora
+from tests.nodes import networks
+from tests.nodes.hosting import Failed, Graph
+from tests.nodes.networks import file_name
+
+WORD = "[owl]"
+MATRICES = (
+    sum(".attn.to_" in name or ".attn.out_proj." in name for name in networks.network("stage_c").state_dict()) // 2
+)
+"""Of attention: each has a weight and a bias."""
+
+
+@pytest.fixture
+def folder(host: Any) -> str:
+    """Four pictures in the host's input folder, one of them broken, one without a caption."""
+    place = host.base / "input" / "owls"
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"owl_{number}.png")
+    for number in range(2):
+        (place / f"owl_{number}.txt").write_text(f"a photo of {WORD}, {number}", encoding="utf-8")
+    (place / "broken.jpg").write_bytes(b"no picture")
+    return "owls"
+
+
+def settings(host: Any, name: str, **changes: Any) -> dict[str, Any]:
+    defaults = {
+        each.id: each.default for each in host.classes["CascadeTrainLora"].GET_SCHEMA().inputs if not each.optional
+    }
+    parts = {kind: file_name(kind) for kind in ("stage_c", "text_encoder", "effnet", "previewer")}
+    small = {"steps": 4, "batch_size": 2, "size": 64, "rank": 2, "learning_rate": 1e-2, "word": WORD, "start": "go on"}
+    return {**defaults, **parts, **small, "name": name, **changes}
+
+
+def train(host: Any, name: str, folder: str = "", **changes: Any) -> Any:
+    return host.call("CascadeTrainLora", **settings(host, name, folder=folder, **changes))
+
+
+def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
+    state = torch.random.get_rng_state()
+    lora, loss, samples, report = train(host, "owls", folder, sample_every=2, prompts=f"a {WORD}\na dog")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    path = host.models / "loras" / "owls.safetensors"
+    assert report.splitlines()[0] == str(path)
+    assert "3 pictures" in report
+    assert "left out broken.jpg" in report
+    assert "1 of 3 pictures without a caption: owl_2.png" in report
+    saved = read_lora(path)
+    assert [token.word for token in saved.tokens] == [token.word for token in lora.tokens] == [WORD]
+    assert len(saved.changes["stage_c"]) == MATRICES
+    assert saved.training["pictures"] == 3
+    assert loss.shape == (1, 420, 900, 3)
+    assert samples.shape == (1, 128, 256, 3)
+    assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["file"][1]["options"]
+
+
+def test_it_is_used_in_the_same_graph(host: Any, folder: str) -> None:
+    graph = Graph()
+    trained = graph("CascadeTrainLora", **settings(host, "in_graph", folder=folder))
+    stage = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
+    text = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    used = graph(
+        "CascadeLoadLora",
+        model=stage,
+        clip=text,
+        file="tiny cascade (included)",
+        lora=trained,
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    coded = graph("CascadeTextEncode", clip=used[1], positive=f"a {WORD}", negative="")
+    result = host.run(graph, report=used[2], coded=coded, samples=trained[2])
+    assert f"Stage C: {MATRICES} of {MATRICES} tensors" in result.report
+    assert result.coded[0][0].shape[1] == 77
+
+
+def test_connected_images_and_captions(host: Any) -> None:
+    images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    lora, *_, report = train(host, "images", images=images, captions="one\ntwo\nthree", word="")
+    assert not lora.tokens
+    assert "3 pictures" in report
+    assert "without a caption" not in report
+    with pytest.raises(Exception, match="3 pictures want as many lines"):
+        train(host, "images2", images=images, captions="one\ntwo")
+
+
+def test_stopping_saves_and_the_next_run_goes_on(host: Any, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management as management
+
+    whole = train(host, "whole", folder, steps=6)[0]
+    pack = host.pack("nodes.host.training")
+    plain = pack.comfy.utils.ProgressBar
+
+    class Stopping(plain):
+        def update_absolute(self, value: int, total: Any = None, *more: Any) -> None:
+            if value == 3:
+                management.interrupt_current_processing()
+
+    monkeypatch.setattr(pack.comfy.utils, "ProgressBar", Stopping)
+    with pytest.raises(management.InterruptProcessingException):
+        train(host, "stopped", folder, steps=6)
+    monkeypatch.undo()
+    assert not management.processing_interrupted()
+    assert not (host.models / "loras" / "stopped.safetensors").exists()
+    assert (host.base / "output" / "stable_cascade" / "training" / "stopped" / "state.pt").exists()
+    stopped, *_, report = train(host, "stopped", folder, steps=6)
+    assert "6 steps" in report
+    for name, change in whole.changes["stage_c"].items():
+        assert torch.equal(change.up, stopped.changes["stage_c"][name].up)
+    assert torch.equal(whole.tokens[0].vectors, stopped.tokens[0].vectors)
+
+
+def test_a_finished_run_is_made_longer_or_begun_anew(host: Any, folder: str) -> None:
+    first = train(host, "longer", folder)[0]
+    assert "8 steps" in train(host, "longer", folder, steps=8)[3]
+    with pytest.raises(Exception, match=r"rank was 2 and is 3.*set start to 'anew'"):
+        train(host, "longer", folder, steps=8, rank=3)
+    again = train(host, "longer", folder, start="anew")[0]
+    query = next(iter(first.changes["stage_c"]))
+    assert torch.equal(first.changes["stage_c"][query].up, again.changes["stage_c"][query].up)
+
+
+def test_other_pictures_are_another_run(host: Any, folder: str) -> None:
+    train(host, "changing", folder)
+    text = host.base / "input" / "owls" / "owl_0.txt"
+    before = text.read_text(encoding="utf-8")
+    try:
+        text.write_text("something else", encoding="utf-8")
+        with pytest.raises(Exception, match="the pictures or their captions are not those"):
+            train(host, "changing", folder)
+    finally:
+        text.write_text(before, encoding="utf-8")
+
+
+def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
+    import comfy.model_management as management
+
+    model = host.call("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")[0]
+    management.load_models_gpu([model])
+    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    train(host, "apart", folder, modules="all", text_modules="all", dora=True, class_folder="tiny shapes (included)")
+    assert not management.loaded_models()
+    assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
+    assert torch.is_inference_mode_enabled() is False
+    management.load_models_gpu([model])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"folder": "nowhere"}, "There are no pictures at"),
+        ({"name": "../outside"}, "no name for a file"),
+        ({"word": "dog"}, "ordinary word"),
+        ({"word": "two words"}, "cannot be a word"),
+        ({"modules": "none", "word": ""}, "nothing to train"),
+        ({"starts_from": "^qqqqqqqqq</w>"}, "names no token"),
+        ({"text_encoder": "tiny cascade (included)"}, "take the one that it was trained with"),
+        ({"effnet": file_name("stage_c")}, "effnet|EfficientNet"),
+    ],
+)
+def test_what_cannot_be_is_named_before_it_begins(host: Any, folder: str, changes: dict[str, Any], reason: str) -> None:
+    graph = Graph()
+    trained = graph("CascadeTrainLora", **settings(host, "bad", **{"folder": folder, **changes}))
+    with pytest.raises(Failed, match=reason) as error:
+        host.run(graph, lora=trained)
+    assert error.value.details["node_type"] == "CascadeTrainLora"
+
+
+def test_the_run_lies_where_it_is_said(host: Any, folder: str) -> None:
+    train(host, "sub/deep", folder)
+    run = Path(host.base) / "output" / "stable_cascade" / "training" / "sub" / "deep"
+    assert {"state.pt", "metrics.jsonl", "lora.safetensors", "cache"} <= {path.name for path in run.iterdir()}
+    assert (host.models / "loras" / "sub" / "deep.safetensors").exists()
