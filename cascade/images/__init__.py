@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from .canny import canny
 from .crop import Crop, composite, crop_to_mask, soften
-from .hints import Faces, Padded, enlarge, identity_hint, inpaint_hint, outpaint, shrink, super_resolution_hint
+from .hints import (
+    Faces,
+    Padded,
+    enlarge,
+    fit_hint,
+    identity_hint,
+    inpaint_hint,
+    outpaint,
+    shrink,
+    super_resolution_hint,
+)
 from .masks import as_mask, mask_of_latent, resize_mask
 from .metrics import psnr, side_by_side, ssim
 from .pillow import from_pillow, to_pillow
@@ -26,6 +36,7 @@ __all__ = [
     "effnet_input",
     "enlarge",
     "fit",
+    "fit_hint",
     "from_pillow",
     "identity_hint",
     "inpaint_hint",

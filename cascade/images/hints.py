@@ -74,6 +74,22 @@ def super_resolution_hint(small: Tensor, encode: Callable[[Tensor], Tensor], fac
     return enlarge(encode(small), factor)
 
 
+def fit_hint(hint: Tensor, height: int, width: int, *, picture: bool) -> Tensor:
+    """A hint [B, c, H, W] as a ControlNet reads it for latents of height x width.
+
+    Its middle, in the latents' proportions; for a picture (`ControlNetConfig.reads_pictures`) 32 pixels to a side of
+    one latent, bilinear, else the latents' own grid, by the nearest number.
+    """
+    rows, columns = hint.shape[-2:]
+    # The released sizes are rounded up, so proportions differ a little even where both are meant to be the same.
+    left = max(0, round((columns - rows * width / height) / 2))
+    top = max(0, round((rows - columns * height / width) / 2))
+    middle = hint[..., top : rows - top, left : columns - left]
+    if picture:
+        return F.interpolate(middle, (height * GRID, width * GRID), mode="bilinear")
+    return F.interpolate(middle, (height, width), mode="nearest-exact")
+
+
 class Faces(NamedTuple):
     """The faces of one picture: boxes [n, 4] (left, top, right, bottom, in pixels) and embeddings [n, 512]."""
 

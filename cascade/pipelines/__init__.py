@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .control import Control
 from .find import find_parts
 from .generate import Generated, Settings, Source, generate
 from .mix import mix
@@ -26,6 +27,7 @@ from .stages import (
 __all__ = [
     "STAGE_B_SETTINGS",
     "STAGE_C_SETTINGS",
+    "Control",
     "Generated",
     "LatentSizes",
     "Parts",

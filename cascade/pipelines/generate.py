@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
+from .control import Control
 from .parts import Parts
 from .sizes import LatentSizes, latent_sizes
 from .stages import (
@@ -102,6 +103,7 @@ def generate(
     source: Source | None = None,
     variation_of: Tensor | Sequence[Tensor] | None = None,
     variation_weights: Sequence[float] | None = None,
+    controls: Sequence[Control] = (),
     settings: Settings = RELEASED,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -112,6 +114,7 @@ def generate(
     source: pictures to start from, with or without a mask.
     variation_of: pictures [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several such.
     variation_weights: how much each of several counts; a negative one leads away from it. Default: 1 each.
+    controls: ControlNets with their hints; what they add to Stage C is added up.
 
     Raises ValueError for prompts, seeds and pictures of unequal number, InvalidSize, InvalidPicture, MissingPart, or
     what loading a part raises.
@@ -127,7 +130,8 @@ def generate(
         embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(as_rgb(x)) for x in varied])
         clip_img = combine_images(embeddings, variation_weights)
     starts = Starts() if source is None else _encoded(parts, source, settings, sizes)
-    run = Run([texts[prompt] for prompt in prompts], texts[negative], clip_img, seeds, settings, starts, on_progress)
+    prompted = [texts[prompt] for prompt in prompts]
+    run = Run(prompted, texts[negative], clip_img, seeds, settings, starts, on_progress, controls)
     return run(parts)
 
 
@@ -174,6 +178,7 @@ class Run:
     settings: Settings
     starts: Starts
     on_progress: OnProgress | None
+    controls: Sequence[Control] = ()
 
     def __call__(self, parts: Parts) -> Generated:
         effnet = parts.use("stage_c", self.stage_c)
@@ -208,6 +213,7 @@ class Run:
                 seeds=[self.seeds[i] for i in group],
                 settings=settings.stage_c,
                 start=start,
+                controls=[control.of(group) for control in self.controls],
                 on_step=self._on_step("stage_c", turn, groups * (1 + twice)),
             )
 

@@ -15,6 +15,7 @@ from ..images import Box, blended, effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
 from ..models import EffnetEncoder, StageA, StageB, StageC
 from ..models.blocks import resize
+from .control import Control, controlled
 from .sizes import STAGE_B_FACTOR
 
 OnStep = Callable[[int, int, Tensor], Any]
@@ -78,13 +79,15 @@ def sample_stage_c(
     seeds: Sequence[int],
     settings: SamplingSettings = STAGE_C_SETTINGS,
     start: Start | None = None,
+    controls: Sequence[Control] = (),
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Latents [B, *size] of 16 channels, one image for each of the B seeds."""
     cond, uncond = (
         {"conditions": net.conditions(**_placed(net, given.as_kwargs()))} for given in (inputs, unconditional)
     )
-    return _sample(net, net.denoise, (cond, uncond), SeededNoise(seeds, "stage_c"), size, settings, start, on_step)
+    predict = controlled(net, controls, size, len(seeds), settings.shift) if controls else net.denoise
+    return _sample(net, predict, (cond, uncond), SeededNoise(seeds, "stage_c"), size, settings, start, on_step)
 
 
 def sample_stage_b(

@@ -84,7 +84,7 @@ class ControlNetTask(BaseTask):
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         name, params, model = _described(settings)
         encoder = frozen(settings.effnet, self.device)
-        self.filter = build_filter(name, params, settings.hint_size, encoder)
+        self.filter = build_filter(name, params, settings.hint_size, encoder, settings.effnet_size // 32)
         net = ControlNet(self._config(model))
         self.name = f"controlnet_{REFERENCE_NAMES.get(name, name)}"
         self.modules = {self.name: new_network(net, config.seed, self.name, self.device)}

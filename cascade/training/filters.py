@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidConfig
-from ..images import canny, inpaint_hint, normalise, shrink, super_resolution_hint
+from ..images import canny, fit_hint, inpaint_hint, normalise, shrink, super_resolution_hint
 from .data import resize, to_images, to_pictures
 
 
@@ -36,7 +36,7 @@ class CannyFilter:
 
     channels = 1
 
-    def __init__(self, size: int, encoder: Any, *, resize: int | None = 224) -> None:
+    def __init__(self, size: int, encoder: Any, grid: int, *, resize: int | None = 224) -> None:
         self.size, self.resize = size, resize
         self.key = f"canny-{size}-{resize}"
 
@@ -57,7 +57,13 @@ class InpaintingFilter:
     channels = 4
 
     def __init__(
-        self, size: int, encoder: Any, *, threshold: tuple[float, float] = (0.04, 0.4), p_outpaint: float = 0.4
+        self,
+        size: int,
+        encoder: Any,
+        grid: int,
+        *,
+        threshold: tuple[float, float] = (0.04, 0.4),
+        p_outpaint: float = 0.4,
     ) -> None:
         self.size, self.threshold, self.p_outpaint = size, tuple(threshold), p_outpaint
         self.key = f"pictures-{size}"
@@ -96,16 +102,17 @@ def _blob(size: int, area: float, random: np.random.Generator) -> np.ndarray:
 
 
 class SuperResolutionFilter:
-    """The encoder's latents of pictures of `size` shrunk by `scale_factor`, repeated."""
+    """The encoder's latents of pictures of `size` shrunk by `scale_factor`, repeated, on Stage C's grid."""
 
-    def __init__(self, size: int, encoder: Any, *, scale_factor: float = 0.5) -> None:
-        self.size, self.encoder, self.factor = size, encoder, round(1 / scale_factor)
+    def __init__(self, size: int, encoder: Any, grid: int, *, scale_factor: float = 0.5) -> None:
+        self.size, self.encoder, self.grid, self.factor = size, encoder, grid, round(1 / scale_factor)
         self.channels = encoder.config.latent_channels
-        self.key = f"small-{size}-{self.factor}"
+        self.key = f"small-{size}-{self.factor}-{grid}"
 
     def compute(self, images: Tensor) -> np.ndarray:
         small = shrink(images, images.shape[-1] * self.factor // self.size)
         latents = super_resolution_hint(small, lambda x: self.encoder(normalise(x)), self.factor)
+        latents = fit_hint(latents, self.grid, self.grid, picture=False)
         return latents.half().cpu().contiguous().numpy()
 
     def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
@@ -117,19 +124,21 @@ FILTERS: Mapping[str, Any] = {
     "inpainting": InpaintingFilter,
     "super_resolution": SuperResolutionFilter,
 }
-"""Name -> (size, encoder, **params) -> filter."""
+"""Name -> (size of the hint, encoder, side of Stage C's latents, **params) -> filter."""
 
 REFERENCE_NAMES = {"CannyFilter": "canny", "InpaintFilter": "inpainting", "SREffnetFilter": "super_resolution"}
 REFERENCE_PARAMS = {"thresold": "threshold"}
 """Names in the released training's files and ours, where they differ."""
 
 
-def build_filter(name: str, params: Mapping[str, Any], size: int, encoder: Any) -> Filter:
+def build_filter(name: str, params: Mapping[str, Any], size: int, encoder: Any, grid: int) -> Filter:
     """A filter by its name, ours or the reference's. Raises InvalidConfig."""
     name = REFERENCE_NAMES.get(name, name)
     if name not in FILTERS:
         raise InvalidConfig(f"controlnet: filter is {name!r}; known filters: {', '.join(FILTERS)}")
     try:
-        return FILTERS[name](size, encoder, **{REFERENCE_PARAMS.get(key, key): value for key, value in params.items()})
+        return FILTERS[name](
+            size, encoder, grid, **{REFERENCE_PARAMS.get(key, key): value for key, value in params.items()}
+        )
     except TypeError as error:
         raise InvalidConfig(f"controlnet: filter_params: {error}") from error

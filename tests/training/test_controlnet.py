@@ -98,14 +98,14 @@ def drawn(count: int = 3) -> Any:
 
 
 def test_edges_as_shown_are_those_of_the_hint() -> None:
-    kept = build_filter("CannyFilter", {"resize": 48}, SIZE, None)
+    kept = build_filter("CannyFilter", {"resize": 48}, SIZE, None, 2)
     pictures = drawn()
     hint = kept.hint(torch.from_numpy(kept.compute(pictures)), np.random.default_rng(0))
     assert torch.allclose(hint, canny(pictures, size=48), atol=1 / 255)
 
 
 def test_masks_keep_to_their_area_and_follow_from_the_generator() -> None:
-    shown = build_filter("InpaintFilter", {"thresold": [0.04, 0.4], "p_outpaint": 0.0}, SIZE, None)
+    shown = build_filter("InpaintFilter", {"thresold": [0.04, 0.4], "p_outpaint": 0.0}, SIZE, None, 2)
     rows = torch.from_numpy(shown.compute(drawn(64)))
     hints = shown.hint(rows, np.random.default_rng(3))
     masks = hints[:, 3:]
@@ -113,7 +113,7 @@ def test_masks_keep_to_their_area_and_follow_from_the_generator() -> None:
     assert torch.equal(hints, shown.hint(rows, np.random.default_rng(3)))
     areas = masks.mean(dim=(1, 2, 3))
     assert 0 < float(areas.min()) < float(areas.max()) <= 0.41
-    outside = build_filter("inpainting", {"p_outpaint": 1.0}, SIZE, None).hint(rows, np.random.default_rng(3))
+    outside = build_filter("inpainting", {"p_outpaint": 1.0}, SIZE, None, 2).hint(rows, np.random.default_rng(3))
     border = torch.cat([outside[:, 3, 0], outside[:, 3, -1], outside[:, 3, :, 0], outside[:, 3, :, -1]], dim=1)
     assert bool((border.amax(dim=1) == 1).all())
 
