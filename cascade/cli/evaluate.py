@@ -25,6 +25,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--prompts", type=_positive, default=300, help="how many prompts (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="draws other prompts and pictures (default: 0)")
+    parser.add_argument(
+        "--lora", action="store_true", help="measure what the included LoRA changes, and what it does not"
+    )
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="TABLE.md", help="write the table to this file too")
     parser.add_argument("--sheet", type=Path, metavar="SHEET.png", help=f"save the first {SHOWN} pictures with prompts")
@@ -32,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import tiny
+    from ..adapters import read_lora
     from ..pipelines import Parts
     from ..tiny import evaluation
 
@@ -42,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
         if file is not None and not file.absolute().parent.is_dir():
             raise CascadeError(f"{file}: there is no folder {file.absolute().parent}.")
     parts = Parts(sources, device=args.device)
-    result = evaluation.evaluate(parts, prompts=args.prompts, seed=args.seed, on_progress=_report)
+    if args.lora:
+        result = evaluation.evaluate_lora(
+            parts, read_lora(tiny.path("lora")), prompts=args.prompts, on_progress=_report
+        )
+    else:
+        result = evaluation.evaluate(parts, prompts=args.prompts, seed=args.seed, on_progress=_report)
     table = result.markdown()
     print(table, end="")
     if args.output is not None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..adapters import Applied, Lora
 from ..images import psnr, to_pillow
 from ..models import StageA
 from ..pipelines import Parts, Settings, generate, reconstruct
-from . import grammar
+from . import grammar, hearts
 from .analysis import Found, Picture, describe
-from .drawing import draw
+from .drawing import HEART, OUTLINES, draw
 from .grammar import Item, Scene
 
 SETTINGS = Settings(width=256, height=256)
@@ -125,6 +126,50 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
             report(what, first + len(some), len(scenes))
     judged += _keep_away(parts, math.ceil(prompts / PROMPTS_PER_NEGATIVE), seed)
     return Evaluation(_rows(judged), tuple(samples))
+
+
+LORA_AIMS = {
+    "the learned shape, in its colour on its background": None,
+    "the learned shape": 0.85,
+    "prompts without its word, PSNR to the pictures without the LoRA": None,
+    "prompts without its word, as they say": None,
+    "the same without the LoRA": None,
+}
+"""The same for the included LoRA."""
+
+
+def evaluate_lora(
+    parts: Parts, lora: Lora, *, seeds: int = 50, prompts: int = 50, on_progress: OnProgress | None = None
+) -> Evaluation:
+    """Draw the LoRA's word with `seeds` seeds, and `prompts` prompts without it with and without the LoRA.
+
+    parts: as of `evaluate`, without LoRAs. Raises what `pipelines.generate` raises.
+    """
+    judged: list[Judged] = []
+    samples: list[Sample] = []
+    report = on_progress or (lambda _what, _done, _all: None)
+    taught = replace(parts, loras=(Applied(lora),))
+    caption = f"a red {hearts.WORD} on a white background"
+    for first in range(0, seeds, BATCH):
+        numbers = range(first, min(first + BATCH, seeds))
+        for image in generate(taught, [caption] * len(numbers), seeds=numbers, settings=SETTINGS).images:
+            picture = describe(image, tuple(OUTLINES))
+            shown = bool(picture.items) and picture.items[0].shape == HEART
+            right = shown and (picture.items[0].colour, picture.background) == ("red", "white")
+            judged += [Judged("the learned shape", float(shown)), Judged(next(iter(LORA_AIMS)), float(right))]
+            samples.append(Sample(caption, image))
+        report("the learned word", numbers[-1] + 1, seeds)
+    for first, some in _batches(held_out_scenes(prompts, seed=3)):
+        captions, numbers = [grammar.write(scene) for scene in some], _seeds(3, first, len(some))
+        plain, other = (generate(each, captions, seeds=numbers, settings=SETTINGS).images for each in (parts, taught))
+        for scene, before, after in zip(some, plain, other):
+            judged.append(Judged(list(LORA_AIMS)[2], psnr(after, before)))
+            for question, image in (("prompts without its word, as they say", after), (list(LORA_AIMS)[4], before)):
+                answers = {each.question: each.answer for each in judge(scene, describe(image))}
+                judged.append(Judged(question, answers["all that the prompt says"]))
+            samples.append(Sample(grammar.write(scene), after))
+        report("prompts without it", first + len(some), prompts)
+    return Evaluation(_rows(judged, LORA_AIMS), tuple(samples))
 
 
 def held_out_scenes(count: int, seed: int) -> list[Scene]:
@@ -256,10 +301,10 @@ def _seeds(seed: int, first: int, count: int) -> list[int]:
     return [1000 * seed + first + i for i in range(count)]
 
 
-def _rows(judged: Sequence[Judged]) -> tuple[Row, ...]:
+def _rows(judged: Sequence[Judged], aims: Mapping[str, float | None] = AIMS) -> tuple[Row, ...]:
     return tuple(
         Row(question, tuple(j for j in judged if j.question == question), aim, decibels="PSNR" in question)
-        for question, aim in AIMS.items()
+        for question, aim in aims.items()
     )
 
 

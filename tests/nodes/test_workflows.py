@@ -24,6 +24,7 @@ from tests.nodes.workflows import (
     specs_of,
     to_prompt,
     values_of,
+    widgets_of,
     workflow,
 )
 
@@ -138,3 +139,42 @@ def test_templates_draw_the_colours_that_they_say(host: Any, name: str, backgrou
     [picture] = run(host, workflow(name))
     found = describe(np.asarray(picture))
     assert (found.background, [item.colour for item in found.items]) == (background, [colour])
+
+
+def with_values(flow: dict[str, Any], host: Any, kind: str, **values: Any) -> dict[str, Any]:
+    """A template with other values in the nodes of a kind."""
+    flow = copy.deepcopy(flow)
+    for node in nodes_of(flow):
+        if node["type"] == kind:
+            names = list(widgets_of(specs_of(host.classes[kind])))
+            pairs = zip(names, node["widgets_values"], strict=True)
+            node["widgets_values"] = [values.get(name or "", value) for name, value in pairs]
+    return flow
+
+
+def newest(host: Any, prefix: str) -> np.ndarray:
+    return np.asarray(Image.open(max((Path(host.base) / "output").glob(f"{prefix}*.png"))).convert("RGB"))
+
+
+@needs_tiny
+def test_the_lora_template_draws(host: Any) -> None:
+    run(host, workflow("LoRA"))
+    picture = newest(host, "cascade_lora_0")
+    assert picture.shape == (256, 256, 3)
+    assert describe(picture).background == "white"
+
+
+@needs_tiny
+def test_the_training_template_trains_and_draws(host: Any) -> None:
+    short = with_values(workflow("Train a LoRA"), host, "CascadeTrainLora", steps=2, batch_size=1, class_folder="")
+    run(host, short)
+    assert newest(host, "cascade_trained_").shape == (256, 256, 3)
+    assert (host.models / "loras" / "my_heart.safetensors").exists()
+
+
+@needs_tiny
+def test_the_template_of_files_writes_them(host: Any) -> None:
+    run(host, workflow("LoRA files"))
+    assert newest(host, "cascade_lora_norms_").shape == (420, 1024, 3)
+    assert (host.models / "loras" / "one_of_several.safetensors").exists()
+    assert list(host.models.glob("*/merged.safetensors"))

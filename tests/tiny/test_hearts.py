@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from cascade import tiny
-from cascade.adapters import Applied, attach, read_lora
+from cascade.adapters import Applied, Lora, LowRank, Token, attach, read_lora
 from cascade.checkpoints import load_model
 from cascade.conditioning import tokenizer
+from cascade.pipelines import Parts
 from cascade.tiny import drawing, grammar, hearts
 from cascade.tiny.analysis import describe
+from cascade.tiny.evaluation import evaluate_lora
+from tests import small
 
 SHAPES = tuple(drawing.OUTLINES)
 needs_lora = pytest.mark.skipif(not tiny.path("lora").exists(), reason="the tiny LoRA is not here")
@@ -64,3 +67,20 @@ def test_the_lora_fits_the_shipped_networks() -> None:
     with attach([Applied(lora)], stage_c=stage_c, text_encoder=text, tokenizer=tokenizer()) as attachment:
         assert attachment.words == (hearts.WORD,)
         assert attachment.changed["stage_c"] == len(lora.changes["stage_c"])
+
+
+def test_the_evaluation_of_a_lora() -> None:
+    """With random networks nothing is right, but everything is asked."""
+    width = small.CONFIGS["stage_c"].levels[0].width
+    change = LowRank(torch.randn(1, width), torch.randn(width, 1), 9.0)
+    name = "down_blocks.0.2.attention.attn.to_q.weight"
+    lora = Lora({"stage_c": {name: change}}, (Token(hearts.WORD, torch.randn(1, small.TEXT)),))
+    seen: list[tuple[str, int, int]] = []
+    result = evaluate_lora(
+        Parts(small.small_cascade()), lora, seeds=2, prompts=1, on_progress=lambda *told: seen.append(told)
+    )
+    assert seen == [("the learned word", 2, 2), ("prompts without it", 1, 1)]
+    assert [len(row.answers) for row in result.rows] == [2, 2, 1, 1, 1]
+    assert [sample.prompt for sample in result.samples[:2]] == [f"a red {hearts.WORD} on a white background"] * 2
+    assert result.rows[1].aim == 0.85
+    assert ">= 85.0 %" in result.markdown()
