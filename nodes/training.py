@@ -69,7 +69,7 @@ class CascadeTrainLora(io.ComfyNode):
                 field(
                     io.String,
                     "starts_from",
-                    default="a shape",
+                    default="circle square triangle star",
                     tooltip="What the new word means at first: the nearest thing that the model knows.",
                 ),
                 field(
@@ -130,7 +130,7 @@ class CascadeTrainLora(io.ComfyNode):
                     step=1e-4,
                     round=1e-7,
                     advanced=True,
-                    tooltip="How far a step moves the new word. 1e-2 for the tiny cascade.",
+                    tooltip="How far a step moves the new word. 3e-3 for the tiny cascade.",
                 ),
                 field(
                     io.Float,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from .lowrank import Adapter, Wiring, Words
 from .nets import frozen, sheet, training_attention
 from .objective import DiffusionSettings, build_diffusion, diffusion_loss
 from .text import tokenize_captions
+
+log = logging.getLogger("cascade")
 
 FormatName = Literal["cascade", "released", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "embedding"]
 AT_ONCE = 32
@@ -150,13 +153,14 @@ class LoraTask(BaseTask):
             self.counts["class_pictures"] = len(self.prior.captions)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         self.prior_order = self.prior and Order(len(self.prior.captions), derive_seed(config.seed, "prior"))
+        self._look_for_words()
         self._read_texts()
         self.diffusion = build_diffusion(settings.diffusion)
 
     def _network(self, path: Path, part: str) -> Any:
         """A base network, half as large where the training calculates in halves anyway."""
-        net = frozen(path, self.device, part)
-        return net.bfloat16() if self.config.precision == "bfloat16" else net
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        return frozen(path, self.device, part, dtype)
 
     def _check_widths(self) -> None:
         text, net = self._text_encoder.config, self.net.config
@@ -243,6 +247,14 @@ class LoraTask(BaseTask):
         self.seen.append(source.name)
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"
         return cached(settings.cache, "latents", source, compute, key=key, on_chunk=on_chunk)
+
+    def _look_for_words(self) -> None:
+        """A word that no caption has learns nothing: a problem to tell."""
+        texts = " ".join(self.data.captions).lower()
+        for token in self.settings.tokens or ():
+            if token.word.lower() not in texts:
+                self.problems.append(f"no caption has the word {token.word}: it learns nothing")
+                log.warning("%s", self.problems[-1])
 
     def _read_texts(self) -> None:
         """Captions and prompts as tokens, or where the text encoder is not trained as embeddings: it can then go."""

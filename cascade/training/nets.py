@@ -69,14 +69,14 @@ def training_attention(device: torch.device) -> Attention:
     return matmul_attention if device.type == "cpu" else scaled_dot_product_attention
 
 
-def frozen(path: Path, device: torch.device, part: str | None = None) -> Any:
-    """A trained network from a file, in float32 and eval mode, that takes no gradients.
+def frozen(path: Path, device: torch.device, part: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A trained network from a file, in eval mode, that takes no gradients.
 
     `part` is its kind, where the file holds several.
     """
     from ..checkpoints import load_model
 
-    net = load_model(path, part=part, dtype=torch.float32, device=str(device))
+    net = load_model(path, part=part, dtype=dtype, device=str(device))
     return on_device(net, device).eval().requires_grad_(False)
 
 

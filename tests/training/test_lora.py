@@ -316,6 +316,11 @@ def test_a_training_goes_on_with_the_good_ones(folder: Path, mixed: Path, tmp_pa
     assert task.problems[-1] == "1 of 2 pictures without a caption: good_one.png"
 
 
+def test_a_word_that_no_caption_has_is_told(folder: Path, tmp_path: Path) -> None:
+    task = TASKS["lora"].task(config(folder, str(tmp_path), tokens=[*TOKENS, {"word": "[other]"}]))
+    assert task.problems == ["no caption has the word [other]: it learns nothing"]
+
+
 def test_only_bad_pictures_are_refused(mixed: Path) -> None:
     for name in ("good_one.png", "deeper/captioned.jpg"):
         (mixed / name).unlink()
