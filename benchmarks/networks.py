@@ -21,7 +21,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from common import arguments, difference, interleaved, machine, print_table
+from common import (
+    SMALL_B,
+    SMALL_C,
+    arguments,
+    difference,
+    interleaved,
+    machine,
+    print_table,
+    with_random_weights,
+)
 from diffusers import StableCascadeUNet
 from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
 from torch import Tensor, nn
@@ -30,7 +39,6 @@ from cascade.models import (
     STAGE_A,
     STAGE_B_700M,
     STAGE_C_1B,
-    Level,
     StageA,
     StageB,
     StageBConfig,
@@ -39,10 +47,6 @@ from cascade.models import (
 )
 
 AGREE = 1e-4
-SMALL_C = StageCConfig(condition_channels=64, levels=(Level(64, 2, 1), Level(64, 2, 2)))
-SMALL_B = StageBConfig(
-    condition_channels=64, levels=(Level(32, 0, 1, "CT", up_repeats=2), Level(64, 2, 2, up_repeats=2))
-)
 BLOCKS = {"C": "SDCascadeResBlock", "T": "SDCascadeTimestepBlock", "A": "SDCascadeAttnBlock"}
 RENAMED = (
     ("attention.attn.out_proj", "attention.to_out.0"),
@@ -62,20 +66,6 @@ class Row:
     theirs: Callable[[], Tensor]
     ours: Callable[[], Tensor]
     cached: Callable[[], Tensor] | None = None
-
-
-def with_random_weights(net: nn.Module) -> nn.Module:
-    """`net`, built on the meta device, with weights that keep a signal's size and let every layer be heard."""
-    net.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.fill_(1.0)
-            elif tensor.is_floating_point():
-                fan_in = tensor[0].numel() if tensor.dim() > 1 and tensor[..., 0].numel() > 1 else 100
-                tensor.normal_(std=fan_in**-0.5, generator=generator)
-    return net.eval().requires_grad_(False)
 
 
 def with_our_weights(build: Callable[[], nn.Module], ours: nn.Module, **renamed: str) -> nn.Module:

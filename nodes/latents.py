@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..cascade.pipelines import latent_sizes
 from ..cascade.pipelines.sizes import LARGEST, SMALLEST
+from .host import guards
 from .types import LATENT, field, schema
 
 CUSTOM = "custom"
@@ -71,9 +72,9 @@ class CascadeEmptyLatent(io.ComfyNode):
     def execute(cls, preset: str, width: int, height: int, batch_size: int) -> io.NodeOutput:
         width, height = PRESETS[preset] or (width, height)
         sizes = latent_sizes(height, width)
-        return io.NodeOutput(
-            {"samples": torch.zeros(batch_size, *sizes.stage_c)}, {"samples": torch.zeros(batch_size, *sizes.stage_b)}
-        )
+        shapes = [(batch_size, *size) for size in (sizes.stage_c, sizes.stage_b)]
+        guards.affordable(shapes, f"A batch of {batch_size} pictures of {width} x {height}")
+        return io.NodeOutput(*({"samples": torch.zeros(shape)} for shape in shapes))
 
 
 NODES = [CascadeEmptyLatent]

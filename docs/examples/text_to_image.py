@@ -157,6 +157,9 @@ def main() -> int:
     except (Refused, Failed) as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
     except aiohttp.ClientError as problem:
         print(f"ComfyUI at {options.server} does not answer: {problem}", file=sys.stderr)
         return 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import comfy.model_base
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -42,6 +45,17 @@ def latents(latent: dict[str, Any], stage: str) -> Tensor:
             f"they are those of {other}."
         )
     return finite(samples, stage, "latent")
+
+
+def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
+    """Raises CascadeError where float32 tensors of these shapes are more than the machine has memory for."""
+    needed = 4 * sum(math.prod(shape) for shape in shapes)
+    there = comfy.model_management.get_total_memory(torch.device("cpu"))
+    if needed > there:
+        raise CascadeError(
+            f"{what} would take {needed / 1e9:,.0f} GB, and that is only the empty latents; this machine has "
+            f"{there / 1e9:.0f} GB. Choose a smaller size or a smaller batch."
+        )
 
 
 def model(patcher: Any, stage: str) -> Any:

@@ -25,6 +25,12 @@ def nodes_of(flow: dict[str, Any]) -> list[dict[str, Any]]:
     return [node for node in flow["nodes"] if node["type"] not in NOTES]
 
 
+def prompt_of(flow: dict[str, Any]) -> str:
+    """What its one text node says that the picture should show."""
+    [text] = [node["widgets_values"][0] for node in nodes_of(flow) if node["type"] == "CascadeTextEncode"]
+    return text
+
+
 def specs_of(kind: type[Any]) -> Specs:
     """A node's inputs as the host describes them: name -> (type or choices, options)."""
     types = kind.INPUT_TYPES()

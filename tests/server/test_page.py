@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from tests.nodes.networks import file_name
-from tests.nodes.workflows import NAMES, ROOT, workflow
+from tests.nodes.workflows import FOLDER, NAMES, ROOT, workflow
 from tests.server.serving import PACK, Server
 
 
@@ -16,6 +16,9 @@ def test_templates_are_listed_and_served(server: Server) -> None:
     assert sorted(server.json("/workflow_templates")[PACK]) == NAMES
     for name in NAMES:
         assert server.json(f"/api/workflow_templates/{PACK}/{quote(name)}.json") == workflow(name)
+        picture = FOLDER / f"{name}.jpg"
+        if picture.exists():
+            assert server.get(f"/api/workflow_templates/{PACK}/{quote(picture.name)}") == (200, picture.read_bytes())
 
 
 def test_help_pages_and_scripts_are_served(server: Server) -> None:
@@ -25,7 +28,9 @@ def test_help_pages_and_scripts_are_served(server: Server) -> None:
     )
     nodes = [name for name in server.json("/object_info") if name.startswith("Cascade")]
     assert len(nodes) == len(list((ROOT / "web" / "docs").glob("*.md")))
-    for path in [*scripts, *(f"/extensions/{PACK}/docs/{name}.md" for name in nodes)]:
+    pictures = [path.name for path in (ROOT / "web" / "docs" / "images").glob("*.jpg")]
+    help_files = [*(f"{name}.md" for name in nodes), *(f"images/{name}" for name in pictures)]
+    for path in [*scripts, *(f"/extensions/{PACK}/docs/{name}" for name in help_files)]:
         assert server.get(path)[0] == 200, path
 
 

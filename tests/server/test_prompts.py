@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -93,6 +94,33 @@ def test_bad_inputs_are_refused_by_name(server: Server, name: str, key: str, val
     [problem] = answer["node_errors"][name]["errors"]
     assert key in problem["details"]
     assert said in f"{problem['message']} {problem['details']}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ({}, "no prompt"),
+        ({"a": {"inputs": {}}}, "missing the class_type"),
+        ({"a": node("CascadeNothing")}, "not found"),
+        ({name: each for name, each in cascade().items() if name != "save"}, "no outputs"),
+        (with_input(cascade(), "stage_c", "model", ["nowhere", 0]), ""),
+        (with_input(cascade(), "stage_c", "model", ["c", 99]), ""),
+        (with_input(cascade(), "text", "clip", "a word"), ""),
+    ],
+)
+def test_what_is_no_prompt_is_refused(server: Server, prompt: Prompt, said: str) -> None:
+    status, answer = server.send(prompt)
+    assert status == 400
+    assert said in json.dumps(answer)
+    assert draws(server, cascade(seed=2)) == (256, 192)
+
+
+def test_more_than_the_memory_is_explained(server: Server) -> None:
+    prompt = cascade(width=16384, height=16384)
+    error = server.error(server.run(with_input(prompt, "size", "batch_size", 4096)))
+    assert error["node_type"] == "CascadeEmptyLatent"
+    assert "A batch of 4096 pictures of 16384 x 16384 would take" in error["exception_message"]
+    assert draws(server, cascade(seed=3)) == (256, 192)
 
 
 def test_a_file_of_another_kind_is_explained(server: Server) -> None:

@@ -1,0 +1,150 @@
+"""ComfyUI's page as an artist uses it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Playwright
+
+from tests.server.serving import Server
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SIZE = {"width": 1600, "height": 900}
+PATIENCE = 120_000
+"""Milliseconds, for slow machines."""
+TITLE = 30
+"""Height of a node's title, which lies above its position."""
+
+NOT_OURS = ("user.css", "/api/userdata", "/templates/", "/workflow_templates/", "favicon")
+"""Files for which the host's page asks in vain, in the address of the message: some templates have no picture."""
+HOSTS_OWN = ("ComfyApp graph accessed before initialization", "Error loading core workflow templates", "fuse options")
+"""What the host's page says of itself, some of it for want of the templates that are not installed here."""
+
+
+def launch(playwright: Playwright) -> Browser:
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+
+
+class Page:
+    """The page of a server in a tab of its own, open and ready."""
+
+    def __init__(self, browser: Browser, server: Server) -> None:
+        self.server = server
+        self.problems: list[str] = []
+        self.tab = browser.new_page(viewport=SIZE)
+        self.tab.set_default_timeout(PATIENCE)
+        self.tab.on("console", self._heard)
+        self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.tab.goto(server.url)
+        self.tab.wait_for_function("window.app && app.vueAppReady && app.canvas")
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        where = message.location.get("url", "")
+        of_the_host = any(part in where for part in NOT_OURS) or any(part in message.text for part in HOSTS_OWN)
+        if message.type == "error" and not of_the_host:
+            self.problems.append(f"{message.text} ({where})")
+
+    def run_command(self, command: str) -> None:
+        self.tab.evaluate("(name) => app.extensionManager.command.execute(name)", command)
+
+    def open_template(self, name: str) -> None:
+        """As an artist does, from the list of templates."""
+        self.run_command("Comfy.BrowseTemplates")
+        self.tab.get_by_test_id(f"template-workflow-{name}").click()
+        self.tab.get_by_test_id("template-workflows-content").wait_for(state="detached")
+        self.tab.wait_for_function("app.graph.nodes.some((node) => node.comfyClass?.startsWith('Cascade'))")
+
+    def open(self, flow: dict[str, Any]) -> None:
+        self.tab.evaluate("(flow) => app.loadGraphData(flow)", flow)
+
+    def run(self) -> str:
+        """Press Run and wait; execution_success or what came instead."""
+        self.tab.evaluate(
+            """async () => {
+                const { api } = await import("/scripts/api.js");
+                const events = ["execution_success", "execution_error", "execution_interrupted"];
+                window.finished = new Promise((resolve) => {
+                    for (const event of events) api.addEventListener(event, () => resolve(event), { once: true });
+                });
+            }"""
+        )
+        self.tab.get_by_test_id("queue-button").click()
+        return self.tab.evaluate("() => window.finished")
+
+    def picture(self, node: str) -> np.ndarray:
+        """The picture that a node of this type shows [H, W, 3], as the page has it."""
+        find = f"app.graph.nodes.find((node) => node.type === '{node}').imgs?.[0]"
+        self.tab.wait_for_function(f"{find}?.naturalWidth > 0")
+        url = self.tab.evaluate(f"{find}.src")
+        return np.asarray(Image.open(io.BytesIO(self.tab.request.get(url).body())).convert("RGB"))
+
+    def note(self, node: str) -> str:
+        """What our note on a node of this type says."""
+        return self.tab.evaluate(f"{self._note(node)}.innerText")
+
+    def wait_for_note(self, node: str, text: str) -> None:
+        self.tab.wait_for_function(f"(text) => {self._note(node)}.innerText.includes(text)", arg=text)
+
+    def _note(self, node: str) -> str:
+        return f"{self.find(node)}.widgets.find((widget) => widget.name === 'note').element"
+
+    def find(self, node: str) -> str:
+        """The node of a type, in the page's words."""
+        return f"app.graph.nodes.find((node) => node.type === '{node}')"
+
+    def choose(self, node: str, widget: str, value: Any) -> None:
+        """Set a widget as a click on it does."""
+        self.tab.evaluate(
+            f"""([name, value]) => {{
+                const widget = {self.find(node)}.widgets.find((each) => each.name === name);
+                widget.value = value;
+                widget.callback(value);
+            }}""",
+            [widget, value],
+        )
+
+    def show(self, left: float, top: float, width: float, height: float) -> dict[str, float]:
+        """Move the canvas so that this part of the graph fills it; where it then lies in the window."""
+        return self.tab.evaluate(
+            """([left, top, width, height]) => {
+                const { ds, canvas } = app.canvas;
+                const there = canvas.getBoundingClientRect();
+                ds.scale = Math.min(there.width / width, there.height / height, 1);
+                ds.offset = [
+                    there.width / ds.scale / 2 - left - width / 2, there.height / ds.scale / 2 - top - height / 2,
+                ];
+                app.canvas.setDirty(true, true);
+                return {
+                    x: there.x + (left + ds.offset[0]) * ds.scale, y: there.y + (top + ds.offset[1]) * ds.scale,
+                    width: width * ds.scale, height: height * ds.scale,
+                };
+            }""",
+            [left, top, width, height],
+        )
+
+    def box(self, node: str) -> tuple[float, float, float, float]:
+        """Left, top, width and height of a node of this type, its title too, in the graph."""
+        left, top, width, height = self.tab.evaluate(f"[...{self.find(node)}.pos, ...{self.find(node)}.size]")
+        return left, top - TITLE, width, height + TITLE
+
+    def photograph(self, area: tuple[float, float, float, float]) -> Image.Image:
+        """A part of the graph (left, top, width, height), without the bars that lie over the canvas."""
+        bars = self.tab.add_style_tag(content="#graph-canvas-container ~ *, .p-toast { visibility: hidden !important }")
+        clip = self.show(*area)
+        # The canvas and what lies on its nodes move in the frames after.
+        self.tab.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 500))")
+        taken = Image.open(io.BytesIO(self.tab.screenshot(clip=clip)))
+        bars.evaluate("(style) => style.remove()")
+        return taken.convert("RGB")

@@ -1,0 +1,72 @@
+"""A template from the list to the picture; what our scripts show on the page; the help beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.browser.driving import Page
+from tests.nodes.networks import file_name
+from tests.nodes.pictures import needs_tiny, wrong
+from tests.nodes.workflows import NAMES, workflow
+
+TEMPLATE = "Text to Image (tiny, no download)"
+
+
+@needs_tiny
+def test_a_template_is_opened_and_run(page: Page) -> None:
+    page.open_template(TEMPLATE)
+    [prompt] = [
+        node["widgets_values"][0] for node in workflow(TEMPLATE)["nodes"] if node["type"] == "CascadeTextEncode"
+    ]
+    assert page.run() == "execution_success"
+    picture = page.picture("SaveImage")
+    assert picture.shape == (256, 256, 3)
+    assert wrong(prompt, picture) == []
+    shown = np.asarray(page.photograph(page.box("SaveImage")), dtype=int)
+    background = np.median(picture[:8].reshape(-1, 3), axis=0)
+    assert (np.abs(shown - background).max(axis=-1) < 24).mean() > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_templates_open_without_complaint(page: Page, name: str) -> None:
+    page.open_template(name)
+    types = page.tab.evaluate("app.graph.nodes.map((node) => node.type)")
+    assert sorted(types) == sorted(node["type"] for node in workflow(name)["nodes"])
+
+
+def test_the_size_node_shows_sizes(page: Page) -> None:
+    page.open(workflow(TEMPLATE))
+    page.wait_for_note("CascadeEmptyLatent", "256 x 256 pixels")
+    page.choose("CascadeEmptyLatent", "preset", "1024 x 1024 (1:1)")
+    assert page.note("CascadeEmptyLatent").splitlines() == ["1024 x 1024 pixels", "Stage C 24 x 24, Stage B 256 x 256"]
+    page.choose("CascadeEmptyLatent", "preset", "custom")
+    page.choose("CascadeEmptyLatent", "width", 4096)
+    page.choose("CascadeEmptyLatent", "height", 4096)
+    assert "things may repeat" in page.note("CascadeEmptyLatent")
+
+
+def test_loaders_show_what_a_file_is(page: Page) -> None:
+    page.open(workflow("Text to Image (Stable Cascade)"))
+    page.wait_for_note("CascadeLoadStageC", "This file is not in ComfyUI's folders.")
+    page.choose("CascadeLoadStageC", "file", file_name("stage_c"))
+    page.wait_for_note("CascadeLoadStageC", "Stage C")
+    page.choose("CascadeLoadStageC", "file", file_name("stage_b"))
+    page.wait_for_note("CascadeLoadStageC", "it belongs in diffusion_models")
+
+
+def test_notes_are_not_saved(page: Page) -> None:
+    """They belong to the page: a workflow keeps only what the artist chose."""
+    flow = workflow(TEMPLATE)
+    page.open(flow)
+    page.wait_for_note("CascadeEmptyLatent", "pixels")
+    saved = {node["id"]: node.get("widgets_values") for node in page.tab.evaluate("app.graph.serialize()")["nodes"]}
+    assert saved == {node["id"]: node.get("widgets_values") for node in flow["nodes"]}
+
+
+def test_help_has_its_picture(page: Page) -> None:
+    page.open(workflow(TEMPLATE))
+    page.tab.evaluate(f"app.canvas.selectNodes([{page.find('CascadeDecode')}])")
+    page.tab.get_by_test_id("info-button").click()
+    page.tab.locator(".node-help-content h1", has_text="Decode (Stable Cascade)").wait_for()
+    page.tab.wait_for_function("document.querySelector('.node-help-content img')?.naturalWidth > 0")

@@ -1,0 +1,56 @@
+"""Many prompts, and prompts that are stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tests.server.serving import Server
+from tests.server.test_prompts import cascade, draws
+
+WARM_UP = 12
+"""Prompts after which everything that is kept for later has been loaded and made."""
+PROMPTS = 30
+SIZES = [(256, 192), (320, 320), (192, 448), (512, 256), (384, 384)]
+GROWTH = 32 * 2**20
+"""Bytes: what thirty prompts may add, less than a picture and its latents for each would."""
+
+
+def test_memory_does_not_creep(server: Server) -> None:
+    held = 0
+    for number in range(WARM_UP + PROMPTS):
+        if number == WARM_UP:
+            held = server.memory()
+        width, height = SIZES[number % len(SIZES)]
+        assert draws(server, cascade(seed=100 + number, width=width, height=height, steps=1)) == (width, height)
+    assert server.memory() - held < GROWTH
+
+
+def stopped(server: Server, name: str, seconds: float = 60) -> dict[str, Any]:
+    """Stop a prompt that runs, and no other; its history."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        # Again and again: a prompt forgets what it was told before its first node.
+        server.post("/interrupt", {"prompt_id": name})
+        history = server.json(f"/history/{name}")
+        if history:
+            return history[name]
+        time.sleep(0.2)
+    raise TimeoutError(server.log()[-4000:])
+
+
+def test_one_of_two_is_stopped_and_the_other_runs(server: Server) -> None:
+    long, short = server.queue(cascade(seed=50, steps=1000)), server.queue(cascade(seed=51))
+    messages = dict(stopped(server, long)["status"]["messages"])
+    assert "execution_interrupted" in messages
+    assert "execution_error" not in messages
+    assert server.wait(short)["status"]["status_str"] == "success"
+    assert draws(server, cascade(seed=52)) == (256, 192)
+
+
+def test_one_that_waits_is_taken_out(server: Server) -> None:
+    long, waiting = server.queue(cascade(seed=60, steps=1000)), server.queue(cascade(seed=61))
+    assert server.post("/queue", {"delete": [waiting]})[0] == 200
+    stopped(server, long)
+    assert server.json("/queue") == {"queue_running": [], "queue_pending": []}
+    assert server.json(f"/history/{waiting}") == {}
