@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapters, conditioning, decoding, latents, loaders, sampling, training
+from . import adapters, conditioning, controlnet, crop, decoding, hints, latents, loaders, sampling, training
 
 NODES = [
     *loaders.NODES,
@@ -12,4 +12,7 @@ NODES = [
     *decoding.NODES,
     *adapters.NODES,
     *training.NODES,
+    *controlnet.NODES,
+    *hints.NODES,
+    *crop.NODES,
 ]

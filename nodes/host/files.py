@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from ...cascade.checkpoints.sources import open_source
 from ...cascade.errors import CheckpointError
 
 
-def read(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+def read(path: Path, kind: str, **known: Any) -> tuple[Any, dict[str, Tensor]]:
     """A network's config and its tensors under our names, as they are stored: the file's own bytes, mapped.
 
+    `known` are fields of the config that the artist knows better than the file.
     Raises CheckpointError: another kind of file, broken, or names and shapes that do not fit.
     """
     part = choose(find_parts(open_source(path)), kind)
-    config = settled_config(part)
+    config = replace(part.inferred.config, **known) if known else settled_config(part)
     expected = expected_network(part, config)
     return config, dict(read_tensors(part, expected.state_dict(), None, "cpu"))
 

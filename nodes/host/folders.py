@@ -27,6 +27,9 @@ FOLDERS = {
 ALL_FOLDERS = tuple(dict.fromkeys(folder for folders in FOLDERS.values() for folder in folders))
 
 CHECKPOINTS = ("checkpoints",)
+CONTROLNETS = ("controlnet",)
+TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{name}" for name in tiny.CONTROLNETS}
+"""Choice -> part of the tiny cascade."""
 
 ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras")}
 """What is put on networks: LoRAs, and learned words, which LoRAs may bring too."""
@@ -75,6 +78,18 @@ def find_checkpoint(choice: str) -> Path:
     """The file or folder of one of `checkpoint_choices`. Raises MissingPart."""
     folders = _diffusers()
     return folders[choice] if choice in folders else _full_path(CHECKPOINTS, choice)
+
+
+def controlnet_choices() -> list[str]:
+    """The tiny cascade's ControlNets, then people's own."""
+    return [*TINY_CONTROLNETS, *_names(CONTROLNETS)]
+
+
+def find_controlnet(choice: str) -> Path:
+    """The file of one of `controlnet_choices`. Raises MissingPart."""
+    if choice in TINY_CONTROLNETS:
+        return _existing(tiny.path(TINY_CONTROLNETS[choice]))
+    return _full_path(CONTROLNETS, choice)
 
 
 def model_folders() -> list[Path]:

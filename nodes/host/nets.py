@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ...cascade.errors import CascadeError
 from ...cascade.models import Conditions, StageB, StageC
 
 Control = Mapping[str, list[Tensor | None]]
@@ -100,7 +101,11 @@ class Hosted:
     ) -> Tensor:
         self.attend.options = transformer_options
         found = self.cache.get(self._inputs(x, conditions), self.conditions)  # type: ignore[attr-defined]
-        return self.denoise(x, timestep, found, control=_residuals(control, x))  # type: ignore[attr-defined]
+        return self.denoise(x, timestep, found, control=self._residuals(control, x))  # type: ignore[attr-defined]
+
+    def _residuals(self, control: Control | None, x: Tensor) -> list[Tensor | None] | None:
+        """The host's control for the blocks, in order of execution; a stage without control ignores it."""
+        return None
 
     def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `conditions`."""
@@ -112,17 +117,24 @@ class HostStageC(Hosted, StageC):
         names = ("clip_text", "clip_text_pooled", "clip_img", "sca", "crp")
         return {name: conditions.get(name) for name in names}
 
+    def _residuals(self, control: Control | None, x: Tensor) -> list[Tensor | None] | None:
+        if control is None or not control.get("input"):
+            return None
+        # The stream between the blocks is float32 where the network is float16. The host's lists are left as they are.
+        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+        widths = [level.width for level in self.config.levels]
+        for residual in control["input"]:
+            if residual is not None and residual.shape[1] not in widths:
+                raise CascadeError(
+                    f"This ControlNet was made for a Stage C of width {residual.shape[1]}, this one's is {widths[0]} "
+                    "(2048: 3.6B, 1536: 1B). Load the ControlNet or the Stage C that belongs to the other."
+                )
+        return [
+            residual if residual is None else residual.to(x.device, dtype) for residual in reversed(control["input"])
+        ]
+
 
 class HostStageB(Hosted, StageB):
     def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: conditions.get(name) for name in ("effnet", "clip", "pixels", "sca")}
         return {**found, "size": tuple(x.shape[-2:])}
-
-
-def _residuals(control: Control | None, x: Tensor) -> list[Tensor | None] | None:
-    """The host's control in order of execution. Its lists are left as they are."""
-    if control is None or not control.get("input"):
-        return None
-    # The stream between the blocks is float32 where the network is float16.
-    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    return [residual if residual is None else residual.to(x.device, dtype) for residual in reversed(control["input"])]

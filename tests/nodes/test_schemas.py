@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
-FILES = {"file", "previewer", "checkpoint", "second_checkpoint", "sampler", "stage_c", "text_encoder", "effnet"}
+FILES = {"controlnet", "file", "previewer", "checkpoint", "second_checkpoint", "sampler"}
+FILES |= {"stage_c", "text_encoder", "effnet"}
 FILES |= {f"file_{number}" for number in range(1, 6)}
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
@@ -49,7 +50,7 @@ def test_schemas_are_as_they_were(host: Any, request: pytest.FixtureRequest) -> 
 
 
 def test_ids_and_categories(host: Any) -> None:
-    assert len(ours(host)) == 23
+    assert len(ours(host)) == 32
     for kind in ours(host).values():
         assert kind.CATEGORY.startswith("Stable Cascade/")
         assert kind.GET_SCHEMA().display_name.endswith("(Stable Cascade)")

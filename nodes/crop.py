@@ -1,0 +1,94 @@
+"""The masked part of a picture at full resolution, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..cascade.errors import CascadeError
+from ..cascade.images import Crop, as_mask, as_rgb, crop_to_mask, resize_mask
+from .types import CONTROL, field, schema
+
+STITCH = io.Custom("CASCADE_STITCH")
+
+
+class CascadeCropToMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        side = {"min": 64, "max": 8192, "step": 8}
+        return schema(
+            node_id="CascadeCropToMask",
+            display_name="Crop to Mask (Stable Cascade)",
+            category=CONTROL,
+            description="The part of a picture around the mask, made as large as the models draw best; Stitch puts it "
+            "back. So a small part of a large picture gets all the detail.",
+            inputs=[
+                field(io.Image, "image", tooltip="The whole picture."),
+                field(io.Mask, "mask", tooltip="White (1): what is to be worked on. Any size."),
+                field(io.Int, "width", default=1024, **side, tooltip="Width of the part. Tiny cascade: 256."),
+                field(io.Int, "height", default=1024, **side, tooltip="Height of the part. Tiny cascade: 256."),
+                field(
+                    io.Float,
+                    "context",
+                    default=0.5,
+                    min=0.0,
+                    max=8.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How much around the mask is taken along, as a share of the mask's longer side.",
+                ),
+                field(
+                    io.Int,
+                    "feather",
+                    default=8,
+                    min=0,
+                    max=256,
+                    tooltip="Over so many pixels around the mask the result fades into the picture.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("image_out", display_name="image", tooltip="The part."),
+                io.Mask.Output("mask_out", display_name="mask", tooltip="The part of the mask."),
+                STITCH.Output("stitch", display_name="stitch", tooltip="For Stitch: the whole, and the part's place."),
+            ],
+            search_aliases=["crop", "inpaint", "mask", "detail"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, mask: Any, width: int, height: int, context: float, feather: int) -> io.NodeOutput:
+        images = as_rgb(image.movedim(-1, 1).float())
+        masks = resize_mask(as_mask(mask), tuple(images.shape[-2:]))
+        if len(masks) not in (1, len(images)):
+            raise CascadeError(f"Crop to Mask (Stable Cascade): {len(masks)} masks for {len(images)} pictures.")
+        crop = crop_to_mask(images, masks, width=width, height=height, context=context, feather=feather)
+        return io.NodeOutput(crop.images.movedim(1, -1).contiguous(), crop.mask[:, 0], crop)
+
+
+class CascadeStitch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeStitch",
+            display_name="Stitch (Stable Cascade)",
+            category=CONTROL,
+            description="Puts a part that was worked on back into its picture. Outside the mask not a pixel changes.",
+            inputs=[
+                field(io.Image, "image", tooltip="The part as it is now, of any size."),
+                field(STITCH, "stitch", tooltip="From Crop to Mask."),
+            ],
+            outputs=[io.Image.Output("image_out", display_name="image", tooltip="The whole picture.")],
+            search_aliases=["stitch", "paste", "composite", "uncrop"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, stitch: Crop) -> io.NodeOutput:
+        images = as_rgb(image.movedim(-1, 1).float())
+        if 1 < len(stitch.whole) != len(images) > 1:
+            raise CascadeError(
+                f"Stitch (Stable Cascade): {len(images)} parts for {len(stitch.whole)} pictures. Connect as many."
+            )
+        return io.NodeOutput(stitch.stitch(images).movedim(1, -1).contiguous())
+
+
+NODES = [CascadeCropToMask, CascadeStitch]

@@ -1,0 +1,283 @@
+"""Hints: what each kind of ControlNet reads, as ordinary images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..cascade.errors import CascadeError
+from ..cascade.images import as_mask, as_rgb, canny, inpaint_hint, mask_of_latent, outpaint, resize_mask
+from ..cascade.images import identity_hint as faces_hint
+from ..cascade.images.canny import LEARNED_SIZE
+from ..cascade.images.hints import GRID, MAX_FACES, super_resolution_hint
+from ..cascade.pipelines import latent_sizes
+from .host import control, faces, guards
+from .types import CONTROL, field, schema
+
+LEARNED, FULL = f"as learned ({LEARNED_SIZE} x {LEARNED_SIZE})", "full size"
+
+
+def images_of(image: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] in [0, 1] of an IMAGE [B, H, W, c]."""
+    return as_rgb(image.movedim(-1, 1).float())
+
+
+def image_of(images: torch.Tensor) -> torch.Tensor:
+    """An IMAGE [B, H, W, c] of [B, c, H, W]."""
+    return images.movedim(1, -1).contiguous()
+
+
+def start_of(images: torch.Tensor, mask: torch.Tensor, encoder: Any) -> dict[str, Any]:
+    """Stage C's latent for pictures of this size: empty, or encoded with what of it is drawn anew."""
+    _, height, width = latent_sizes(*images.shape[-2:]).stage_c
+    if encoder is None:
+        return {"samples": torch.zeros(len(images), 16, height, width)}
+    guards.autoencoder(encoder, "Stage C")
+    samples = guards.finite(control.encode(encoder, images, (height, width)), "Stage C", "latent")
+    return {"samples": samples, "noise_mask": mask_of_latent(mask, (height, width))}
+
+
+def encoder_field() -> Any:
+    return field(
+        io.Vae,
+        "encoder",
+        optional=True,
+        tooltip="Encoder and previewer: stage_c is then the picture, with a mask of what is drawn anew, so that the "
+        "rest stays. Without it stage_c is empty, and the hint alone tells of the picture.",
+    )
+
+
+def latent_output() -> Any:
+    return io.Latent.Output("stage_c", display_name="stage_c", tooltip="For latent of the sampler of Stage C.")
+
+
+class CascadeCannyHint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        threshold = {"min": 0.0, "max": 2040.0, "step": 1.0, "advanced": True}
+        return schema(
+            node_id="CascadeCannyHint",
+            display_name="Canny Hint (Stable Cascade)",
+            category=CONTROL,
+            description="The edges of a picture, for the canny ControlNet. It learned edges of 224 x 224 pixels, "
+            "made large again: thick and soft. Thin edges at full size have little effect on it.",
+            inputs=[
+                field(io.Image, "image", tooltip="The picture whose outlines the result should have."),
+                field(
+                    io.Combo,
+                    "detail",
+                    options=[LEARNED, FULL],
+                    default=LEARNED,
+                    tooltip="as learned is right for the released net. full size is for nets that were trained so.",
+                ),
+                field(io.Float, "low", default=100.0, **threshold, tooltip="Down to this slope an edge goes on."),
+                field(io.Float, "high", default=200.0, **threshold, tooltip="From this slope on an edge begins."),
+            ],
+            outputs=[io.Image.Output("hint", display_name="hint", tooltip="White edges on black.")],
+            search_aliases=["canny", "edges", "preprocessor"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, detail: str, low: float, high: float) -> io.NodeOutput:
+        size = LEARNED_SIZE if detail == LEARNED else None
+        edges = canny(images_of(image), size=size, low=min(low, high), high=max(low, high))
+        return io.NodeOutput(image_of(edges.expand(-1, 3, -1, -1)))
+
+
+class CascadeInpaintHint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeInpaintHint",
+            display_name="Inpaint Hint (Stable Cascade)",
+            category=CONTROL,
+            description="A picture with a hole, for the inpainting ControlNet: white where the mask is white, the mask "
+            "itself as the fourth channel.",
+            inputs=[
+                field(io.Image, "image", tooltip="The picture that is to be filled."),
+                field(io.Mask, "mask", tooltip="White (1): draw this anew. Any size; laid over the whole picture."),
+                encoder_field(),
+            ],
+            outputs=[
+                io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet; see-through in a preview."),
+                latent_output(),
+                io.Mask.Output("mask_out", display_name="mask", tooltip="The mask at the picture's size."),
+            ],
+            search_aliases=["inpaint", "mask", "fill"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, mask: Any, encoder: Any = None) -> io.NodeOutput:
+        images = images_of(image)
+        masks = resize_mask(as_mask(mask), tuple(images.shape[-2:]))
+        if len(masks) not in (1, len(images)):
+            raise CascadeError(
+                f"Inpaint Hint (Stable Cascade): {len(masks)} masks for {len(images)} pictures. Connect one mask, or "
+                "one for each picture."
+            )
+        hint = image_of(inpaint_hint(images, masks))
+        return io.NodeOutput(hint, start_of(images, masks, encoder), masks[:, 0])
+
+
+class CascadeOutpaintHint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        margin = {"default": 0, "min": 0, "max": 8192, "step": 8}
+        return schema(
+            node_id="CascadeOutpaintHint",
+            display_name="Outpaint Hint (Stable Cascade)",
+            category=CONTROL,
+            description="A picture with white margins to be filled, for the inpainting ControlNet.",
+            inputs=[
+                field(io.Image, "image", tooltip="The picture that is to become larger."),
+                *(
+                    field(io.Int, side, **margin, tooltip=f"Pixels to add at the {side}.")
+                    for side in ("left", "top", "right", "bottom")
+                ),
+                field(
+                    io.Int,
+                    "feather",
+                    default=16,
+                    min=0,
+                    max=1024,
+                    tooltip="Over so many pixels the old picture fades into the new, in the mask.",
+                ),
+                encoder_field(),
+            ],
+            outputs=[
+                io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet; see-through in a preview."),
+                latent_output(),
+                io.Image.Output(
+                    "image_out", display_name="image", tooltip="The padded picture, to put the result into."
+                ),
+                io.Mask.Output("mask", display_name="mask", tooltip="White where the result goes."),
+            ],
+            search_aliases=["outpaint", "pad", "extend"],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: Any, left: int, top: int, right: int, bottom: int, feather: int, encoder: Any = None
+    ) -> io.NodeOutput:
+        if not any((left, top, right, bottom)):
+            raise CascadeError("Outpaint Hint (Stable Cascade): all margins are 0; give at least one side some pixels.")
+        padded, mask = outpaint(images_of(image), left, top, right, bottom, feather=feather)
+        # What fades is still the old picture to the net.
+        hint = inpaint_hint(padded, mask.floor())
+        return io.NodeOutput(image_of(hint), start_of(padded, mask, encoder), image_of(padded), mask[:, 0])
+
+
+class CascadeSuperResolutionHint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeSuperResolutionHint",
+            display_name="Super Resolution Hint (Stable Cascade)",
+            category=CONTROL,
+            description="A small picture as the encoder's latents, for the super-resolution ControlNet, and the empty "
+            "latents of the large one.",
+            inputs=[
+                field(io.Image, "image", tooltip="The small picture."),
+                field(io.Vae, "encoder", tooltip="Encoder and previewer."),
+                field(
+                    io.Int,
+                    "factor",
+                    default=2,
+                    min=1,
+                    max=8,
+                    tooltip="How many times as large the result becomes. Released: 2.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("hint", display_name="hint", tooltip="Latents, for Apply ControlNet alone."),
+                latent_output(),
+                io.Latent.Output("stage_b", display_name="stage_b", tooltip="For latent of the sampler of Stage B."),
+            ],
+            search_aliases=["super resolution", "upscale", "sr"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, encoder: Any, factor: int) -> io.NodeOutput:
+        guards.autoencoder(encoder, "Stage C")
+        images = images_of(image)
+        height, width = images.shape[-2:]
+        sizes = latent_sizes(height * factor, width * factor)
+        grid = max(1, round(height / GRID)), max(1, round(width / GRID))
+        hint = super_resolution_hint(images, lambda x: control.encode(encoder, x, grid), factor)
+        guards.finite(hint, "Stage C", "latent")
+        return io.NodeOutput(
+            image_of(hint),
+            {"samples": torch.zeros(len(images), *sizes.stage_c)},
+            {"samples": torch.zeros(len(images), *sizes.stage_b)},
+        )
+
+
+class CascadeIdentityHint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeIdentityHint",
+            display_name="Identity Hint (Stable Cascade)",
+            category=CONTROL,
+            description="Faces for an identity ControlNet: each face's 512 numbers in its place. Boxes and numbers "
+            "come from a face detector's node, or from insightface where it is installed.",
+            inputs=[
+                field(io.Image, "image", tooltip="The picture with the faces; it tells the size and the places."),
+                field(
+                    io.AnyType,
+                    "boxes",
+                    optional=True,
+                    tooltip="For each face left, top, right and bottom in pixels: a list or tensor [faces, 4], or a "
+                    "list of those for a batch.",
+                ),
+                field(
+                    io.AnyType,
+                    "embeddings",
+                    optional=True,
+                    tooltip="For each face 512 numbers: a list or tensor [faces, 512], or a list of those for a batch.",
+                ),
+                field(
+                    io.Int,
+                    "max_faces",
+                    default=MAX_FACES,
+                    min=1,
+                    max=64,
+                    tooltip=f"Of more faces the largest are taken. Released: {MAX_FACES}.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "hint", display_name="hint", tooltip="512 numbers a place, for Apply ControlNet alone."
+                ),
+                io.Image.Output(
+                    "preview", display_name="preview", tooltip="The picture, with the faces' places marked."
+                ),
+            ],
+            search_aliases=["face", "identity", "insightface"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, max_faces: int, boxes: Any = None, embeddings: Any = None) -> io.NodeOutput:
+        images = images_of(image)
+        if (boxes is None) != (embeddings is None):
+            missing = "embeddings" if embeddings is None else "boxes"
+            raise CascadeError(f"Identity Hint (Stable Cascade): {missing} are missing; both belong to each face.")
+        found = faces.detected(images) if boxes is None else faces.given(boxes, embeddings, len(images))
+        try:
+            hint = faces_hint(found, *images.shape[-2:], limit=max_faces)
+        except ValueError as error:
+            raise CascadeError(f"Identity Hint (Stable Cascade): {error}.") from error
+        marked = (hint != 0).any(dim=1, keepdim=True).float()
+        shown = torch.nn.functional.interpolate(marked, images.shape[-2:], mode="nearest")
+        return io.NodeOutput(image_of(hint), image_of(images * (0.4 + 0.6 * shown)))
+
+
+NODES = [
+    CascadeCannyHint,
+    CascadeInpaintHint,
+    CascadeOutpaintHint,
+    CascadeSuperResolutionHint,
+    CascadeIdentityHint,
+]

@@ -1,0 +1,256 @@
+"""CONTROL_NET: our ControlNets for any Stage C that the host samples, and what the artist connects to them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import comfy.controlnet
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...cascade.checkpoints.kinds import variant
+from ...cascade.errors import CascadeError, IncompatibleCheckpoint
+from ...cascade.images import fit_hint
+from ...cascade.images.hints import GRID
+from ...cascade.models import ControlNet
+from .files import read
+from .nets import LayerFactory
+
+HINTS = {
+    1: "Canny Hint (Stable Cascade)",
+    4: "Inpaint Hint (Stable Cascade) or Outpaint Hint (Stable Cascade)",
+    16: "Super Resolution Hint (Stable Cascade)",
+    512: "Identity Hint (Stable Cascade)",
+}
+"""Channels that a ControlNet reads -> the nodes that make such a hint."""
+READS = {1: "edges", 3: "pictures", 4: "pictures with their mask", 16: "the encoder's latents", 512: "faces"}
+
+
+class CascadeControl(comfy.controlnet.ControlBase):
+    """A ControlNet of ours. It reads the hint alone, so its residuals are made once a run, not once a step."""
+
+    def __init__(self, net: Any, patcher: Any) -> None:
+        super().__init__()
+        self.net, self.patcher = net, patcher
+        self.residuals: dict[tuple[int, ...], list[Tensor | None]] = {}
+        self.length: int | None = 0
+
+    @property
+    def config(self) -> Any:
+        return self.net.config
+
+    def set_cond_hint(self, cond_hint: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The host's, for hints [B, c, H, W]. Raises CascadeError for one of another kind."""
+        return super().set_cond_hint(checked_hint(cond_hint, self.config.in_channels), *args, **kwargs)
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        super().pre_run(model, percent_to_timestep_function)
+        self.residuals = {}
+        self.length = self._length(model)
+
+    def _length(self, model: Any) -> int | None:
+        """The residual blocks of the model, or None for Stage B, which is not controlled. Raises CascadeError."""
+        if isinstance(model, comfy.model_base.StableCascade_B):
+            return None
+        wanted = f"This ControlNet ({variant('controlnet', self.config)}) was made for a Stage C"
+        if not isinstance(model, comfy.model_base.StableCascade_C):
+            raise CascadeError(f"{wanted}; the model that is sampled is {type(model).__name__}, another model.")
+        net = model.diffusion_model
+        width = net.embedding[1].out_channels
+        blocks = sum(type(module).__name__ == "ResBlock" for module in net.modules())
+        if width != self.config.width:
+            raise CascadeError(
+                f"{wanted} of width {self.config.width} (2048: 3.6B, 1536: 1B, 128: tiny cascade); the one that is "
+                f"sampled has {width}. Load the ControlNet or the Stage C that belongs to the other."
+            )
+        if max(self.config.blocks) >= blocks:
+            raise CascadeError(
+                f"{wanted} with at least {max(self.config.blocks) + 1} residual blocks; the one that is sampled has "
+                f"{blocks}. If the ControlNet belongs to it, type its blocks into Load ControlNet (Stable Cascade)."
+            )
+        return blocks
+
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any = None, **kwargs: Any
+    ) -> dict[str, list[Tensor | None]] | None:
+        """The host's lists: the last is for the first block, as many as the network has blocks."""
+        previous = None
+        if self.previous_controlnet is not None:
+            previous = self.previous_controlnet.get_control(
+                x_noisy, t, cond, batched_number, transformer_options, **kwargs
+            )
+        if self.length is None or not self._acts(t):
+            return previous
+        ours = [
+            None if residual is None else self.strength * _for_batch(residual, len(x_noisy), batched_number)
+            for residual in self._projected(x_noisy)
+        ]
+        return {"input": merged(ours, previous, self.length), "middle": [], "output": []}
+
+    def _acts(self, t: Tensor) -> bool:
+        """From start up to, not including, end, so that two halves share no step."""
+        if self.timestep_range is None:
+            return True
+        # A step at the very place that the artist typed is there but for rounding.
+        sigma = float(t[0]) * (1 - 1e-4)
+        return self.timestep_range[0] >= sigma > self.timestep_range[1]
+
+    def _projected(self, x: Tensor) -> list[Tensor | None]:
+        """The residuals [hints, width, h, w] for latents of this size, in order of execution."""
+        size = (*x.shape[-2:], x.device.index or 0)
+        if size not in self.residuals:
+            hint = fit_hint(self.cond_hint_original.float(), *x.shape[-2:], picture=self.config.reads_pictures)
+            self.residuals[size] = self.net(hint.to(x.device))
+        return self.residuals[size]
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        self.residuals = {}
+
+    def copy(self) -> CascadeControl:
+        made = CascadeControl(self.net, self.patcher)
+        self.copy_to(made)
+        return made
+
+    def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> CascadeControl:
+        """For newer hosts that sample on several devices: a copy with a network of its own there."""
+        made = self.copy()
+        made.net = copy.deepcopy(self.net)
+        made.patcher = _patcher(made.net, load_device)
+        if autoregister:
+            self.multigpu_clones[load_device] = made
+        return made
+
+    def get_models(self) -> list[Any]:
+        return [*super().get_models(), self.patcher]
+
+
+def merged(ours: list[Tensor | None], previous: Any, length: int) -> list[Tensor | None]:
+    """The sum of residuals in order of execution and the host's lists of another net, as the host's list.
+
+    A shorter list of another net is one that controls no later block: the host's own lists end at the first block.
+    """
+    before = [] if previous is None else list(reversed(previous.get("input", ())))
+    total: list[Tensor | None] = [None] * max(length, len(before))
+    for residuals in (before, ours):
+        for block, residual in enumerate(residuals):
+            total[block] = residual if total[block] is None else _sum(total[block], residual)
+    return total[::-1]
+
+
+def _sum(first: Any, second: Tensor | None) -> Tensor:
+    if second is None:
+        return first
+    if first.shape[1] != second.shape[1]:
+        raise CascadeError(
+            f"Two ControlNets were made for Stage Cs of different width ({first.shape[1]} and {second.shape[1]}): "
+            "they cannot act together."
+        )
+    if first.shape[-2:] != second.shape[-2:]:
+        first = F.interpolate(first, second.shape[-2:], mode="bilinear", align_corners=True)
+    return first + second.to(first)
+
+
+def _for_batch(residual: Tensor, batch: int, groups: int) -> Tensor:
+    """Residuals [hints, c, h, w] for a batch of `groups` times the same pictures."""
+    if len(residual) == 1:
+        return residual.expand(batch, -1, -1, -1)
+    return comfy.utils.repeat_to_batch_size(residual, batch // groups).repeat(groups, 1, 1, 1)
+
+
+def checked_hint(hint: Tensor, channels: int) -> Tensor:
+    """The hint [B, c, H, W] with as many channels as the net reads; grey pictures count as one channel.
+
+    Raises:
+        CascadeError: a hint of another kind.
+    """
+    found = hint.shape[1]
+    if (
+        channels == 1
+        and found in (3, 4)
+        and torch.equal(hint[:, 0], hint[:, 1])
+        and torch.equal(hint[:, 1], hint[:, 2])
+    ):
+        return hint[:, :1]
+    if found == channels:
+        return hint
+    colour = "a colour picture" if found == 3 else READS.get(found, f"{found} channels")
+    make = HINTS.get(channels)
+    raise CascadeError(
+        f"This ControlNet reads {READS.get(channels, f'{channels} channels')}; the hint that is connected is {colour}. "
+        + (f"Make the hint with {make}." if make else f"It must have {channels} channels.")
+    )
+
+
+def load_control(path: Path, blocks: tuple[int, ...] = ()) -> tuple[CascadeControl, str]:
+    """The CONTROL_NET of a file, and what it is in words.
+
+    Args:
+        blocks: the residual blocks that it controls, where the file does not tell them.
+
+    Raises:
+        CheckpointError: another kind of file, or blocks that do not fit.
+    """
+    with torch.inference_mode(False):
+        config, state = _read(path, blocks)
+        with torch.device("meta"):
+            net: Any = ControlNet(config, ops=LayerFactory(comfy.ops.manual_cast, torch.float32))
+        net.load_state_dict(state, assign=True)
+        net.eval().requires_grad_(False)
+        control = CascadeControl(net, _patcher(net, comfy.model_management.get_torch_device()))
+    reads = READS.get(config.in_channels, f"{config.in_channels} channels")
+    make = f", made by {HINTS[config.in_channels]}" if config.in_channels in HINTS else ""
+    report = f"{variant('controlnet', config)}, reads {reads}{make}; for a Stage C of width {config.width}"
+    return control, f"{report}, blocks {', '.join(map(str, config.blocks))}"
+
+
+def _read(path: Path, blocks: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        return read(path, "controlnet", **({"blocks": blocks} if blocks else {}))
+    except ValueError as error:
+        raise IncompatibleCheckpoint(f"blocks {', '.join(map(str, blocks))}: {error}", path) from error
+
+
+def _patcher(net: Any, device: torch.device) -> Any:
+    offload = comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.CoreModelPatcher(net, load_device=device, offload_device=offload)
+
+
+def encode(encoder: Any, images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Stage C's latents [B, 16, *size] of pictures [B, 3, H, W], with ComfyUI's VAE."""
+    pixels = F.interpolate(images, tuple(side * GRID for side in size), mode="bilinear", antialias=True)
+    return encoder.encode(pixels.clamp(0, 1).movedim(1, -1))
+
+
+def apply(
+    positive: Any, negative: Any, control: Any, hint: Tensor, strength: float, start: float, end: float
+) -> tuple[Any, Any]:
+    """Both conditionings with the net, ours or the host's own; None stays None. A hint is an image [B, H, W, c].
+
+    Conditionings that had the same net before share one clone, so that the host runs them as one batch.
+    """
+    if control is None:
+        raise CascadeError("There is no ControlNet: connect Load ControlNet (Stable Cascade).")
+    if start > end:
+        raise CascadeError(f"Apply ControlNet (Stable Cascade): start {start:g} lies after end {end:g}.")
+    made: dict[Any, Any] = {}
+
+    def with_control(conditioning: Any) -> Any:
+        found = []
+        for embedding, extras in conditioning:
+            before = extras.get("control")
+            if before not in made:
+                clone = control.copy().set_cond_hint(hint.movedim(-1, 1), strength, (start, end))
+                made[before] = clone.set_previous_controlnet(before)
+            found.append([embedding, {**extras, "control": made[before], "control_apply_to_uncond": False}])
+        return found
+
+    return tuple(None if each is None else with_control(each) for each in (positive, negative))
