@@ -1,13 +1,18 @@
-"""Empty latents of the right sizes."""
+"""Empty latents of the right sizes, and mixes of latents."""
 
 from __future__ import annotations
 
-import torch
-from comfy_api.latest import io
+from typing import Any
 
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..cascade.diffusion import lerp, slerp
 from ..cascade.pipelines import latent_sizes
 from ..cascade.pipelines.sizes import LARGEST, SMALLEST
-from .host import guards
+from .host import guards, sampling
 from .types import LATENT, field, schema
 
 CUSTOM = "custom"
@@ -77,4 +82,72 @@ class CascadeEmptyLatent(io.ComfyNode):
         return io.NodeOutput(*({"samples": torch.zeros(shape)} for shape in shapes))
 
 
-NODES = [CascadeEmptyLatent]
+WAYS = {"slerp": slerp, "straight": lerp}
+
+
+class CascadeMixLatents(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeMixLatents",
+            display_name="Mix Latents (Stable Cascade)",
+            category=LATENT,
+            description="What lies between two latents of one stage: a mix, or a sequence from one to the other.",
+            inputs=[
+                field(io.Latent, "latent_1", tooltip="Of an encoded picture, or a sampler's result."),
+                field(io.Latent, "latent_2", tooltip="The other, of the same stage; resized to the first."),
+                field(
+                    io.Float,
+                    "share",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="How much of latent_2 is in it: 0 is latent_1 alone, 1 latent_2 alone.",
+                ),
+                field(
+                    io.Combo,
+                    "way",
+                    options=list(WAYS),
+                    default="slerp",
+                    tooltip="slerp goes along the sphere and keeps latents strong. straight is the plain weighted sum, "
+                    "which is paler in the middle.",
+                ),
+                field(
+                    io.Int,
+                    "frames",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip="More than 1: a batch that goes from latent_1 to latent_2; share does not count then.",
+                ),
+            ],
+            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="For the sampler of that stage.")],
+            search_aliases=["interpolate", "slerp", "blend", "latent"],
+        )
+
+    @classmethod
+    def execute(cls, latent_1: Any, latent_2: Any, share: float, way: str, frames: int) -> io.NodeOutput:
+        stage = guards.stage_of(latent_1)
+        first, second = (guards.latents(latent, stage) for latent in (latent_1, latent_2))
+        if second.shape[-2:] != first.shape[-2:]:
+            second = F.interpolate(second, first.shape[-2:], mode="bilinear")
+        if frames > 1:
+            mixed = _steps(first, second, way, frames)
+        else:
+            batch = max(len(first), len(second))
+            mixed = WAYS[way](sampling.repeated(first, batch), sampling.repeated(second, batch), share)
+        kept = {name: latent_1[name] for name in ("noise_mask",) if name in latent_1}
+        # All frames with one noise: what changes from one to the next is the picture.
+        places = {"batch_index": [0] * len(mixed)} if frames > 1 else {}
+        return io.NodeOutput({**kept, **places, "samples": mixed})
+
+
+def _steps(first: Tensor, second: Tensor, way: str, frames: int) -> Tensor:
+    """From the first picture of one latent to the first of the other [frames, c, h, w]."""
+    ends = (each[:1].expand(frames, -1, -1, -1) for each in (first, second))
+    return WAYS[way](*ends, torch.linspace(0, 1, frames))
+
+
+NODES = [CascadeEmptyLatent, CascadeMixLatents]

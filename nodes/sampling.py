@@ -8,10 +8,14 @@ import torch
 from comfy_api.latest import io
 
 from ..cascade.diffusion import Guidance
+from ..cascade.pipelines import compression_warning
 from .host import guards, sampling
+from .host import tiling as tiles
 from .types import CUSTOM_SAMPLING, SAMPLING, field, schema
 
 PER_IMAGE, WHOLE_BATCH = "per image", "whole batch (as released)"
+CORRECT, AS_RELEASED = "correct", "as released"
+AUTO, NEVER, ALWAYS = "auto", "never", "always"
 
 
 def conditioning_fields() -> list[Any]:
@@ -146,6 +150,16 @@ class CascadeSampleStageC(io.ComfyNode):
                 *conditioning_fields(),
                 field(io.Latent, "latent", tooltip="Where to start: an empty latent, or an encoded picture."),
                 *run_fields(steps=20, guidance=4.0, shift=2.0),
+                field(
+                    io.Combo,
+                    "noising",
+                    options=[CORRECT, AS_RELEASED],
+                    default=CORRECT,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How a picture is noised when denoise is below 1. correct: as much as the sampler expects. "
+                    "as released: less (with shift 1), so that more of the picture stays and the result is smoother.",
+                ),
             ],
             outputs=[io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage B.")],
             search_aliases=["ksampler", "prior"],
@@ -153,11 +167,22 @@ class CascadeSampleStageC(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, latent: Any, seed: int, sampler: str, **settings: Any
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Any,
+        seed: int,
+        sampler: str,
+        noising: str = CORRECT,
+        **settings: Any,
     ) -> io.NodeOutput:
         guards.model(model, "Stage C")
         samples = guards.latents(latent, "Stage C")
-        result = _sample(model, (positive, negative), latent, samples, seed, "stage_c", sampler, settings)
+        level = None
+        if noising == AS_RELEASED and settings["denoise"] < 1:
+            level = float(sampling.released_sigmas(1, 1.0, t_start=settings["denoise"])[0])
+        result = _sample(model, (positive, negative), latent, samples, seed, "stage_c", sampler, settings, level)
         guards.finite(result["samples"], "Stage C")
         return io.NodeOutput(result)
 
@@ -182,6 +207,38 @@ class CascadeSampleStageB(io.ComfyNode):
                     tooltip="Where to start: Stage B's empty latent (of the picture's exact size), or a picture that "
                     "Stage A encoded. Without it, an empty one of the size of Stage C's latent.",
                 ),
+                field(
+                    io.Combo,
+                    "tiling",
+                    options=[NEVER, AUTO, ALWAYS],
+                    default=NEVER,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Draw in overlapping tiles, each with its part of Stage C's latent: for large pictures. "
+                    "auto: when a step on the whole would not fit into memory.",
+                ),
+                field(
+                    io.Int,
+                    "tile_size",
+                    default=1024,
+                    min=256,
+                    max=8192,
+                    step=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Side of a tile in pixels. 1024 is what Stage B was trained at.",
+                ),
+                field(
+                    io.Int,
+                    "tile_overlap",
+                    default=256,
+                    min=64,
+                    max=4096,
+                    step=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far tiles overlap, in pixels. More: smoother, and slower.",
+                ),
             ],
             outputs=[io.Latent.Output("stage_b", display_name="stage_b", tooltip="For decoding with Stage A.")],
             search_aliases=["ksampler", "decoder"],
@@ -197,12 +254,19 @@ class CascadeSampleStageB(io.ComfyNode):
         seed: int,
         sampler: str,
         latent: Any = None,
+        tiling: str = NEVER,
+        tile_size: int = 1024,
+        tile_overlap: int = 256,
         **settings: Any,
     ) -> io.NodeOutput:
         guards.model(model, "Stage B")
         small = guards.latents(stage_c, "Stage C")
         latent = sampling.start_of_stage_b(stage_c, small) if latent is None else latent
         samples = sampling.repeated(guards.latents(latent, "Stage B"), len(small))
+        if warning := compression_warning(small.shape, samples.shape):
+            guards.warn(warning)
+        if tiling == ALWAYS or (tiling == AUTO and tiles.too_large(model, samples)):
+            model = tiles.tiled(model, tile_size, tile_overlap)
         conditionings = sampling.with_prior(positive, small), sampling.with_prior(negative, None)
         result = _sample(model, conditionings, latent, samples, seed, "stage_b", sampler, settings)
         guards.finite(result["samples"], "Stage B")
@@ -218,12 +282,13 @@ def _sample(
     stream: str,
     sampler: str,
     settings: dict[str, Any],
+    noised_to: float | None = None,
 ) -> dict[str, Any]:
     """`settings` are the inputs of `run_fields` that are left: steps, denoise, shift, and those of `to_guidance`."""
     steps, denoise, shift = (settings.pop(name) for name in ("steps", "denoise", "shift"))
     sigmas = sampling.released_sigmas(steps, shift, t_start=denoise)
     guider = sampling.guider(sampling.shifted(model, shift), *conditionings, to_guidance(**settings))
-    return sampling.run(guider, latent, samples, seed, stream, sampler, sigmas)
+    return sampling.run(guider, latent, samples, seed, stream, sampler, sigmas, noised_to)
 
 
 class CascadeSigmas(io.ComfyNode):

@@ -16,6 +16,7 @@ CONTROL = f"{CATEGORY}/controlnet"
 SAMPLING = f"{CATEGORY}/sampling"
 LORA = f"{CATEGORY}/lora"
 TRAINING = f"{CATEGORY}/training"
+PICTURES = f"{CATEGORY}/pictures"
 CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
 
 LoraType = io.Custom("CASCADE_LORA")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from .guidance import Guidance
 from .loss_weights import LOSS_WEIGHTS, LossWeight
-from .mixing import lerp, slerp, weighted
+from .mixing import blend, lerp, slerp, weighted
 from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
 from .process import RELEASED, Diffusion, TrainingBatch
@@ -45,6 +45,7 @@ __all__ = [
     "SeededNoise",
     "Target",
     "TrainingBatch",
+    "blend",
     "lerp",
     "sample",
     "slerp",

@@ -13,6 +13,20 @@ def weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack([weight * x for weight, x in zip(weights, tensors, strict=True)]).sum(dim=0)
 
 
+def blend(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted sum, as long as the parts are: for embeddings, of which the direction says what is there.
+
+    Its length is the mean of theirs, by the weights' sizes. Zeros where all weights are 0.
+    """
+    dims = tuple(range(1, tensors[0].ndim))
+    lengths = [x.float().square().sum(dims, keepdim=True).sqrt() for x in tensors]
+    total = sum(map(abs, weights)) or 1.0
+    wanted = weighted(lengths, [abs(weight) / total for weight in weights])
+    mixed = weighted([x.float() for x in tensors], weights)
+    have = mixed.square().sum(dims, keepdim=True).sqrt()
+    return (mixed * wanted / have.clamp_min(1e-12)).to(tensors[0].dtype)
+
+
 def lerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
     """The straight way from `first` (share 0) to `second` (share 1). share: a number, or [B]."""
     return torch.lerp(first.float(), second.float(), _broadcast(share, first)).to(first.dtype)

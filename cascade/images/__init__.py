@@ -18,7 +18,7 @@ from .hints import (
 from .masks import as_mask, mask_of_latent, resize_mask
 from .metrics import psnr, side_by_side, ssim
 from .pillow import from_pillow, to_pillow
-from .resize import effnet_input, fit, normalise, resize_short_side, stage_c_input, three_quarters
+from .resize import effnet_input, fit, normalise, resize_for_latent, resize_short_side, stage_c_input, three_quarters
 from .rgb import as_rgb
 from .tiles import Box, blended, stitched
 
@@ -44,6 +44,7 @@ __all__ = [
     "normalise",
     "outpaint",
     "psnr",
+    "resize_for_latent",
     "resize_mask",
     "resize_short_side",
     "shrink",

@@ -50,13 +50,18 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
     return images[..., top : top + height, left : left + width]
 
 
-def stage_c_input(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """What the EfficientNet encoder wants of pictures [B, 3, H, W] to make latents of size (h, w) of them.
+def resize_for_latent(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures [B, 3, H, W] at the size of which the EfficientNet encoder makes latents of size (h, w).
 
     Bilinear and antialiased, as released for image to image (short side 768 where the latents' is 24).
     """
     pixels = (size[0] * EFFNET_FACTOR, size[1] * EFFNET_FACTOR)
-    return normalise(F.interpolate(images, pixels, mode="bilinear", antialias=True))
+    return F.interpolate(images, pixels, mode="bilinear", antialias=True)
+
+
+def stage_c_input(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """What the EfficientNet encoder wants of pictures [B, 3, H, W] in [0, 1] for latents of size (h, w)."""
+    return normalise(resize_for_latent(images, size))
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cascade.errors import MissingPart
+from ...cascade.images import stitched
 from ...cascade.images.resize import normalise
 from ...cascade.models import EffnetEncoder, Previewer, StageA
 from .files import read
@@ -69,6 +70,10 @@ class Geometry:
     up: int
     encode_memory: Memory
     decode_memory: Memory
+    encode_reach: int | None = None
+    """Pixels to each side that a latent depends on; None where it is the whole picture."""
+    decode_reach: int | None = None
+    """Latents to each side that a pixel depends on; None where nothing is known."""
 
 
 class CascadeVAE(comfy.sd.VAE):
@@ -81,6 +86,7 @@ class CascadeVAE(comfy.sd.VAE):
         self.downscale_ratio, self.upscale_ratio = geometry.down, geometry.up
         self.latent_channels = geometry.channels
         self.memory_used_encode, self.memory_used_decode = geometry.encode_memory, geometry.decode_memory
+        self.geometry = geometry
         self.process_input = lambda images: images
         self.process_output = lambda images: images.clamp_(0.0, 1.0)
         self.device, self.vae_dtype = comfy.model_management.vae_device(), dtype
@@ -90,6 +96,34 @@ class CascadeVAE(comfy.sd.VAE):
             net, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
         )
         self.model_size()
+
+    def decode_tiled_(self, samples: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
+        """The host's decoding in tiles, for latents [B, c, h, w].
+
+        Where the network's reach is known, tiles overlap as far as it takes to be the same as whole, and are stitched.
+        """
+        reach, net = self.geometry.decode_reach, self.first_stage_model
+        if reach is None:
+            return super().decode_tiled_(samples, tile_x, tile_y, overlap)
+
+        def decode(part: Tensor) -> Tensor:
+            return net.decode(part.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
+
+        side, up = max(min(tile_x, tile_y), 4 * reach), self.geometry.up
+        images = torch.cat([stitched(decode, x[None], side=side, margin=reach, up=up) for x in samples])
+        return self.process_output(images)
+
+    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
+        """The same for pictures [B, 3, H, W] to latents."""
+        reach, net, down = self.geometry.encode_reach, self.first_stage_model, self.geometry.down
+        if reach is None:
+            return super().encode_tiled_(pixel_samples, tile_x, tile_y, overlap)
+
+        def encode(part: Tensor) -> Tensor:
+            return net.encode(part.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
+
+        side = max(min(tile_x, tile_y) // down * down, 4 * reach)
+        return torch.cat([stitched(encode, x[None], side=side, margin=reach, down=down) for x in pixel_samples])
 
 
 def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:
@@ -147,6 +181,8 @@ def _stage_a_geometry(config: Any) -> Geometry:
         up=ratio,
         encode_memory=lambda shape, dtype: memory(shape[2] * shape[3], dtype),
         decode_memory=lambda shape, dtype: memory(shape[2] * shape[3] * ratio**2, dtype),
+        encode_reach=config.encoding_reach,
+        decode_reach=config.decoding_reach,
     )
 
 

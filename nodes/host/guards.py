@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import comfy.model_base
 import comfy.model_management
+import server
 import torch
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
+
+logger = logging.getLogger("cascade")
 
 CURES = {
     "Stage C": "Load Stage C with dtype bf16 or fp32, take away LoRAs one by one, or lower the guidance.",
@@ -58,6 +63,17 @@ def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
         )
 
 
+def stage_of(latent: dict[str, Any]) -> str:
+    """The stage whose latents these are, by their channels. Raises CascadeError for those of another model."""
+    channels = latent["samples"].shape[1]
+    stage = next((name for name, count in CHANNELS.items() if count == channels), None)
+    if stage is None:
+        raise CascadeError(
+            f"This takes latents of Stage C (16 channels) or Stage B (4); these have {channels}: another model's."
+        )
+    return stage
+
+
 def model(patcher: Any, stage: str) -> Any:
     """The model, which must be of this stage (ours or the host's own). Raises CascadeError."""
     if not isinstance(patcher.model, getattr(comfy.model_base, MODELS[stage])):
@@ -77,3 +93,11 @@ def autoencoder(vae: Any, stage: str) -> Any:
             f"{stage}'s latents have {CHANNELS[stage]} channels, this VAE's {vae.latent_channels}: connect {wanted}."
         )
     return vae
+
+
+def warn(message: str) -> None:
+    """Tell the artist: in the log, and on the node that is running where the host can show it."""
+    logger.warning("%s", message)
+    page, context = getattr(server.PromptServer, "instance", None), get_executing_context()
+    if page is not None and context is not None and hasattr(page, "send_progress_text"):
+        page.send_progress_text(message, context.node_id)

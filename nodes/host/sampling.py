@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import count
 from typing import Any
 
@@ -88,18 +89,21 @@ def run(
     stream: str,
     sampler: str,
     sigmas: Tensor,
+    noised_to: float | None = None,
 ) -> dict[str, Any]:
     """The latent with what sampling made of its samples [B, c, h, w].
 
     Image i of a batch has the noise of seed + i (or of the index that the host kept for it), on its own: so it is the
     same alone, in a batch, and from the library with that seed.
+
+    noised_to: the level that the latents are really noised to, where it is not that of the first step.
     """
     noise = SeededNoise(_seeds(latent, len(samples), seed), stream)
     start = noise.start(*samples.shape[1:])
     result = guided.sample(
         start,
         samples,
-        _sampler(sampler, noise, start.to(guided.model_patcher.load_device)),
+        _starting_at(noised_to, _sampler(sampler, noise, start.to(guided.model_patcher.load_device))),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(guided.model_patcher, len(sigmas) - 1),
@@ -126,6 +130,22 @@ def _sampler(name: str, noise: SeededNoise, like: Tensor) -> Any:
     steps = count()
     options = {**made.extra_options, "noise_sampler": lambda *_: noise(like, next(steps))}
     return comfy.samplers.KSAMPLER(made.sampler_function, options, made.inpaint_options)
+
+
+def _starting_at(sigma: float | None, sampler: Any) -> Any:
+    """The sampler, for a start that is noised to another level than it believes; None: to that which it believes."""
+    if sigma is None:
+        return sampler
+    function = sampler.sampler_function
+
+    @wraps(function)
+    def from_other_level(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+        x0, believed = model.latent_image, float(sigmas[0])
+        noised = x0 + (x - x0) * (sigma / believed)
+        # The host's x is the network's times sqrt(1 + sigma^2), with the level that it believes.
+        return function(model, noised * math.sqrt((1 + believed**2) / (1 + sigma**2)), sigmas, *args, **kwargs)
+
+    return comfy.samplers.KSAMPLER(from_other_level, sampler.extra_options, sampler.inpaint_options)
 
 
 def shifted(model: Any, shift: float) -> Any:

@@ -8,11 +8,11 @@ from PIL import Image
 from cascade import tiny
 from cascade.checkpoints import save_model
 from cascade.cli import main
-from cascade.cli.generate import output_paths
+from cascade.cli._drawing import output_paths
 from cascade.errors import CascadeError
 from tests.small import part
 
-KINDS = ("text_encoder", "stage_c", "stage_b", "stage_a")
+KINDS = ("text_encoder", "stage_c", "stage_b", "stage_a", "effnet", "image_encoder")
 FAST = ["--steps", "2", "--steps-b", "1", "--width", "64", "--height", "48"]
 PROMPT = "a red circle on a blue background"
 
@@ -55,7 +55,7 @@ def test_real_networks_are_found_and_named(folder, tmp_path, capsys):
     assert main(["generate", PROMPT, "-o", str(out), "--models", str(folder), *FAST]) == 0
     said = capsys.readouterr().err
     assert "tiny" not in said
-    for kind in KINDS:
+    for kind in KINDS[:4]:
         assert f"{kind}.safetensors" in said
     with Image.open(out) as picture:
         assert picture.size == (64, 48)
@@ -121,3 +121,63 @@ def test_help_is_quick_and_complete(capsys):
     text = capsys.readouterr().out
     for option in ("--negative", "--seed", "--number", "--models", "--steps-b", "--dtype"):
         assert option in text
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    Image.linear_gradient("L").resize((96, 64)).save(path)
+    return path
+
+
+def make(folder, out, *options):
+    size = [] if "--image" in options else ["--width", "96", "--height", "64"]
+    return main(
+        ["generate", PROMPT, "-o", str(out), "--models", str(folder), "--steps", "2", "--steps-b", "1", *size, *options]
+    )
+
+
+def test_a_picture_to_start_from_with_a_mask(folder, photo, tmp_path):
+    mask = Image.new("L", (96, 64))
+    mask.paste(255, (60, 0, 96, 64))
+    mask.save(tmp_path / "mask.png")
+    out = tmp_path / "out.png"
+    options = ["--image", str(photo), "--mask", str(tmp_path / "mask.png"), "--strength", "0.8"]
+    assert make(folder, out, *options, "--width", "96", "--height", "64") == 0
+    with Image.open(out) as drawn, Image.open(photo) as source:
+        assert drawn.crop((0, 0, 60, 64)).tobytes() == source.convert("RGB").crop((0, 0, 60, 64)).tobytes()
+        assert drawn.crop((60, 0, 96, 64)).tobytes() != source.convert("RGB").crop((60, 0, 96, 64)).tobytes()
+        recipe = json.loads(drawn.text["cascade"])
+    assert (recipe["image"], recipe["mask"], recipe["strength"]) == ("photo.png", "mask.png", 0.8)
+
+
+def test_without_a_size_the_picture_gives_its_proportions(as_tiny, photo, tmp_path):
+    out = tmp_path / "out.png"
+    options = ["--image", str(photo), "--steps", "1", "--steps-b", "1"]
+    assert main(["generate", PROMPT, "-o", str(out), *options]) == 0
+    with Image.open(out) as drawn:
+        assert drawn.size == (384, 256)
+
+
+def test_variations_and_large_pictures(folder, photo, tmp_path):
+    out = tmp_path / "out.png"
+    weights = ["--like", str(photo), "--weight", "1", "--like", str(photo), "--weight", "-0.5"]
+    assert make(folder, out, *weights, "--enlarge", "4", "--tile", "256") == 0
+    with Image.open(out) as drawn:
+        assert drawn.size == (384, 256)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--mask", "mask.png"], "--mask needs --image"),
+        (["--image", "nothing.png"], "nothing.png"),
+        (["--image", __file__], "cannot be read as a picture"),
+        (["--weight", "2"], "Each --like has one --weight"),
+        (["--enlarge", "100"], "--enlarge takes 0.25 to 16"),
+        (["--tile", "8"], "at least 256"),
+    ],
+)
+def test_what_is_wrong_with_pictures_is_said(folder, tmp_path, capsys, options, word):
+    assert make(folder, tmp_path / "out.png", *options) == 1
+    assert word in capsys.readouterr().err.splitlines()[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade.diffusion import lerp, slerp, weighted
+from cascade.diffusion import blend, lerp, slerp, weighted
 
 
 def test_both_ways_begin_and_end_where_they_should() -> None:
@@ -44,6 +44,16 @@ def test_weights_are_taken_as_they_are() -> None:
     assert weighted([a, b, c], [2.0, 1.0, -0.5]).tolist() == [[-38, -38]]
     with pytest.raises(ValueError, match="longer"):
         weighted([a, b], [1.0])
+
+
+def test_a_blend_is_as_long_as_its_parts() -> None:
+    first, second = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+    torch.testing.assert_close(blend([first, second], [1.0, 1.0]), torch.full((1, 2), 3 / 2**0.5))
+    torch.testing.assert_close(blend([first, second], [2.0, 2.0]), blend([first, second], [0.5, 0.5]))
+    away = blend([first, second], [1.0, -0.5])
+    assert away[0, 1] < 0 < away[0, 0]
+    torch.testing.assert_close(away.norm(), torch.tensor(3.0))
+    assert torch.equal(blend([first, second], [0.0, 0.0]), torch.zeros(1, 2))
 
 
 def test_half_precision_stays() -> None:

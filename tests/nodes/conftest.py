@@ -26,6 +26,7 @@ def host() -> Any:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-schemas", action="store_true", help="write tests/nodes/schemas.json anew")
+    parser.addoption("--update-pictures", action="store_true", help="write the pictures of templates anew")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

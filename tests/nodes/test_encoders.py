@@ -95,18 +95,18 @@ def test_stage_a_is_the_librarys_in_the_hosts_convention(host: Any) -> None:
     with torch.inference_mode():
         assert relative_error(vae.encode(image), latent) < 1e-4
         assert relative_error(vae.decode(latent), decoded) < 1e-4
-        assert relative_error(vae.decode_tiled(latent, tile_x=12, tile_y=12, overlap=4), decoded) < 0.2
-        assert relative_error(vae.encode_tiled(image, tile_x=48, tile_y=48, overlap=16), latent) < 0.2
+        assert relative_error(vae.decode_tiled(latent, tile_x=12, tile_y=12, overlap=4), decoded) < 1e-4
+        assert relative_error(vae.encode_tiled(image, tile_x=48, tile_y=48, overlap=16), latent) < 1e-4
 
 
 def test_decoding_in_tiles_is_asked_for_or_needed(host: Any) -> None:
-    vae, latent = stage_a(host), {"samples": torch.randn(2, 4, 40, 48)}
+    vae, latent = stage_a(host), {"samples": torch.randn(2, 4, 40, 88)}
     whole, tiled = (
         host.call("CascadeDecode", latent=latent, vae=vae, tiling=tiling, tile_size=128)[0]
         for tiling in ("never", "always")
     )
-    assert whole.shape == tiled.shape == (2, 160, 192, 3)
-    assert 0 < float((whole - tiled).abs().max()) < 0.3
+    assert whole.shape == tiled.shape == (2, 160, 352, 3)
+    assert float((whole - tiled).abs().max()) < 1 / 255
     vae.memory_used_decode = lambda shape, dtype: 1e15
     assert torch.equal(host.call("CascadeDecode", latent=latent, vae=vae, tiling="auto", tile_size=128)[0], tiled)
 

@@ -1,0 +1,85 @@
+"""What the tiny cascade makes of pictures: image to image by strength, and reconstruction by compression.
+
+    python benchmarks/pictures.py              # some minutes on one core
+    python benchmarks/pictures.py --pictures 2 # a trial
+
+A source is drawn from one scene of the grammar, the prompt is that of another; training drew neither. Distance is the
+mean difference of pixels in 255ths; the prompt score is the share of what the prompt says that image analysis finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from common import print_table
+from torch import Tensor
+
+from cascade import tiny
+from cascade.images import psnr, ssim
+from cascade.pipelines import Parts, Source, generate, reconstruct
+from cascade.tiny import grammar
+from cascade.tiny.analysis import describe
+from cascade.tiny.drawing import draw
+from cascade.tiny.evaluation import SETTINGS, held_out_scenes, judge
+from cascade.tiny.grammar import Scene
+
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+COMPRESSIONS = (32.0, 42.67, 64.0)
+
+
+def distance(images: Tensor, others: Tensor) -> float:
+    return float((images - others).abs().mean()) * 255
+
+
+def score(images: Tensor, scenes: Sequence[Scene]) -> float:
+    answers = [answer.answer for image, scene in zip(images, scenes) for answer in judge(scene, describe(image))]
+    return sum(answers) / len(answers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=24, help="how many sources and prompts (default: 24)")
+    number = parser.parse_args().pictures
+    torch.set_num_threads(1)
+    scenes = held_out_scenes(2 * number, seed=5)
+    drawn = [draw(scene, np.random.default_rng((5, i, 3))) for i, scene in enumerate(scenes[:number])]
+    sources = torch.from_numpy(np.stack(drawn)).movedim(-1, 1).float() / 255
+    prompts, seeds, parts = [grammar.write(scene) for scene in scenes[number:]], range(number), Parts(tiny.parts())
+
+    def run(**given: float | bool) -> Tensor:
+        source = Source(images=sources, **given)
+        return generate(parts, prompts, seeds=seeds, source=source, settings=SETTINGS).images
+
+    print(f"{number} sources and prompts, default settings, 256 x 256\n")
+    rows = []
+    for strength in STRENGTHS:
+        images, detailed, released = (
+            run(strength=strength),
+            run(strength=strength, strength_b=0.5),
+            run(strength=strength, as_released=True),
+        )
+        cells = [f"{distance(each, sources):.1f}" for each in (images, detailed, released)]
+        scores = [f"{100 * score(each, scenes[number:]):.0f} %" for each in (images, detailed, released)]
+        rows.append([f"{strength}", *(cell for pair in zip(cells, scores) for cell in pair)])
+    sides = ("correct", "correct, Stage B 0.5", "as released")
+    print_table(["strength", *(f"{side}: {what}" for side in sides for what in ("distance", "prompt"))], rows)
+    print()
+    rows = []
+    for compression in COMPRESSIONS:
+        result = reconstruct(parts, sources, seeds=seeds, settings=SETTINGS.stage_b, compression=compression)
+        pairs = list(zip(result.images, sources))
+        latent = " x ".join(map(str, result.stage_c.shape[1:]))
+        means = [sum(measure(a, b) for a, b in pairs) / number for measure in (psnr, ssim)]
+        rows.append([f"{compression:g}", latent, f"{means[0]:.2f} dB", f"{means[1]:.3f}"])
+    print_table(["compression", "latent", "PSNR", "SSIM"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""What the commands that draw pictures share: their networks, their files, their progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CascadeError, InvalidPicture, MissingPart
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..adapters import Applied
+    from ..pipelines import Parts, SamplingSettings, Settings
+
+RELEASED = {
+    "text_encoder": "text_encoder/model.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: text_encoders",
+    "stage_c": "stage_c.safetensors or stage_c_lite.safetensors; ComfyUI: diffusion_models",
+    "stage_b": "stage_b.safetensors or stage_b_lite.safetensors; ComfyUI: diffusion_models",
+    "stage_a": "stage_a.safetensors, or in stable_cascade_stage_b.safetensors; ComfyUI: vae",
+    "effnet": "effnet_encoder.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: vae",
+    "image_encoder": "image_encoder/model.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: clip_vision",
+}
+"""A part, the released file that has it, and ComfyUI's folder for it."""
+NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
+"""What a prompt needs."""
+SMALLEST_TILE = 256
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """The options of `parts_of`."""
+    group = parser.add_argument_group("networks")
+    group.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder with the released networks, or a file; may be repeated; files are told apart by what is in them",
+    )
+    group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[=STRENGTH]",
+        help="a LoRA of any trainer, whose words the prompt may use; may be repeated; `tiny` is the included one",
+    )
+    group.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps; default cuda where there is one, for the tiny cascade cpu"
+    )
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default bfloat16 on cuda, else float32"
+    )
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    """The options of `settings_of`."""
+    for side in ("width", "height"):
+        parser.add_argument(f"--{side}", type=int, metavar="PIXELS", help="default 1024, with the tiny cascade 256")
+    for stage, suffix, steps, guidance in (("C", "", 20, 4.0), ("B", "-b", 10, 1.1)):
+        group = parser.add_argument_group(f"Stage {stage}")
+        group.add_argument(f"--steps{suffix}", type=count, default=steps, metavar="N", help=f"default {steps}")
+        group.add_argument(
+            f"--guidance{suffix}", type=float, default=guidance, metavar="SCALE", help="default %(default)s"
+        )
+
+
+def add_tile(parser: Any) -> None:
+    """The option of `tiles_of`."""
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="work in tiles of this side, such as 1024: for large pictures"
+    )
+
+
+def tiles_of(args: argparse.Namespace) -> Any:
+    """The tiles that were asked for, overlapping by a quarter; None for none."""
+    from ..pipelines import Tiles
+
+    if args.tile is not None and args.tile < SMALLEST_TILE:
+        raise CascadeError(f"A tile is at least {SMALLEST_TILE} pixels wide, not {args.tile}.")
+    return None if args.tile is None else Tiles(args.tile, args.tile // 4)
+
+
+def count(text: str) -> int:
+    """A number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def share(text: str) -> float:
+    """A number above 0, up to 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number
+
+
+def tell_of_tiny(prompt: str) -> None:
+    from ..tiny import grammar
+
+    say("Drawing with the tiny cascade that ships with this package; for the released networks give --models DIR.")
+    if hint := grammar.hint(prompt):
+        say(hint)
+
+
+def say(line: str) -> None:
+    """A line for the person, on standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def read_picture(path: Path) -> Tensor:
+    """[1, 3, H, W] of a file. Raises InvalidPicture for one that is no picture, OSError for one that is not there."""
+    from PIL import Image, UnidentifiedImageError
+
+    from ..images import from_pillow
+
+    try:
+        with Image.open(path) as picture:
+            return from_pillow(picture)
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise InvalidPicture(f"{path}: this cannot be read as a picture: {error}") from error
+
+
+def output_paths(output: Path | None, number: int) -> list[Path]:
+    """Where the pictures go: `output` itself for one, `output-1` and so on for several, else the next free names.
+
+    Raises CascadeError where no picture could be written, before the work is done.
+    """
+    if output is None:
+        taken = (Path(f"cascade-{i}.png") for i in range(1, 1_000_000))
+        free = (path for path in taken if not path.exists())
+        return [next(free) for _ in range(number)]
+    from PIL import Image
+
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+        raise CascadeError(f"{output}: no picture format has this ending; use .png, .jpg or .webp.")
+    if not output.absolute().parent.is_dir():
+        raise CascadeError(f"{output}: there is no folder {output.absolute().parent}.")
+    if number == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
+
+
+def settings_of(args: argparse.Namespace, picture: Tensor | None = None) -> Settings:
+    """The settings of `add_stages` and `add_tile`; with a picture and no size, the usual size in its proportions.
+
+    Raises CascadeError for a size that cannot be made.
+    """
+    from ..pipelines import Settings, latent_sizes, with_short_side
+
+    def changed(stage: SamplingSettings, steps: int, scale: float) -> SamplingSettings:
+        return replace(stage, steps=steps, guidance=replace(stage.guidance, scale=scale))
+
+    released = Settings()
+    side = released.width if args.models else 256
+    height, width = (side, side) if picture is None else with_short_side(picture.shape[-2], picture.shape[-1], side)
+    width = width if args.width is None else args.width
+    height = height if args.height is None else args.height
+    latent_sizes(height, width)
+    return Settings(
+        width=width,
+        height=height,
+        tiles=tiles_of(args),
+        stage_c=changed(released.stage_c, args.steps, args.guidance),
+        stage_b=changed(released.stage_b, args.steps_b, args.guidance_b),
+    )
+
+
+def parts_of(args: argparse.Namespace, needed: Sequence[str] = NEEDED) -> Parts:
+    """The networks of `add_networks`. Raises MissingPart where one of those needed is not there, CascadeError."""
+    import torch
+
+    from .. import tiny
+    from ..pipelines import Parts, find_parts
+
+    device = _device(args.device or ("cuda" if args.models and torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if not args.models:
+        # Its layers are too small to share: on a busy machine a second thread made it 20 times slower.
+        torch.set_num_threads(1)
+        return Parts(tiny.parts(), device, dtype, _loras(args))
+    found = find_parts(args.models)
+    for kind, path in found.items():
+        if kind in needed:
+            say(f"{kind}: {path}")
+    missing = [kind for kind in needed if kind not in found]
+    for kind in missing:
+        say(f"{kind}: not found ({RELEASED[kind]})")
+    if missing:
+        raise MissingPart(f"{', '.join(missing)} not found in {', '.join(str(path) for path in args.models)}")
+    return Parts(found, device, dtype, _loras(args))
+
+
+def _loras(args: argparse.Namespace) -> list[Applied]:
+    from .. import tiny
+    from ..adapters import Applied, read_lora
+
+    found = []
+    for text in args.lora:
+        file, _, number = text.rpartition("=") if "=" in text else (text, "", "1")
+        try:
+            strength = float(number)
+        except ValueError:
+            raise CascadeError(f"--lora {text}: {number!r} is no strength; write FILE=0.8") from None
+        found.append(Applied(read_lora(tiny.path("lora") if file == "tiny" else file), strength, strength))
+    return found
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CascadeError(f"Device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+class Bars:
+    """A progress bar for each stage, on standard error."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, stage: str, i: int, n: int, x0: Tensor) -> None:
+        from tqdm import tqdm
+
+        if stage != self.stage:
+            self.__exit__()
+            self.bar, self.stage = tqdm(total=n, desc=stage.replace("_", " ").title(), disable=None), stage
+        self.bar.update(i + 1 - self.bar.n)
+
+
+def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict[str, Any]:
+    """How the pictures were made, for `save`."""
+    stages = {"stage_c": settings.stage_c, "stage_b": settings.stage_b}
+    return {
+        **more,
+        "width": settings.width,
+        "height": settings.height,
+        **{name: {"steps": stage.steps, "guidance": stage.guidance.scale} for name, stage in stages.items()},
+        # Names only: where somebody's folders are is nobody's business who sees the picture.
+        **({"loras": [Path(text).name for text in args.lora]} if args.lora else {}),
+        "models": [path.name for path in args.models] if args.models else "tiny",
+    }
+
+
+def save(picture: Any, path: Path, recipe: dict[str, Any]) -> None:
+    """Write a picture; a PNG carries all that is needed to make it again."""
+    if path.suffix.lower() != ".png":
+        picture.save(path)
+        return
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    picture.save(path, pnginfo=info)

@@ -1,0 +1,65 @@
+"""`python -m cascade reconstruct`: a picture through the small latent and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ._drawing import Bars, add_networks, add_tile, output_paths, parts_of, read_picture, save, tiles_of
+
+COMPRESSION = 42.67
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the command to argparse."""
+    parser = subparsers.add_parser(
+        "reconstruct",
+        help="a picture through the small latent and back",
+        description="Encode a picture to the small latent that Stage C would make, draw it again with Stage B and "
+        "Stage A, and measure how near it is. The picture keeps its size.",
+    )
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help="a picture file")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that Stage B starts from; default 0")
+    parser.add_argument(
+        "--compression",
+        type=_compression,
+        default=COMPRESSION,
+        help="pixels to a side of one latent; trained 32 to 64, default %(default)s",
+    )
+    parser.add_argument("--beside", action="store_true", help="write the picture and its reconstruction side by side")
+    add_tile(parser)
+    add_networks(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the reconstruction and say how near it is; 0."""
+    [path] = output_paths(args.output, 1)
+    picture = read_picture(args.picture)
+    from ..images import psnr, side_by_side, ssim, to_pillow
+    from ..pipelines import reconstruct
+
+    parts = parts_of(args, ("text_encoder", "effnet", "stage_b", "stage_a"))
+    with Bars() as bars:
+        result = reconstruct(
+            parts,
+            picture,
+            seeds=[args.seed],
+            compression=args.compression,
+            tiles=tiles_of(args),
+            on_step=lambda i, n, x0: bars("stage_b", i, n, x0),
+        )
+    again = result.images
+    about = {"reconstructed": args.picture.name, "seed": args.seed, "compression": args.compression}
+    save(to_pillow((side_by_side(picture, again) if args.beside else again)[0]), path, about)
+    latent = " x ".join(map(str, result.stage_c.shape[1:]))
+    print(f"{path}: latent {latent}, PSNR {psnr(picture, again):.2f} dB, SSIM {ssim(picture[0], again[0]):.3f}")
+    return 0
+
+
+def _compression(text: str) -> float:
+    number = float(text)
+    if not 8 <= number <= 256:
+        raise argparse.ArgumentTypeError(f"{text} is not 8 to 256")
+    return number

@@ -1,0 +1,82 @@
+"""IMAGE and MASK of the host, and the networks that look at them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...cascade.diffusion import blend
+from ...cascade.errors import InvalidPicture
+from ...cascade.images import as_rgb, resize_for_latent, three_quarters
+
+TILE = 1024
+"""Side in pixels of the tiles in which large pictures are encoded."""
+
+
+def from_image(image: Tensor) -> Tensor:
+    """[B, 3, H, W] in [0, 1] of an IMAGE [B, H, W, c]: grey and alpha too. Raises InvalidPicture."""
+    if image.ndim != 4:
+        raise InvalidPicture(f"This takes pictures [batch, height, width, channels]; these are {list(image.shape)}.")
+    return as_rgb(image.movedim(-1, 1))
+
+
+def to_image(pictures: Tensor) -> Tensor:
+    """An IMAGE [B, H, W, 3] of its own of pictures [B, 3, H, W]."""
+    return pictures.movedim(1, -1).contiguous().to(comfy.model_management.intermediate_device())
+
+
+def encode_stage_c(vae: Any, pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Latents [B, 16, *size] of pictures [B, 3, H, W], with the released image to image's preprocessing."""
+    return vae.encode(resize_for_latent(pictures, size).movedim(1, -1))
+
+
+def encode_effnet(vae: Any, pictures: Tensor, compression: float) -> Tensor:
+    """Latents [B, 16, h, w] of pictures [B, 3, H, W], with the released reconstruction's preprocessing."""
+    return vae.encode(three_quarters(pictures, compression).movedim(1, -1))
+
+
+def encode_stage_b(vae: Any, pictures: Tensor) -> Tensor:
+    """Stage A's latents [B, 4, ceil(H / 4), ceil(W / 4)] of pictures [B, 3, H, W]; large ones in tiles."""
+    down = vae.downscale_ratio
+    bottom, right = (-side % down for side in pictures.shape[-2:])
+    # The host would cut what is no multiple, on both sides.
+    padded = F.pad(pictures, (0, right, 0, bottom), mode="replicate")
+    needed = vae.memory_used_encode((1, *padded.shape[1:]), vae.vae_dtype)
+    image = padded.movedim(1, -1)
+    if needed > comfy.model_management.get_total_memory(vae.device) * 0.7:
+        return vae.encode_tiled(image, tile_x=TILE, tile_y=TILE, overlap=TILE // 8)
+    return torch.cat([vae.encode(each[None]) for each in image])
+
+
+def see(clip_vision: Any, pictures: Tensor) -> Any:
+    """CLIP_VISION_OUTPUT of pictures [B, 3, H, W]."""
+    return clip_vision.encode_image(pictures.movedim(1, -1))
+
+
+def seen_as_one(outputs: list[Any], weights: list[float]) -> Any:
+    """A CLIP_VISION_OUTPUT of one embedding, mixed of those of all pictures by their weights."""
+    pairs = [
+        (embedding[None], weight)
+        for output, weight in zip(outputs, weights, strict=True)
+        for embedding in output.image_embeds
+    ]
+    mixed = comfy.clip_vision.Output()
+    mixed["image_embeds"] = blend([embedding for embedding, _ in pairs], [weight for _, weight in pairs])
+    return mixed
+
+
+def told(conditioning: Any, outputs: list[Any], weights: list[float]) -> Any:
+    """The conditioning with pictures to vary, beside those that it has."""
+    entries = [
+        {"clip_vision_output": output, "strength": weight, "noise_augmentation": 0.0}
+        for output, weight in zip(outputs, weights, strict=True)
+    ]
+    return [
+        [embedding, {**extras, "unclip_conditioning": [*extras.get("unclip_conditioning", ()), *entries]}]
+        for embedding, extras in conditioning
+    ]

@@ -1,0 +1,89 @@
+"""The templates that start from pictures draw what they are for; with --update-pictures their pictures are made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cascade.tiny.analysis import describe
+from tests.nodes.pictures import needs_tiny, wrong
+from tests.nodes.test_workflows import run
+from tests.nodes.workflows import FOLDER, prompt_of, workflow
+
+SIZES = {
+    "Image to Image": (256, 256),
+    "Image to Image with a mask": (256, 256),
+    "Image Variation": (256, 256),
+    "Mix Two Images": (256, 256),
+    "Reconstruction Lab": (516, 256),
+    "Large Picture (tiled)": (512, 512),
+}
+"""Of the pictures that each of them saves."""
+NUMBERS = {"Image Variation": 4, "Reconstruction Lab": 2}
+SOURCE = "red", "blue"
+"""The square of the templates' picture, and its background."""
+
+Draw = Callable[[str], list[Image.Image]]
+
+
+@pytest.fixture(scope="module")
+def drawn(host: Any, request: pytest.FixtureRequest) -> Draw:
+    """What a template saves, drawn once."""
+
+    @cache
+    def draw(name: str) -> list[Image.Image]:
+        pictures = run(host, workflow(name))
+        if request.config.getoption("--update-pictures"):
+            sheet(pictures).save(FOLDER / f"{name}.jpg", quality=90)
+        return pictures
+
+    return draw
+
+
+def sheet(pictures: list[Image.Image], side: int = 512) -> Image.Image:
+    """All pictures: square ones in rows of two, wide ones below each other."""
+    columns = min(2, len(pictures)) if pictures[0].width < 1.5 * pictures[0].height else 1
+    scale = side / (columns * pictures[0].width)
+    small = [each.resize((round(each.width * scale), round(each.height * scale)), Image.LANCZOS) for each in pictures]
+    width, height = small[0].size
+    whole = Image.new("RGB", (columns * width, -(-len(small) // columns) * height), "white")
+    for i, each in enumerate(small):
+        whole.paste(each, (i % columns * width, i // columns * height))
+    return whole
+
+
+@needs_tiny
+@pytest.mark.parametrize("name", SIZES)
+def test_they_run(drawn: Draw, name: str) -> None:
+    pictures = drawn(name)
+    assert len(pictures) == NUMBERS.get(name, 1)
+    assert {picture.size for picture in pictures} == {SIZES[name]}
+
+
+@needs_tiny
+@pytest.mark.parametrize("name", ["Image to Image", "Large Picture (tiled)"])
+def test_they_draw_what_the_prompt_says(drawn: Draw, name: str) -> None:
+    assert wrong(prompt_of(workflow(name)), np.asarray(drawn(name)[0])) == []
+
+
+@needs_tiny
+def test_a_masked_picture_stays_outside_the_mask(drawn: Draw) -> None:
+    pixels = np.asarray(drawn("Image to Image with a mask")[0])
+    source = np.asarray(drawn("Reconstruction Lab")[0])[:, :256]
+    outside = np.ones((256, 256), bool)
+    outside[48:208, 48:208] = False
+    assert np.array_equal(pixels[outside], source[outside])
+    assert not np.array_equal(pixels[~outside], source[~outside])
+
+
+@needs_tiny
+def test_a_reconstruction_has_the_colours_of_its_picture(drawn: Draw) -> None:
+    for picture in drawn("Reconstruction Lab"):
+        pixels = np.asarray(picture)
+        for found in (describe(pixels[:, :256]), describe(pixels[:, -256:])):
+            assert ([item.colour for item in found.items][:1], found.background) == ([SOURCE[0]], SOURCE[1])

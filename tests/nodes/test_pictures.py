@@ -1,0 +1,446 @@
+"""Pictures as the input: our nodes with each other and with the host's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.conditioning import ImageEncoder, StageBInputs, StageCInputs
+from cascade.diffusion import Guidance, slerp
+from cascade.pipelines import (
+    SamplingSettings,
+    Start,
+    Tiles,
+    encode_effnet,
+    encode_stage_a,
+    encode_stage_c,
+    latent_sizes,
+    sample_stage_b,
+    sample_stage_c,
+)
+from tests.nodes import networks
+from tests.nodes.hosting import Failed, Graph
+from tests.nodes.networks import file_name
+from tests.nodes.test_encoders import coder, pictures, stage_a
+from tests.nodes.test_interplay import Parts as Graphs
+from tests.nodes.test_sampling import NEGATIVE, POSITIVE, conditioning, model, random, stage_b, stage_c
+from tests.nodes.test_text_to_image import SETTINGS
+from tests.support import relative_error
+
+SHORT, OWN = "short side (image to image)", "own size (reconstruction)"
+SCALE = networks.CONFIGS["stage_a"].scale_factor
+
+
+def encode(host: Any, image: Tensor, sizing: str = SHORT, short_side: int = 256, **more: Any) -> Any:
+    given = {"image": image, "encoder": coder(host), "sizing": sizing, "short_side": short_side, **more}
+    return host.call("CascadeEncodeImage", **given)
+
+
+def test_a_picture_is_encoded_as_the_library_does_it(host: Any) -> None:
+    image = pictures(200, 300, batch=2)
+    before = image.clone()
+    small, large, seen = encode(host, image, stage_a=stage_a(host))
+    assert seen.shape == (2, 256, 384, 3)
+    net: Any = networks.network("effnet")
+    assert relative_error(small["samples"], encode_stage_c(net, image.movedim(-1, 1), (6, 9))) < 1e-4
+    decoder: Any = networks.network("stage_a")
+    assert relative_error(large["samples"], encode_stage_a(decoder, seen.movedim(-1, 1)) * SCALE) < 1e-4
+    assert torch.equal(image, before)
+
+
+def test_a_picture_keeps_its_own_size_for_reconstruction(host: Any) -> None:
+    image = pictures(301, 450)
+    small, large, seen = encode(host, image, sizing=OWN, stage_a=stage_a(host))
+    assert torch.equal(seen, image)
+    assert large["samples"].shape == (1, 4, 76, 113)
+    net: Any = networks.network("effnet")
+    assert relative_error(small["samples"], encode_effnet(net, image.movedim(-1, 1))) < 1e-4
+    assert not encode(host, image)[1]["samples"].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 40, 60, 1), (2, 40, 60, 4), (1, 60, 600, 3)])
+def test_pictures_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
+    image = torch.rand(shape)
+    small, large, seen = encode(host, image, short_side=128, stage_a=stage_a(host))
+    sizes = latent_sizes(*seen.shape[1:3])
+    assert min(seen.shape[1:3]) == 128
+    assert seen.shape[-1] == 3
+    assert small["samples"].shape == (shape[0], *sizes.stage_c)
+    assert large["samples"].shape == (shape[0], *sizes.stage_b)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(0, 8, 8, 3), "no picture"),
+        (torch.full((1, 8, 8, 3), torch.nan), "NaN or infinity"),
+        (torch.zeros(1, 64, 20_000, 3), "width must be 32 to 16384"),
+        (torch.zeros(1, 8, 8, 7), "1 to 4 channels"),
+    ],
+)
+def test_what_is_no_picture_is_said(host: Any, image: Tensor, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        encode(host, image)
+
+
+def test_masks_of_any_size_mark_what_is_drawn(host: Any) -> None:
+    image, spot = pictures(256, 256), torch.zeros(1, 64, 64)
+    spot[0, 10, 10] = 0.5
+    small, large, _ = encode(host, image, mask=spot)
+    assert small["noise_mask"].shape == (1, 1, 6, 6)
+    assert large["noise_mask"].shape == (1, 1, 64, 64)
+    assert small["noise_mask"].unique().tolist() == [0, 0.5]
+    with pytest.raises(Exception, match=r"The mask is empty.*invert"):
+        encode(host, image, mask=torch.zeros(1, 64, 64))
+
+
+def test_the_wrong_vae_is_explained(host: Any) -> None:
+    with pytest.raises(Exception, match="connect the encoder and previewer"):
+        host.call("CascadeEncodeImage", image=pictures(), encoder=stage_a(host), sizing=SHORT, short_side=256)
+    with pytest.raises(Exception, match="connect Stage A"):
+        encode(host, pictures(), stage_a=coder(host))
+
+
+def library_start(as_released: bool, sampler: str = "ddpm", mask: Tensor | None = None) -> Tensor:
+    latents = random(1, 16, 5, 6, seed=20)
+    inputs = StageCInputs.without_image(POSITIVE, networks.IMAGE)
+    net: Any = networks.network("stage_c")
+    settings = SamplingSettings(steps=4, guidance=Guidance(), shift=2.0, sampler=sampler)
+    start = Start(latents=latents, strength=0.7, as_released=as_released, mask=mask)
+    with torch.no_grad():
+        return sample_stage_c(
+            net, inputs, inputs.unconditional(NEGATIVE), size=(16, 5, 6), seeds=[7], settings=settings, start=start
+        )
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize(("noising", "as_released"), [("correct", False), ("as released", True)])
+def test_image_to_image_is_the_librarys(host: Any, sampler: str, noising: str, as_released: bool) -> None:
+    latent = {"samples": random(1, 16, 5, 6, seed=20)}
+    found = stage_c(host, latent=latent, denoise=0.7, noising=noising, sampler=sampler)
+    assert relative_error(found, library_start(as_released, sampler)) < 1e-3
+
+
+@pytest.mark.parametrize("noising", ["correct", "as released"])
+def test_soft_masks_are_the_librarys(host: Any, noising: str) -> None:
+    mask = torch.zeros(1, 1, 5, 6)
+    mask[..., 2:4], mask[..., 4:] = 0.5, 1
+    latent = {"samples": random(1, 16, 5, 6, seed=20), "noise_mask": mask}
+    found = stage_c(host, latent=latent, denoise=0.7, noising=noising)
+    assert torch.allclose(found[..., :2], latent["samples"][..., :2], atol=1e-5)
+    assert relative_error(found, library_start(noising != "correct", mask=mask)) < 1e-3
+
+
+def test_released_noising_changes_nothing_from_noise_alone(host: Any) -> None:
+    assert torch.equal(stage_c(host, noising="as released"), stage_c(host))
+
+
+def test_stage_b_in_tiles_is_the_librarys(host: Any) -> None:
+    small, empty = random(2, 16, 6, 12), torch.zeros(2, 4, 64, 128)
+    inputs = StageBInputs(small, POSITIVE.expand(2).pooled)
+    net: Any = networks.network("stage_b")
+    settings = SamplingSettings(steps=3, guidance=Guidance(scale=1.1), shift=1.0)
+    with torch.no_grad():
+        expected = sample_stage_b(
+            net,
+            inputs,
+            inputs.unconditional(NEGATIVE),
+            size=(4, 64, 128),
+            seeds=[7, 8],
+            settings=settings,
+            tiles=Tiles(256, 64),
+        )
+    given = {"latent": {"samples": empty}, "tile_size": 256, "tile_overlap": 64}
+    tiled = stage_b(host, small, tiling="always", **given)
+    whole = stage_b(host, small, **given)
+    # The library's tiles start at multiples of 4 for this small network, the nodes' at multiples of 16.
+    assert relative_error(tiled, expected * SCALE) < 0.3
+    assert 1e-3 < relative_error(tiled, whole) < 0.5
+    assert torch.equal(stage_b(host, small, tiling="auto", **given), whole)
+    assert torch.equal(stage_b(host, small, tiling="always", latent={"samples": empty}), whole)
+
+
+def test_tiles_make_room_for_a_tile_alone(host: Any) -> None:
+    asked: list[Any] = []
+    tiling = host.pack("nodes.host.tiling")
+    tiled = tiling.tiled(model(host, "stage_b"), 256, 64)
+    calls = tiled.model_options["model_function_wrapper"]
+    calls.prepare(lambda model, shape, conds: asked.append(shape), tiled, (1, 4, 1024, 40), [])
+    assert asked == [[1, 4, 64, 40]]
+    with pytest.raises(ValueError, match="at most by half"):
+        tiling.tiled(model(host, "stage_b"), 256, 192)
+
+
+def test_another_wrapper_of_the_model_still_acts(host: Any) -> None:
+    sizes: list[int] = []
+
+    def note(apply: Any, args: Any) -> Tensor:
+        sizes.append(args["input"].shape[-1])
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    wrapped = model(host, "stage_b").clone()
+    wrapped.set_model_unet_function_wrapper(note)
+    latent = {"samples": torch.zeros(1, 4, 64, 128)}
+    stage_b(host, random(1, 16, 6, 12), model=wrapped, latent=latent, tiling="always", tile_size=256, tile_overlap=64)
+    assert sizes
+    assert max(sizes) < 96
+
+
+def test_a_compression_never_trained_is_told(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    stage_b(host, random(1, 16, 5, 6))
+    assert "compression" not in caplog.text
+    stage_b(host, random(1, 16, 2, 2), latent={"samples": torch.zeros(1, 4, 64, 64)}, steps=1)
+    assert "compression of 128; Stage B was trained with 32 to 64" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_stage_a_in_tiles_is_the_same_to_less_than_a_255th(host: Any, dtype: str) -> None:
+    """In our node and in the host's."""
+    vae = stage_a(host, dtype)
+    latent = torch.randn(2, 4, 150, 110)
+    with torch.inference_mode():
+        whole = vae.decode(latent)
+        for tiled in (
+            vae.decode_tiled(latent, tile_x=64, tile_y=64, overlap=8),
+            host.call("CascadeDecode", latent={"samples": latent}, vae=vae, tiling="always", tile_size=256)[0],
+        ):
+            assert float((tiled - whole).abs().max()) < 1 / 255
+        image = pictures(300, 420)
+        assert relative_error(vae.encode_tiled(image, tile_x=128, tile_y=128, overlap=16), vae.encode(image)) < 1e-2
+    with torch.no_grad():
+        expected = networks.network("stage_a").decode(latent / SCALE).clamp(0, 1).movedim(1, -1)
+    assert dtype != "fp32" or float((whole - expected).abs().max()) < 1e-4
+
+
+def mix(host: Any, first: Tensor, second: Tensor, **changes: Any) -> Any:
+    given = {"share": 0.5, "way": "slerp", "frames": 1, **changes}
+    return host.call("CascadeMixLatents", latent_1={"samples": first}, latent_2={"samples": second}, **given)[0]
+
+
+def test_latents_are_mixed(host: Any) -> None:
+    first, second = random(1, 16, 6, 6), random(1, 16, 6, 6, seed=2)
+    assert relative_error(mix(host, first, second)["samples"], slerp(first, second, 0.5)) < 1e-5
+    assert (
+        relative_error(mix(host, first, second, share=0.25, way="straight")["samples"], 0.75 * first + 0.25 * second)
+        < 1e-5
+    )
+    assert mix(host, first.expand(3, -1, -1, -1), random(1, 16, 4, 9))["samples"].shape == (3, 16, 6, 6)
+    steps = mix(host, first, second, frames=5)
+    assert steps["samples"].shape == (5, 16, 6, 6)
+    assert steps["batch_index"] == [0] * 5
+    assert relative_error(steps["samples"][:1], first) < 1e-5
+    assert relative_error(steps["samples"][4:], second) < 1e-5
+    large = mix(host, random(1, 4, 16, 16), random(1, 4, 16, 16, seed=2))
+    assert large["samples"].shape == (1, 4, 16, 16)
+    with pytest.raises(Exception, match="Stage C's latents, which have 16 channels; these have 4"):
+        mix(host, first, random(1, 4, 6, 6))
+    with pytest.raises(Exception, match="another model's"):
+        mix(host, random(1, 8, 6, 6), first)
+
+
+def vision(host: Any) -> Any:
+    return host.call("CascadeLoadImageEncoder", file=file_name("image_encoder"))[0]
+
+
+def vary(host: Any, **pictures_and_weights: Any) -> Any:
+    given = {"weight_1": 1.0, "combine": "side by side", **pictures_and_weights}
+    return host.call("CascadeImageVariation", clip_vision=vision(host), positive=conditioning(POSITIVE), **given)[0]
+
+
+def test_variation_tells_stage_c_of_the_pictures(host: Any) -> None:
+    first, second = pictures(28, 28), 1 - pictures(28, 28)
+    [[_, extras]] = vary(host, image_1=first, weight_1=0.5, image_2=second, weight_2=-1.0)
+    assert [entry["strength"] for entry in extras["unclip_conditioning"]] == [0.5, -1.0]
+    embedding = extras["unclip_conditioning"][0]["clip_vision_output"].image_embeds
+    expected = ImageEncoder(networks.network("image_encoder")).encode(first.movedim(-1, 1))
+    # The host rounds pixels to whole 255ths.
+    assert relative_error(embedding, expected[:, 0]) < 0.02
+    [[_, one]] = vary(host, image_1=torch.cat([first, second]), combine="mixed into one", image_2=first[..., :1])
+    [entry] = one["unclip_conditioning"]
+    assert entry["clip_vision_output"].image_embeds.shape == (1, networks.IMAGE)
+    results = [
+        stage_c(host, positive=positive)
+        for positive in (
+            conditioning(POSITIVE),
+            vary(host, image_1=first),
+            vary(host, image_1=first, weight_1=-1.0),
+            vary(host, image_1=first, image_2=second),
+            vary(host, image_1=first, image_2=second, combine="mixed into one"),
+        )
+    ]
+    assert all(relative_error(a, b) > 1e-4 for i, a in enumerate(results) for b in results[:i])
+
+
+def test_variation_beside_the_hosts_own(host: Any) -> None:
+    parts = Graphs()
+    graph = parts.graph
+    loaded = graph("CascadeLoadImageEncoder", file=file_name("image_encoder"))
+    image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
+    seen = graph("CLIPVisionEncode", clip_vision=loaded, image=image, crop="center")
+    theirs = graph(
+        "unCLIPConditioning", conditioning=parts.text[0], clip_vision_output=seen, strength=0.8, noise_augmentation=0.0
+    )
+    ours = graph(
+        "CascadeImageVariation",
+        clip_vision=loaded,
+        positive=parts.text[0],
+        image_1=image,
+        weight_1=0.8,
+        combine="side by side",
+    )
+    both = graph(
+        "CascadeImageVariation",
+        clip_vision=loaded,
+        positive=theirs,
+        image_1=image,
+        weight_1=0.8,
+        combine="side by side",
+    )
+    result = host.run(
+        graph,
+        theirs=parts.cascade(positive=theirs),
+        ours=parts.cascade(positive=ours),
+        both=both,
+        plain=parts.cascade(),
+    )
+    assert torch.allclose(result.theirs["samples"], result.ours["samples"], atol=1e-4)
+    assert not torch.allclose(result.plain["samples"], result.ours["samples"], atol=1e-3)
+    assert len(result.both[0][1]["unclip_conditioning"]) == 2
+
+
+def test_reconstruction_is_the_librarys(host: Any) -> None:
+    image = pictures(130, 194, batch=2)
+    given = {"compression": 42.67, "seed": 3, "steps": 2, "guidance": 1.0}
+    conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
+    models = {"encoder": coder(host), "model": model(host, "stage_b"), "stage_a": stage_a(host)}
+    again, beside, small, decibels, likeness, report = host.call(
+        "CascadeReconstruct", image=image, **models, **conds, **given
+    )
+    assert again.shape == image.shape
+    assert torch.equal(beside[:, :, :194], image)
+    assert torch.equal(beside[:, :, -194:], again)
+    assert small["samples"].shape == (2, 16, 3, 4)
+    assert 0 < decibels < 60
+    assert -1 < likeness < 1
+    assert "2 of 3 x 130 x 194 -> 16 x 3 x 4" in report
+    assert len(report.splitlines()) == 3
+    nets: dict[str, Any] = {kind: networks.network(kind) for kind in ("effnet", "stage_b", "stage_a")}
+    with torch.no_grad():
+        effnet = encode_effnet(nets["effnet"], image.movedim(-1, 1))
+        inputs = StageBInputs(effnet, POSITIVE.expand(2).pooled)
+        settings = SamplingSettings(steps=2, guidance=Guidance(scale=1.0), shift=1.0)
+        large = sample_stage_b(
+            nets["stage_b"], inputs, inputs.unconditional(NEGATIVE), size=(4, 33, 49), seeds=[3, 4], settings=settings
+        )
+        expected = nets["stage_a"].decode(large).clamp(0, 1).movedim(1, -1)[:, :130, :194]
+    # This random Stage A makes much of little: the mean, where the samplers' own test compares the latents.
+    assert float((again - expected).abs().mean()) < 1e-3
+
+
+def test_what_is_outside_the_mask_is_the_picture(host: Any) -> None:
+    """Both stages masked, and the host's composite: pixel for pixel."""
+    parts = Graphs()
+    graph = parts.graph
+    image = graph("EmptyImage", width=200, height=130, batch_size=1, color=0x3366CC)
+    spot = graph("SolidMask", value=1.0, width=60, height=50)
+    black = graph("SolidMask", value=0.0, width=200, height=130)
+    mask = graph("MaskComposite", destination=black, source=spot, x=100, y=40, operation="add")
+    soft = graph("FeatherMask", mask=mask, left=8, top=8, right=8, bottom=8)
+    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="fp32")
+    encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
+    source = graph(
+        "CascadeEncodeImage", image=image, encoder=encoder, sizing=OWN, short_side=256, stage_a=vae, mask=soft
+    )
+    small = parts.cascade(latent=source[0], denoise=0.8)
+    large = graph(
+        "CascadeSampleStageB",
+        model=graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32"),
+        positive=parts.text[0],
+        negative=parts.text[1],
+        stage_c=small,
+        latent=source[1],
+        seed=1,
+        steps=2,
+        guidance=1.1,
+        shift=1.0,
+        **SETTINGS,
+    )
+    drawn = graph("CascadeDecode", latent=large, vae=vae, tiling="auto", tile_size=1024)
+    whole = graph("ImageCompositeMasked", destination=source[2], source=drawn, x=0, y=0, resize_source=False, mask=soft)
+    result = host.run(graph, source=source[2], whole=whole, small=small, start=source[0], mask=soft)
+    outside = result.mask[0] == 0
+    # The drawn picture is 4 pixels wider than the source, and the host stretches the mask over it: off its border.
+    outside = ~torch.nn.functional.max_pool2d((~outside).float()[None], 9, 1, 4)[0].bool()
+    assert result.whole.shape == result.source.shape == (1, 130, 200, 3)
+    assert torch.equal(result.whole[0][outside], result.source[0][outside])
+    assert not torch.allclose(result.whole[0, 60, 130], result.source[0, 60, 130], atol=1e-2)
+    kept = result.start["noise_mask"][0, 0] == 0
+    assert torch.allclose(result.small["samples"][0][:, kept], result.start["samples"][0][:, kept], atol=1e-5)
+
+
+def test_the_hosts_own_encoders_scalers_and_composites(host: Any) -> None:
+    parts = Graphs()
+    graph = parts.graph
+    image = graph("EmptyImage", width=300, height=200, batch_size=2, color=0x3366CC)
+    scaled = graph("ImageScale", image=image, upscale_method="lanczos", width=288, height=192, crop="center")
+    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="fp32")
+    encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
+    mask = graph("SolidMask", value=1.0, width=288, height=192)
+    plain = graph("VAEEncode", pixels=scaled, vae=encoder)
+    inpaint = graph("VAEEncodeForInpaint", pixels=scaled, vae=vae, mask=mask, grow_mask_by=6)
+    small_inpaint = graph("VAEEncodeForInpaint", pixels=scaled, vae=encoder, mask=mask, grow_mask_by=6)
+    ours = graph("CascadeEncodeImage", image=scaled, encoder=encoder, sizing=OWN, short_side=256, stage_a=vae)
+    pasted = graph("LatentComposite", samples_to=ours[1], samples_from=inpaint, x=64, y=32, feather=0)
+    model_b = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")
+    settings = {"model": model_b, "positive": parts.text[0], "negative": parts.text[1], "seed": 1, "steps": 2}
+    settings |= {"guidance": 1.1, "shift": 1.0, **SETTINGS}
+    result = host.run(
+        graph,
+        small=parts.cascade(latent=plain, denoise=0.5),
+        small_inpaint=parts.cascade(latent=small_inpaint),
+        large=graph("CascadeSampleStageB", stage_c=ours[0], latent=inpaint, **{**settings, "denoise": 0.5}),
+        pasted=graph("CascadeSampleStageB", stage_c=ours[0], latent=pasted, **{**settings, "denoise": 0.5}),
+        mixed=graph("CascadeMixLatents", latent_1=plain, latent_2=ours[0], share=0.5, way="slerp", frames=1),
+    )
+    assert result.small["samples"].shape == (2, 16, 6, 9)
+    assert result.small_inpaint["samples"].shape == (2, 16, 6, 9)
+    assert result.large["samples"].shape == result.pasted["samples"].shape == (2, 4, 48, 72)
+    assert result.mixed["samples"].shape == (2, 16, 6, 9)
+
+
+def test_two_passes_with_the_hosts_latent_scaling(host: Any) -> None:
+    parts = Graphs()
+    graph = parts.graph
+    first = parts.cascade()
+    larger = graph("LatentUpscaleBy", samples=first, upscale_method="bilinear", scale_by=2.0)
+    second = parts.cascade(latent=larger, denoise=0.3)
+    large = graph(
+        "CascadeSampleStageB",
+        model=graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32"),
+        positive=parts.text[0],
+        negative=parts.text[1],
+        stage_c=second,
+        seed=1,
+        steps=1,
+        guidance=1.1,
+        shift=1.0,
+        tiling="always",
+        tile_size=256,
+        tile_overlap=64,
+        **SETTINGS,
+    )
+    result = host.run(graph, second=second, large=large)
+    assert result.second["samples"].shape == (1, 16, 10, 12)
+    assert result.large["samples"].shape == (1, 4, 106, 128)
+
+
+def test_messages_name_the_node(host: Any) -> None:
+    graph = Graph()
+    encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
+    image = graph("EmptyImage", width=2048, height=16, batch_size=1, color=0)
+    latent = graph("CascadeEncodeImage", image=image, encoder=encoder, sizing=SHORT, short_side=1024)
+    with pytest.raises(Failed, match=r"CascadeEncodeImage: A picture's width must be 32 to 16384 pixels, not 131072"):
+        host.run(graph, latent=latent)
