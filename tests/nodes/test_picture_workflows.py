@@ -1,4 +1,4 @@
-"""The templates that start from pictures draw what they are for; with --update-pictures their pictures are made anew."""
+"""The templates that start from pictures draw what they are for; --update-pictures makes their pictures anew."""
 
 from __future__ import annotations
 
