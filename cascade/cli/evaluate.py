@@ -28,6 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--lora", action="store_true", help="measure what the included LoRA changes, and what it does not"
     )
+    parser.add_argument(
+        "--control", action="store_true", help="measure what the included ControlNets do, --prompts cases of each kind"
+    )
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="TABLE.md", help="write the table to this file too")
     parser.add_argument("--sheet", type=Path, metavar="SHEET.png", help=f"save the first {SHOWN} pictures with prompts")
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_lora
     from ..pipelines import Parts
-    from ..tiny import evaluation
+    from ..tiny import control, evaluation
 
     sources = tiny.parts()
     if args.model != "tiny":
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         result = evaluation.evaluate_lora(
             parts, read_lora(tiny.path("lora")), prompts=args.prompts, on_progress=_report
         )
+    elif args.control:
+        result = control.evaluate_control(parts, _controlnets(args), cases=args.prompts, on_progress=_report)
     else:
         result = evaluation.evaluate(parts, prompts=args.prompts, seed=args.seed, on_progress=_report)
     table = result.markdown()
@@ -59,6 +64,21 @@ def run(args: argparse.Namespace) -> int:
     if args.sheet is not None:
         evaluation.contact_sheet(result.samples[:SHOWN]).save(args.sheet)
     return 0
+
+
+def _controlnets(args: argparse.Namespace) -> dict[str, Any]:
+    """What they read -> network: the shipped ones, or those of the folder."""
+    import torch
+
+    from .. import tiny
+    from ..checkpoints import load_model
+
+    found = {}
+    for name in tiny.CONTROLNETS:
+        path = tiny.path(f"controlnet_{name}")
+        path = path if args.model == "tiny" else Path(args.model) / path.name
+        found[name] = load_model(path, part="controlnet", dtype=torch.float32, device=args.device)
+    return found
 
 
 def _positive(text: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -56,6 +56,27 @@ def describe(image: Any, shapes: Sequence[str] = tuple(DISTANCES)) -> Picture:
 
     shapes: those that an item may have, of `drawing.OUTLINES`.
     """
+    seen = _see(image)
+    items = [item for piece in seen.pieces for item in _items(seen, piece, shapes)]
+    return Picture(name(seen.background), tuple(sorted(items, key=lambda item: -item.area)))
+
+
+def foreground(image: Any) -> np.ndarray:
+    """True [H, W] where a picture, as in `describe`, is more of an item than of the background."""
+    seen = _see(image)
+    return np.any([np.zeros(seen.smooth.shape[:2], bool), *(_cover(seen, p)[1] > 0.5 for p in seen.pieces)], axis=0)
+
+
+class _Seen(NamedTuple):
+    """A picture without its noise [H, W, 3], its background [3], the distance from that [H, W], the pieces [H, W]."""
+
+    smooth: np.ndarray
+    background: np.ndarray
+    different: np.ndarray
+    pieces: list[np.ndarray]
+
+
+def _see(image: Any) -> _Seen:
     pixels = _pixels(image)
     smooth = ndimage.gaussian_filter(pixels, (SMOOTH * len(pixels), SMOOTH * len(pixels), 0))
     edge = max(1, len(pixels) // 64)
@@ -65,8 +86,7 @@ def describe(image: Any, shapes: Sequence[str] = tuple(DISTANCES)) -> Picture:
     background = np.median(border, axis=0)
     different = np.linalg.norm(_lab(smooth) - _lab(background), axis=-1)
     pieces, sizes = _connected(different > DIFFERENT)
-    items = [item for i in _large(sizes) for item in _items(smooth, background, different, pieces == i, shapes)]
-    return Picture(name(background), tuple(sorted(items, key=lambda item: -item.area)))
+    return _Seen(smooth, background, different, [pieces == i for i in _large(sizes)])
 
 
 def name(rgb: np.ndarray) -> str:
@@ -109,19 +129,22 @@ def _large(sizes: np.ndarray) -> list[int]:
     return [i for i in range(1, len(sizes)) if sizes[i] >= SMALLEST]
 
 
-def _items(
-    smooth: np.ndarray, background: np.ndarray, different: np.ndarray, piece: np.ndarray, shapes: Sequence[str]
-) -> list[Found]:
-    """The items in a piece: one, or more when blur made a thin bridge between things of one colour."""
+def _cover(seen: _Seen, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A piece's colour, and how much of it is in a pixel [H, W]: 0 background, 1 item; blurring keeps this linear."""
+    smooth, background, different = seen.smooth, seen.background, seen.different
     colour = np.median(smooth[piece & (different >= np.quantile(different[piece], 0.6))], axis=0)
-    # How much of the item's colour is in a pixel: 0 background, 1 item; blurring and resizing keep this linear.
     axis = (colour - background) / np.sum((colour - background) ** 2)
     near = ndimage.binary_dilation(piece, iterations=2)
-    cover = np.where(near, np.clip((smooth - background) @ axis, 0, 1), 0)
+    return colour, np.where(near, np.clip((smooth - background) @ axis, 0, 1), 0)
+
+
+def _items(seen: _Seen, piece: np.ndarray, shapes: Sequence[str]) -> list[Found]:
+    """The items in a piece: one, or more when blur made a thin bridge between things of one colour."""
+    colour, cover = _cover(seen, piece)
     parts, sizes = _connected(cover > 0.5)
     boxes, found = ndimage.find_objects(parts), []
     for i in _large(sizes):
-        mask = ndimage.binary_dilation(parts == i, iterations=3) if len(sizes) > 2 else near
+        mask = ndimage.binary_dilation(parts == i, iterations=3) if len(sizes) > 2 else 1
         found.append(_item(name(colour), boxes[i - 1], cover * mask, shapes))
     return found
 

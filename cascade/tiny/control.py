@@ -1,0 +1,207 @@
+"""How well the tiny cascade's ControlNets do what they are for: fixed cases, measured by `analysis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..images import canny, enlarge, inpaint_hint, normalise, outpaint, psnr, shrink
+from ..models import ControlNet
+from ..pipelines import Control, Generated, Parts, Source, generate
+from . import grammar
+from .analysis import describe, foreground
+from .drawing import draw
+from .evaluation import BATCH, SETTINGS, Evaluation, Judged, OnProgress, Row, Sample
+from .grammar import Item, Scene
+
+AIMS = {
+    "canny: overlap of the outlines (IoU)": 0.85,
+    "canny: the colours are the prompt's": 0.90,
+    "inpainting: the hole has what the prompt says": 0.85,
+    "inpainting: the rest is the source, bit for bit": 1.0,
+    "outpainting: the background goes on": 0.90,
+    "super resolution: closer to the true picture than bicubic": 0.90,
+    "super resolution: the same colours and shapes": None,
+}
+"""The questions in the order of the table, and what is wanted."""
+
+MARGIN = 80
+"""Pixels of 256 that outpainting adds on one side."""
+
+
+def evaluate_control(
+    parts: Parts, nets: Mapping[str, ControlNet], *, cases: int = 100, on_progress: OnProgress | None = None
+) -> Evaluation:
+    """Draw and judge so many cases of each kind; the same again every time.
+
+    parts: those of the tiny cascade. nets: canny, inpainting and super_resolution. Raises as `pipelines.generate`.
+    """
+    report = on_progress or (lambda _what, _done, _all: None)
+    judged: list[Judged] = []
+    samples: list[Sample] = []
+    kinds: dict[str, Callable[..., Iterator[Judged]]] = {
+        "canny": partial(_canny, net=nets["canny"]),
+        "inpainting": partial(_inpaint, net=nets["inpainting"]),
+        "outpainting": partial(_outpaint, net=nets["inpainting"]),
+        "super resolution": partial(_enlarge, net=nets["super_resolution"]),
+    }
+    for number, (kind, measure) in enumerate(kinds.items()):
+        for first in range(0, cases, BATCH):
+            seeds = [1000 * (number + 1) + i for i in range(first, min(first + BATCH, cases))]
+            judged += measure(_Cases(parts, seeds, samples))
+            report(kind, first + len(seeds), cases)
+    rows = (Row(question, tuple(j for j in judged if j.question == question), aim) for question, aim in AIMS.items())
+    return Evaluation(tuple(rows), tuple(samples))
+
+
+@dataclass(frozen=True)
+class _Cases:
+    """Some cases: a seed each, and where their pictures are kept."""
+
+    parts: Parts
+    seeds: Sequence[int]
+    samples: list[Sample]
+
+    def scenes(self, pair: bool | None = None) -> list[Scene]:
+        """A complete scene for each seed, with two shapes, one, or either."""
+        return [_scene(np.random.default_rng((seed, 0, 3)), pair) for seed in self.seeds]
+
+    def drawn(self, scenes: Sequence[Scene]) -> Tensor:
+        pictures = np.stack([draw(s, np.random.default_rng((seed, 0, 4))) for s, seed in zip(scenes, self.seeds)])
+        return torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+
+    def generate(self, scenes: Sequence[Scene], hints: Tensor, net: ControlNet, **options: Any) -> Tensor:
+        """Pictures of the scenes' captions, as the hints show them."""
+        captions = [grammar.write(scene) for scene in scenes]
+        control = Control(net=net, hint=hints)
+        made: Generated = generate(
+            self.parts, captions, seeds=self.seeds, controls=[control], settings=SETTINGS, **options
+        )
+        self.samples.extend(Sample(caption, image) for caption, image in zip(captions, made.images))
+        return made.images
+
+
+def _scene(rng: np.random.Generator, pair: bool | None) -> Scene:
+    while True:
+        scene = grammar.complete(grammar.sample(rng), rng)
+        if pair is None or (len(scene.items) == 2) == pair:
+            return scene
+
+
+def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same shapes in the same places, all colours others than before."""
+    while True:
+        items = tuple(replace(item, colour=str(rng.choice(grammar.COLOURS))) for item in scene.items)
+        new = Scene(items, str(rng.choice(grammar.COLOURS)))
+        changed = [a.colour != b.colour for a, b in zip(items, scene.items)]
+        if all(changed) and new.background != scene.background and grammar.fits(new):
+            return new
+
+
+def _canny(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
+    """Edges of a drawn picture, with a prompt of other colours."""
+    scenes = cases.scenes()
+    drawn = cases.drawn(scenes)
+    prompts = [_recoloured(scene, np.random.default_rng((seed, 0, 5))) for scene, seed in zip(scenes, cases.seeds)]
+    for prompt, image, source in zip(prompts, cases.generate(prompts, canny(drawn), net), drawn):
+        found, wanted = foreground(image), foreground(source)
+        yield Judged("canny: overlap of the outlines (IoU)", float((found & wanted).sum() / (found | wanted).sum()))
+        yield Judged("canny: the colours are the prompt's", float(_colours(image, prompt)))
+
+
+def _colours(image: Tensor, scene: Scene) -> bool:
+    picture = describe(image)
+    return picture.background == scene.background and sorted(item.colour for item in picture.items) == sorted(
+        item.colour for item in scene.items
+    )
+
+
+# Left, top, right, bottom as parts of the side: around each place of a pair.
+_HOLES = {
+    "left": (0.02, 0.22, 0.5, 0.78),
+    "right": (0.5, 0.22, 0.98, 0.78),
+    "top": (0.22, 0.02, 0.78, 0.5),
+    "bottom": (0.22, 0.5, 0.78, 0.98),
+}
+
+
+def _inpaint(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
+    """One of two shapes is to become another."""
+    scenes = cases.scenes(pair=True)
+    drawn = cases.drawn(scenes)
+    prompts, masks = [], torch.zeros(len(scenes), 1, *drawn.shape[-2:])
+    for scene, mask, seed in zip(scenes, masks, cases.seeds):
+        rng = np.random.default_rng((seed, 0, 5))
+        place = int(rng.integers(2))
+        prompts.append(_exchanged(scene, place, rng))
+        left, top, right, bottom = (round(256 * side) for side in _HOLES[str(scene.items[place].place)])
+        mask[:, top:bottom, left:right] = 1
+    images = cases.generate(
+        prompts, inpaint_hint(drawn, masks), net, source=Source(images=drawn, strength=1.0, mask=masks)
+    )
+    for scene, prompt, image, source, mask in zip(scenes, prompts, images, drawn, masks):
+        new = next(b for a, b in zip(scene.items, prompt.items) if a != b)
+        found = [item for item in describe(image).items if item.place == new.place]
+        right = len(found) == 1 and (found[0].colour, found[0].shape) == (new.colour, new.shape)
+        yield Judged("inpainting: the hole has what the prompt says", float(right))
+        kept = torch.equal(image[:, mask[0] == 0], source[:, mask[0] == 0])
+        yield Judged("inpainting: the rest is the source, bit for bit", float(kept))
+
+
+def _exchanged(scene: Scene, place: int, rng: np.random.Generator) -> Scene:
+    """The scene with another colour and shape in one of its places."""
+    while True:
+        old = scene.items[place]
+        new = Item(str(rng.choice(grammar.COLOURS)), str(rng.choice(grammar.SHAPES)), place=old.place)
+        changed = Scene(tuple(new if i == place else item for i, item in enumerate(scene.items)), scene.background)
+        if new.colour != old.colour and new.shape != old.shape and grammar.fits(changed):
+            return changed
+
+
+def _outpaint(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
+    """A shape on the left, and the right side of the picture is not there yet."""
+    scenes = [
+        Scene((replace(scene.items[0], size="small", place="left"),), scene.background)
+        for scene in cases.scenes(pair=False)
+    ]
+    drawn = cases.drawn(scenes)
+    padded, mask = outpaint(drawn[..., :-MARGIN], 0, 0, MARGIN, 0)
+    source = Source(images=padded, strength=1.0, mask=mask)
+    images = cases.generate(scenes, inpaint_hint(padded, mask), net, source=source)
+    for scene, image in zip(scenes, images):
+        # What is not background in the margin, beyond a seam, would be something new.
+        new = foreground(image)[:, -MARGIN + 4 :].mean()
+        margin = describe(image[..., -MARGIN:].clone())
+        goes_on = new < 0.01 and margin.background == scene.background and not margin.items
+        yield Judged("outpainting: the background goes on", float(goes_on))
+
+
+def _enlarge(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
+    """A drawn picture at half its size, made large again."""
+    scenes = cases.scenes()
+    drawn = cases.drawn(scenes)
+    small = shrink(drawn)
+    hints = cases.parts.use("effnet", lambda encoder: _encoded(encoder, small))
+    bicubic = F.interpolate(small, drawn.shape[-2:], mode="bicubic").clamp(0, 1)
+    for image, true, plain in zip(cases.generate(scenes, hints, net), drawn, bicubic):
+        closer = psnr(image, true) > psnr(plain, true)
+        yield Judged("super resolution: closer to the true picture than bicubic", float(closer))
+        shown, wanted = describe(image), describe(true)
+        same = shown.background == wanted.background and _things(shown) == _things(wanted)
+        yield Judged("super resolution: the same colours and shapes", float(same))
+
+
+@torch.no_grad()
+def _encoded(encoder: Any, images: Tensor) -> Tensor:
+    return enlarge(encoder(normalise(images).to(next(encoder.parameters()))))
+
+
+def _things(picture: Any) -> list[tuple[str, str]]:
+    return sorted((item.colour, str(item.shape)) for item in picture.items)
