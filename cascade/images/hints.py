@@ -78,16 +78,21 @@ def fit_hint(hint: Tensor, height: int, width: int, *, picture: bool) -> Tensor:
     """A hint [B, c, H, W] as a ControlNet reads it for latents of height x width.
 
     Its middle, in the latents' proportions; for a picture (`ControlNetConfig.reads_pictures`) 32 pixels to a side of
-    one latent, bilinear, else the latents' own grid, by the nearest number.
+    one latent, bilinear, else the latents' own grid up to a multiple of 8, by the nearest number, as ComfyUI does it.
     """
-    rows, columns = hint.shape[-2:]
     # The released sizes are rounded up, so proportions differ a little even where both are meant to be the same.
+    if picture:
+        return F.interpolate(_middle(hint, height, width), (height * GRID, width * GRID), mode="bilinear")
+    height, width = -(-height // 8) * 8, -(-width // 8) * 8
+    return F.interpolate(_middle(hint, height, width), (height, width), mode="nearest-exact")
+
+
+def _middle(hint: Tensor, height: int, width: int) -> Tensor:
+    """As much of a hint's middle as has these proportions."""
+    rows, columns = hint.shape[-2:]
     left = max(0, round((columns - rows * width / height) / 2))
     top = max(0, round((rows - columns * height / width) / 2))
-    middle = hint[..., top : rows - top, left : columns - left]
-    if picture:
-        return F.interpolate(middle, (height * GRID, width * GRID), mode="bilinear")
-    return F.interpolate(middle, (height, width), mode="nearest-exact")
+    return hint[..., top : rows - top, left : columns - left]
 
 
 class Faces(NamedTuple):

@@ -39,6 +39,8 @@ class ControlNetSettings:
     `p_outpaint`; `scale_factor`); the reference's own names are understood too, and so is `reference` in place of all
     of filter, filter_params and model: the `controlnet_*` lines of a released training's file.
 
+    `start` is a ControlNet of the same sizes to go on from, trained for this Stage C or for one like it.
+
     Hints are made at `hint_size` pixels (for super resolution, of pictures of that size shrunk). A batch holds
     batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each hint and caption once.
     """
@@ -50,6 +52,7 @@ class ControlNetSettings:
     effnet: Path
     effnet_size: int = setting(192, minimum=32)
     hint_size: int = setting(192, minimum=32)
+    start: Path | None = None
     filter: str | None = None
     filter_params: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -88,6 +91,8 @@ class ControlNetTask(BaseTask):
         net = ControlNet(self._config(model))
         self.name = f"controlnet_{REFERENCE_NAMES.get(name, name)}"
         self.modules = {self.name: new_network(net, config.seed, self.name, self.device)}
+        if settings.start is not None:
+            _go_on(self.modules[self.name], settings.start, self.device)
         self.data = self._cache(encoder, on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
@@ -201,6 +206,13 @@ def _frozen_stage_c(path: Path, device: torch.device) -> Any:
         net = StageC(trained.config, attention=training_attention(device))
     net.load_state_dict(trained.state_dict(), assign=True)
     return on_device(net, device).eval().requires_grad_(False)
+
+
+def _go_on(net: Any, path: Path, device: torch.device) -> None:
+    trained = frozen(path, device)
+    if trained.config != net.config:
+        raise InvalidConfig(f"controlnet: start: {path} has other sizes than model: {trained.config}")
+    net.load_state_dict(trained.state_dict())
 
 
 def _described(settings: ControlNetSettings) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:

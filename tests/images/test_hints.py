@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade.images import Faces, enlarge, identity_hint, inpaint_hint, outpaint, shrink, super_resolution_hint
+from cascade.images import (
+    Faces,
+    enlarge,
+    fit_hint,
+    identity_hint,
+    inpaint_hint,
+    outpaint,
+    shrink,
+    super_resolution_hint,
+)
 from tests.support import golden
 
 
@@ -100,3 +109,14 @@ def test_no_face_and_boxes_without_embeddings() -> None:
         identity_hint([faces()], 128, 128)
     with pytest.raises(ValueError, match=r"1 embeddings, boxes \[2, 4\]"):
         identity_hint([Faces(torch.zeros(2, 4), torch.zeros(1, 512))], 128, 128)
+
+
+def test_a_hint_is_fitted_to_the_latents() -> None:
+    picture = torch.rand(1, 3, 256, 256)
+    assert fit_hint(picture, 6, 6, picture=True).shape == (1, 3, 192, 192)
+    wide = torch.zeros(1, 1, 256, 512)
+    wide[..., 128:384] = 1
+    assert bool((fit_hint(wide, 6, 6, picture=True) == 1).all())
+    latents = torch.rand(1, 16, 8, 8)
+    assert torch.equal(fit_hint(latents, 6, 6, picture=False), latents)
+    assert torch.equal(fit_hint(latents, 16, 16, picture=False), enlarge(latents))

@@ -57,7 +57,7 @@ def build(folder: Path, output: str = "none", changes: dict[str, Any] | None = N
     [
         ("canny", EFFNET, (4, 1, SIZE, SIZE)),
         ("inpainting", EFFNET, (4, 4, SIZE, SIZE)),
-        ("super_resolution", LARGE, (4, 16, 2, 2)),
+        ("super_resolution", LARGE, (4, 16, 8, 8)),
     ],
 )
 def test_each_filter_trains_and_leaves_stage_c_alone(
@@ -89,6 +89,17 @@ def test_it_learns(folder: Path, tmp_path: Path) -> None:
     first = np.mean([line["loss"] for line in read_metrics(tmp_path)[:10]])
     assert outcome.complete
     assert np.mean([line["loss"] for line in read_metrics(tmp_path)[-10:]]) < 0.97 * first
+
+
+def test_it_goes_on_from_another(folder: Path, tmp_path: Path) -> None:
+    first = build(folder, str(tmp_path), filter="super_resolution", model=LARGE)
+    fit(first, first.config)
+    path = tmp_path / "controlnet_super_resolution.safetensors"
+    task = build(folder, filter="super_resolution", model=LARGE, start=str(path))
+    found, expected = task.modules["controlnet_super_resolution"].state_dict(), load_model(path).state_dict()
+    assert all(torch.equal(found[name], value.float()) for name, value in expected.items())
+    with pytest.raises(InvalidConfig, match="has other sizes than model"):
+        build(folder, filter="super_resolution", model={**LARGE, "blocks": [0]}, start=str(path))
 
 
 def drawn(count: int = 3) -> Any:
