@@ -55,3 +55,23 @@ def test_places_are_checked_first(asked: dict[str, Any], tmp_path: Path, capsys:
 def test_prompts_are_counted_from_one() -> None:
     with pytest.raises(SystemExit):
         main(["evaluate", "tiny", "--prompts", "0"])
+
+
+def test_the_controlnets(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cascade.checkpoints import save_model
+    from cascade.models import ControlNet, ControlNetConfig, initialize
+    from cascade.tiny import control
+
+    net = initialize(ControlNet(ControlNetConfig(in_channels=1, width=8, blocks=(0,), backbone="simple")))
+    for name in tiny.CONTROLNETS:
+        save_model(net, tmp_path / f"controlnet_{name}.safetensors")
+    seen: dict[str, Any] = {}
+
+    def evaluate_control(parts: Any, nets: Any, **given: Any) -> Evaluation:
+        seen.update(given, nets=nets)
+        return Evaluation((Row("canny", (Judged("canny", 1.0),)),), ())
+
+    monkeypatch.setattr(control, "evaluate_control", evaluate_control)
+    assert main(["evaluate", str(tmp_path), "--control", "--prompts", "7"]) == 0
+    assert (seen["cases"], set(seen["nets"])) == (7, set(tiny.CONTROLNETS))
+    assert not asked
