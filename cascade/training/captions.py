@@ -15,7 +15,7 @@ from ..conditioning import ImageEncoder, TextEncoder
 from .config import TrainingConfig, setting
 from .data import Order, PictureSettings, Progress, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import new_clip
+from .nets import load_encoders, new_clip
 from .stage_c import latents_and_small_pictures
 from .text import tokenize_captions
 
@@ -27,6 +27,7 @@ class CaptionsSettings:
     """`text` and `image` are the transformers configs of the two CLIP towers, of one projection_dim.
 
     `effnet` and `effnet_size` are those of the training of Stage C that follows: both read one cache.
+    `start` is a folder of a text and an image encoder of the same sizes to start from.
     `embedding_noise` is the deviation of noise on the embeddings, relative to theirs.
     """
 
@@ -36,6 +37,7 @@ class CaptionsSettings:
     effnet_size: int = setting(192, minimum=32)
     text: Mapping[str, Any]
     image: Mapping[str, Any]
+    start: Path | None = None
     reader_width: int = setting(256, minimum=1)
     embedding_noise: float = setting(0.1, minimum=0)
 
@@ -63,6 +65,8 @@ class CaptionsTask(BaseTask):
         self.device = pick_device(config.device)
         text = new_clip("text", settings.text, config.seed, self.device)
         image: Any = new_clip("image", settings.image, config.seed, self.device)
+        if settings.start is not None:
+            load_encoders(settings.start, text, image)
         size = int(image.config.image_size)
         self.data = latents_and_small_pictures(settings, config.precision, size, self.device, on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -52,6 +53,24 @@ def new_clip(kind: str, section: Mapping[str, Any], seed: int, device: torch.dev
     # On a CPU plain matrix products train faster than torch's fused attention (see matmul_attention).
     attention = "eager" if device.type == "cpu" else "sdpa"
     return on_device(model_class._from_config(config_class(**section), attn_implementation=attention), device)
+
+
+def load_encoders(folder: Path, text: nn.Module, image: nn.Module) -> None:
+    """The weights of text_encoder.safetensors and image_encoder.safetensors into networks of their sizes."""
+    for name, net in {"text_encoder": text, "image_encoder": image}.items():
+        net.load_state_dict(frozen(folder / f"{name}.safetensors", next(net.parameters()).device).state_dict())
+
+
+def grown(weights: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Weights of a network with smaller filters for `net`: each in the middle of a larger one, zeros around it."""
+    result = {}
+    for name, wanted in net.state_dict().items():
+        weight = weights[name]
+        if weight.dim() == 4 and weight.shape[-1] < wanted.shape[-1]:
+            side = (wanted.shape[-1] - weight.shape[-1]) // 2
+            weight = F.pad(weight, (side, side, side, side))
+        result[name] = weight
+    return result
 
 
 def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -32,7 +32,7 @@ from .data import (
     to_pictures,
 )
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, model_config, new_clip, new_network, sheet, training_attention
+from .nets import frozen, grown, load_encoders, model_config, new_clip, new_network, sheet, training_attention
 from .objective import DiffusionSettings, build_diffusion, diffusion_loss
 from .text import tokenize_captions
 
@@ -54,7 +54,8 @@ class StageCSettings:
 
     The image embedding is given for `keep_image` of the pictures and zeros for the others. Captions are left out with
     probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
-    `encoders` is a folder of a text and an image encoder of the same sizes to start from.
+    `encoders` is a folder of a text and an image encoder of the same sizes to start from, `start` a Stage C whose
+    filters may be smaller.
     A batch holds batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each caption once.
     """
 
@@ -66,6 +67,7 @@ class StageCSettings:
     text: Mapping[str, Any]
     image: Mapping[str, Any]
     encoders: Path | None = None
+    start: Path | None = None
     repeats: int = setting(1, minimum=1)
     drop_caption: float = setting(0.05, minimum=0, maximum=1)
     drop_caption_with_image: float = setting(0.05, minimum=0, maximum=1)
@@ -105,9 +107,9 @@ class StageCTask(BaseTask):
         }
         self._check_widths(net.config)
         if settings.encoders is not None:
-            for name in ("text_encoder", "image_encoder"):
-                trained = frozen(settings.encoders / f"{name}.safetensors", self.device)
-                self.modules[name].load_state_dict(trained.state_dict())
+            load_encoders(settings.encoders, self.modules["text_encoder"], self.modules["image_encoder"])
+        if settings.start is not None:
+            net.load_state_dict(grown(frozen(settings.start, self.device).state_dict(), net))
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         image: Any = self.modules["image_encoder"]
         size = int(image.config.image_size)

@@ -217,6 +217,17 @@ def test_stage_c_starts_with_the_encoders_it_is_given(folder: Path, tmp_path: Pa
         assert all(torch.equal(value, trained[key]) for key, value in built.modules[name].state_dict().items())
 
 
+def test_stage_c_starts_from_one_with_smaller_filters(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "stage_c", str(tmp_path), changes={"export_dtype": "float32"})
+    task = TASKS["stage_c"].task(settings)
+    fit(task, settings)
+    model = {**SECTIONS["stage_c"]["model"], "kernel_size": 5}
+    grown = build(folder, "stage_c", start=str(tmp_path / "stage_c.safetensors"), model=model).modules["stage_c"]
+    inputs = torch.randn(2, 16, 4, 4), torch.rand(2), torch.randn(2, 3, 8), torch.randn(2, 8), torch.zeros(2, 8)
+    trained = load_model(tmp_path / "stage_c.safetensors")
+    torch.testing.assert_close(grown.eval()(*inputs), trained(*inputs))
+
+
 def test_stage_b_starts_from_the_one_it_is_given(folder: Path, tmp_path: Path) -> None:
     settings = config(folder, "stage_b", str(tmp_path), changes={"export_dtype": "float32"})
     fit(TASKS["stage_b"].task(settings), settings)
