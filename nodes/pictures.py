@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..cascade.diffusion import Guidance
 from ..cascade.errors import MissingPart
 from ..cascade.images import as_mask, fit, mask_of_latent, psnr, side_by_side, ssim
+from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
 from .host import decoding, guards, pictures, sampling
 from .types import CONDITIONING, LATENT, PICTURES, field, schema
@@ -74,15 +75,15 @@ class CascadeEncodeImage(io.ComfyNode):
         cls, image: Any, encoder: Any, sizing: str, short_side: int, stage_a: Any = None, mask: Any = None
     ) -> io.NodeOutput:
         guards.autoencoder(encoder, "Stage C")
-        given = pictures.from_image(image)
+        source = pictures.from_image(image)
         masks = None if mask is None else as_mask(mask)
-        size = tuple(given.shape[-2:]) if sizing == OWN_SIZE else with_short_side(*given.shape[-2:], short_side)
+        size = tuple(source.shape[-2:]) if sizing == OWN_SIZE else with_short_side(*source.shape[-2:], short_side)
         sizes = latent_sizes(*size)
-        given = fit(given, *size)
+        given = fit(source, *size)
         if sizing == OWN_SIZE:
-            small = pictures.encode_effnet(encoder, given, sampling.STAGE_C_FACTOR)
+            small = pictures.encode_effnet(encoder, given, COMPRESSION)
         else:
-            small = pictures.encode_stage_c(encoder, pictures.from_image(image), sizes.stage_c[-2:])
+            small = pictures.encode_stage_c(encoder, source, sizes.stage_c[-2:])
         guards.finite(small, "Stage C", "latent")
         large = torch.zeros(len(given), *sizes.stage_b)
         if stage_a is not None:
