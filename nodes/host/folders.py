@@ -124,8 +124,8 @@ def run_folder(name: str) -> Path:
 
 def inside(folder: Path, name: str) -> Path:
     """A path under a folder. Raises CascadeError."""
-    root, given = folder.resolve(), name.strip().replace("\0", "/../..")
-    path = (root / given).resolve()
+    root = folder.resolve()
+    path = root if "\0" in name else (root / name.strip()).resolve()
     if not path.is_relative_to(root) or path == root:
         raise CascadeError(f"{name!r} is no name for a file here: use letters, digits, - and _, and / for a subfolder.")
     return path

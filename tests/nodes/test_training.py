@@ -168,12 +168,12 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
         ({"modules": "none", "word": ""}, "nothing to train"),
         ({"starts_from": "^qqqqqqqqq</w>"}, "names no token"),
         ({"text_encoder": "tiny cascade (included)"}, "take the one that it was trained with"),
-        ({"effnet": file_name("stage_c")}, "effnet|EfficientNet"),
+        ({"effnet": file_name("previewer")}, "EfficientNet"),
     ],
 )
 def test_what_cannot_be_is_named_before_it_begins(host: Any, folder: str, changes: dict[str, Any], reason: str) -> None:
     graph = Graph()
-    trained = graph("CascadeTrainLora", **settings(host, "bad", **{"folder": folder, **changes}))
+    trained = graph("CascadeTrainLora", **settings(host, **{"name": "bad", "folder": folder, **changes}))
     with pytest.raises(Failed, match=reason) as error:
         host.run(graph, lora=trained)
     assert error.value.details["node_type"] == "CascadeTrainLora"
