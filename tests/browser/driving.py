@@ -24,13 +24,23 @@ ARGUMENTS = [
 SIZE = {"width": 1600, "height": 900}
 PATIENCE = 120_000
 """Milliseconds, for slow machines."""
+GRAPH_ALONE = (
+    "* { visibility: hidden !important }#graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }"
+)
+"""A style: the canvas and what lies on its nodes, without bars, maps and messages."""
 TITLE = 30
 """Height of a node's title, which lies above its position."""
 
 NOT_OURS = ("user.css", "/api/userdata", "/templates/", "/workflow_templates/", "favicon")
 """Files for which the host's page asks in vain, in the address of the message: some templates have no picture."""
-HOSTS_OWN = ("ComfyApp graph accessed before initialization", "Error loading core workflow templates", "fuse options")
-"""What the host's page says of itself, some of it for want of the templates that are not installed here."""
+HOSTS_OWN = (
+    "ComfyApp graph accessed before initialization",
+    "Error loading core workflow templates",
+    "Error loading fuse options",
+    "Content Security Policy",
+)
+"""What the host's page says of itself: of templates that are not installed here, and of the addresses of files that
+are not here, which it may not ask for their size."""
 
 
 def launch(playwright: Playwright) -> Browser:
@@ -139,9 +149,14 @@ class Page:
         left, top, width, height = self.tab.evaluate(f"[...{self.find(node)}.pos, ...{self.find(node)}.size]")
         return left, top - TITLE, width, height + TITLE
 
+    def select(self, node: str) -> None:
+        """Click on the title of a node of this type."""
+        there = self.show(*self.box(node))
+        self.tab.mouse.click(there["x"] + there["width"] / 2, there["y"] + TITLE / 2)
+
     def photograph(self, area: tuple[float, float, float, float]) -> Image.Image:
         """A part of the graph (left, top, width, height), without the bars that lie over the canvas."""
-        bars = self.tab.add_style_tag(content="#graph-canvas-container ~ *, .p-toast { visibility: hidden !important }")
+        bars = self.tab.add_style_tag(content=GRAPH_ALONE)
         clip = self.show(*area)
         # The canvas and what lies on its nodes move in the frames after.
         self.tab.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 500))")

@@ -66,7 +66,7 @@ def test_notes_are_not_saved(page: Page) -> None:
 
 def test_help_has_its_picture(page: Page) -> None:
     page.open(workflow(TEMPLATE))
-    page.tab.evaluate(f"app.canvas.selectNodes([{page.find('CascadeDecode')}])")
+    page.select("CascadeDecode")
     page.tab.get_by_test_id("info-button").click()
     page.tab.locator(".node-help-content h1", has_text="Decode (Stable Cascade)").wait_for()
     page.tab.wait_for_function("document.querySelector('.node-help-content img')?.naturalWidth > 0")

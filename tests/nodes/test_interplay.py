@@ -111,6 +111,36 @@ def test_conditionings_combined_placed_masked_and_timed(host: Any) -> None:
         assert relative_error(found, plain) > 1e-4
 
 
+def test_the_hosts_other_samplers(host: Any) -> None:
+    """The same run through each of the host's ways to sample."""
+    parts = Parts()
+    graph = parts.graph
+    conds = {"positive": parts.text[0], "negative": parts.text[1]}
+    advanced = graph(
+        "KSamplerAdvanced",
+        **{"model": parts.model, "latent_image": parts.latent[0], "noise_seed": 5, "steps": 2, "cfg": 4.0, **conds},
+        **{"sampler_name": "euler", "scheduler": "simple", "start_at_step": 0, "end_at_step": 10000},
+        **{"add_noise": "enable", "return_with_leftover_noise": "disable"},
+    )
+    sigmas = graph("BasicScheduler", model=parts.model, scheduler="simple", steps=2, denoise=1.0)
+    sampler = graph("KSamplerSelect", sampler_name="euler")
+    custom = graph(
+        "SamplerCustom",
+        **{"model": parts.model, "latent_image": parts.latent[0], "noise_seed": 5, "cfg": 4.0, "add_noise": True},
+        **{"sampler": sampler, "sigmas": sigmas, **conds},
+    )
+    guided = graph(
+        "SamplerCustomAdvanced",
+        noise=graph("RandomNoise", noise_seed=5),
+        guider=graph("CFGGuider", model=parts.model, cfg=4.0, **conds),
+        sampler=sampler,
+        sigmas=sigmas,
+        latent_image=parts.latent[0],
+    )
+    plain, *others = samples(host, parts, plain=parts.ksampler(), advanced=advanced, custom=custom, guided=guided)
+    assert all(relative_error(each, plain) < 1e-5 for each in others)
+
+
 def test_latents_of_the_host(host: Any) -> None:
     parts = Parts()
     graph = parts.graph

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.cascade.stage_a
 import comfy.model_base
 import comfy.model_patcher
 import comfy.ops
@@ -98,6 +99,31 @@ def test_the_same_as_the_hosts_own(host: Any, kind: str, sampler: str) -> None:
     conds = conditioning(**prior(kind)), conditioning(seed=2)
     expected = sample(native(kind), kind, *conds, sampler_name=sampler)
     assert relative_error(sample(ours(host, kind), kind, *conds, sampler_name=sampler), expected) < 1e-4
+
+
+def test_a_whole_graph_is_the_hosts_own(host: Any) -> None:
+    """Stage C, Stage B that reads its latent, Stage A: the picture of the host's own networks."""
+    state = networks.network("stage_a").state_dict()
+    config = networks.CONFIGS["stage_a"]
+    theirs = comfy.ldm.cascade.stage_a.StageA(
+        bottleneck_blocks=config.bottleneck_blocks, c_hidden=config.width, codebook_size=config.codebook_size
+    )
+    theirs.load_state_dict(state)
+    load_stage_a = host.pack("nodes.host.autoencoders").load_stage_a
+    vae = load_stage_a(host.models / "vae" / networks.file_name("stage_a"), "fp32")
+
+    def large(stage_c: Any, stage_b: Any) -> Tensor:
+        text, nothing = conditioning(), conditioning(seed=2)
+        small = sample(stage_c, "stage_c", text, nothing, shape=(1, 16, 5, 6))
+        return sample(
+            stage_b, "stage_b", conditioning(stable_cascade_prior=small), nothing, cfg=1.1, shape=(1, 4, 54, 64)
+        )
+
+    with torch.inference_mode():
+        expected = theirs.decode(large(native("stage_c"), native("stage_b"))).clamp(0, 1).movedim(1, -1)
+        found = vae.decode(large(ours(host, "stage_c"), ours(host, "stage_b")))
+    assert found.shape == (1, 216, 256, 3)
+    assert relative_error(found, expected) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -43,6 +43,17 @@ def test_pages_tell_all_inputs_and_outputs_in_order(host: Any) -> None:
         assert "## Example" in page
 
 
+def test_every_page_has_a_picture_of_the_node(host: Any) -> None:
+    """`pytest tests/browser --update-pictures` takes them."""
+    for name in our_nodes(host):
+        assert f"](images/{name}.jpg)" in (PAGES / f"{name}.md").read_text(encoding="utf-8"), name
+
+
+def test_the_readme_names_every_node(host: Any) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in our_nodes(host) if f"](web/docs/{name}.md)" not in readme] == []
+
+
 def test_pages_name_templates_that_are_there(host: Any) -> None:
     for name in our_nodes(host):
         page = (PAGES / f"{name}.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from cascade.pipelines import SamplingSettings, sample_stage_b, sample_stage_c
 from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name
-from tests.nodes.test_text_to_image import SETTINGS
+from tests.nodes.test_text_to_image import SETTINGS, cascade
 from tests.support import relative_error
 
 TEXT = networks.WIDTH
@@ -226,12 +226,19 @@ def test_a_guidance_function_on_the_model_wins(host: Any) -> None:
     assert relative_error(stage_c(host, model=changed), expected) < 1e-3
 
 
-def test_infinite_latents_stop_with_a_cure(host: Any) -> None:
-    broken = model(host, "stage_c").clone()
+def broken(host: Any, kind: str) -> Any:
+    """A model whose last layer has become infinite."""
+    changed = model(host, kind).clone()
     name = "diffusion_model.clf.1.weight"
-    broken.add_patches({name: (torch.full((16, 64, 1, 1), torch.inf),)})
+    changed.add_patches({name: (torch.full_like(changed.model_state_dict()[name], torch.inf),)})
+    return changed
+
+
+def test_infinite_latents_stop_with_a_cure(host: Any) -> None:
     with pytest.raises(Exception, match=r"Stage C's result is not finite.*dtype bf16 or fp32"):
-        stage_c(host, model=broken)
+        stage_c(host, model=broken(host, "stage_c"))
+    with pytest.raises(Exception, match=r"Stage B's result is not finite.*dtype bf16 or fp32"):
+        stage_b(host, random(1, 16, 5, 6), model=broken(host, "stage_b"))
     with pytest.raises(Exception, match=r"Stage C's latent is not finite"):
         stage_b(host, torch.full((1, 16, 5, 6), torch.nan))
 
@@ -286,6 +293,23 @@ def test_every_step_has_a_picture(host: Any, progress: list[Any], previewer: str
     host.run(sampled(previewer))
     pictures = [(value, total, preview[1].size) for value, total, preview in progress if preview]
     assert pictures == [(step, 4, (48, 40)) for step in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "lcm", "heun", "dpmpp_2s_ancestral", "dpmpp_sde"])
+def test_previews_come_with_every_sampler(host: Any, progress: list[Any], sampler: str) -> None:
+    graph = Graph()
+    _, sampling = cascade(graph)
+    graph.prompt[sampling.node]["inputs"]["sampler"] = sampler
+    host.run(graph, latent=sampling)
+    assert [value for value, _, preview in progress if preview] == [1, 2, 3]
+
+
+def test_both_stages_tell_their_progress(host: Any, progress: list[Any]) -> None:
+    graph = Graph()
+    image, _ = cascade(graph)
+    host.run(graph, fresh=True, image=image)
+    told = [(value, total) for value, total, _ in progress]
+    assert list(dict.fromkeys(told)) == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
 
 
 def test_previews_can_be_switched_off(host: Any, progress: list[Any]) -> None:

@@ -73,7 +73,9 @@ def test_a_stopped_script_stops_its_prompt(server: Server, tmp_path: Path) -> No
         assert process.stderr is not None
         said = b""
         while b"step" not in said:
-            said += process.stderr.read(1)
+            letter = process.stderr.read(1)
+            assert letter, said
+            said += letter
         process.send_signal(signal.SIGINT)
         said += process.stderr.read()
     assert process.returncode == 130
