@@ -99,13 +99,12 @@ def test_bad_inputs_are_refused_by_name(server: Server, name: str, key: str, val
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ({}, "no prompt"),
-        ({"a": {"inputs": {}}}, "missing the class_type"),
+        ({}, "no outputs"),
+        ({"a": {"inputs": {}}}, "no class_type"),
         ({"a": node("CascadeNothing")}, "not found"),
         ({name: each for name, each in cascade().items() if name != "save"}, "no outputs"),
-        (with_input(cascade(), "stage_c", "model", ["nowhere", 0]), ""),
-        (with_input(cascade(), "stage_c", "model", ["c", 99]), ""),
-        (with_input(cascade(), "text", "clip", "a word"), ""),
+        (with_input(cascade(), "stage_c", "model", ["nowhere", 0]), "nowhere"),
+        (with_input(cascade(), "stage_c", "model", ["c", 99]), "index out of range"),
     ],
 )
 def test_what_is_no_prompt_is_refused(server: Server, prompt: Prompt, said: str) -> None:
