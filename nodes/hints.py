@@ -226,6 +226,14 @@ class CascadeIdentityHint(io.ComfyNode):
             inputs=[
                 field(io.Image, "image", tooltip="The picture with the faces; it tells the size and the places."),
                 field(
+                    io.Int,
+                    "max_faces",
+                    default=MAX_FACES,
+                    min=1,
+                    max=64,
+                    tooltip=f"Of more faces the largest are taken. Released: {MAX_FACES}.",
+                ),
+                field(
                     io.AnyType,
                     "boxes",
                     optional=True,
@@ -237,14 +245,6 @@ class CascadeIdentityHint(io.ComfyNode):
                     "embeddings",
                     optional=True,
                     tooltip="For each face 512 numbers: a list or tensor [faces, 512], or a list of those for a batch.",
-                ),
-                field(
-                    io.Int,
-                    "max_faces",
-                    default=MAX_FACES,
-                    min=1,
-                    max=64,
-                    tooltip=f"Of more faces the largest are taken. Released: {MAX_FACES}.",
                 ),
             ],
             outputs=[

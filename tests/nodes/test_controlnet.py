@@ -225,7 +225,7 @@ def test_lists_are_as_long_as_the_network_has_blocks(host: Any) -> None:
     made.pre_run(ours(host, "stage_c").model, lambda percent: 1.0 - percent)
     found = made.get_control(noise(SIZE), torch.tensor([0.5]), {}, 1)
     assert [residual is not None for residual in found["input"][::-1]] == [i in BLOCKS for i in range(6)]
-    assert found["input"][0].shape == (2, WIDTH, 6, 5)
+    assert found["input"][0].shape[:2] == (2, WIDTH)
 
 
 def test_stage_b_is_left_alone(host: Any) -> None:
