@@ -75,8 +75,21 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
 
 
-def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """A table in Markdown, ready for docs/performance.md."""
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown, ready for a page of docs/."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, ["-" * width for width in widths], *rows]:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |", flush=True)
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in lines)
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    print(table(head, rows), flush=True)
+
+
+def write_into(page: Path, name: str, text: str) -> None:
+    """Put a text into a page, in place of what stands between <!-- name --> and <!-- /name -->."""
+    before, start, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise SystemExit(f"{page}: there is no place for {name}")
+    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")

@@ -2,6 +2,7 @@
 
     python benchmarks/pictures.py              # some minutes on one core
     python benchmarks/pictures.py --pictures 2 # a trial
+    python benchmarks/pictures.py --write      # the tables go into docs/pictures.md
 
 A source is drawn from one scene of the grammar, the prompt is that of another; training drew neither. Distance is the
 mean difference of pixels in 255ths; the prompt score is the share of what the prompt says that image analysis finds.
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from common import print_table
+from common import table, write_into
 from torch import Tensor
 
 from cascade import tiny
@@ -30,6 +31,7 @@ from cascade.tiny.drawing import draw
 from cascade.tiny.evaluation import SETTINGS, held_out_scenes, judge
 from cascade.tiny.grammar import Scene
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "pictures.md"
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MIDDLE = 0.6
 COMPRESSIONS = (32.0, 42.67, 64.0)
@@ -47,7 +49,9 @@ def score(images: Tensor, scenes: Sequence[Scene]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=12, help="how many sources and prompts (default: 12)")
-    number = parser.parse_args().pictures
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/pictures.md")
+    options = parser.parse_args()
+    number = options.pictures
     torch.set_num_threads(1)
     scenes = held_out_scenes(2 * number, seed=5)
     drawn = [draw(scene, np.random.default_rng((5, i, 3))) for i, scene in enumerate(scenes[:number])]
@@ -60,18 +64,18 @@ def main() -> None:
         near = (distance(images, sources), sum(map(psnr, images, sources)) / number)
         return [name, f"{near[0]:.1f}", f"{near[1]:.1f} dB", f"{100 * score(images, scenes[number:]):.0f} %"]
 
-    print(f"{number} sources and prompts, default settings, 256 x 256\n")
+    about = f"{number} sources and prompts, default settings, 256 x 256:\n\n"
     found = ("distance to the source", "PSNR to the source", "prompt")
-    print_table(["strength", *found], [run(f"{strength}", strength=strength) for strength in STRENGTHS])
-    print()
+    strengths = table(["strength", *found], [run(f"{strength}", strength=strength) for strength in STRENGTHS])
     forms = {
         "as it is": {},
-        "Stage B with 0.5 as well": {"strength_b": 0.5},
+        "Stage B with 0.9": {"strength_b": 0.9},
+        "Stage B with 0.7": {"strength_b": 0.7},
+        "Stage B with 0.5": {"strength_b": 0.5},
         "noised as released": {"as_released": True},
     }
     head = [f"strength {MIDDLE}", *found]
-    print_table(head, [run(name, strength=MIDDLE, **given) for name, given in forms.items()])
-    print()
+    compared = table(head, [run(name, strength=MIDDLE, **given) for name, given in forms.items()])
     rows = []
     for compression in COMPRESSIONS:
         result = reconstruct(parts, sources, seeds=seeds, settings=SETTINGS.stage_b, compression=compression)
@@ -79,7 +83,14 @@ def main() -> None:
         latent = " x ".join(map(str, result.stage_c.shape[1:]))
         means = [sum(measure(a, b) for a, b in pairs) / number for measure in (psnr, ssim)]
         rows.append([f"{compression:g}", latent, f"{means[0]:.2f} dB", f"{means[1]:.3f}"])
-    print_table(["compression", "latent", "PSNR", "SSIM"], rows)
+    tables = {
+        "strength": f"{about}{strengths}\n\n{compared}",
+        "reconstruction": about + table(["compression", "latent", "PSNR", "SSIM"], rows),
+    }
+    for name, text in tables.items():
+        print(text, end="\n\n")
+        if options.write:
+            write_into(PAGE, name, text)
 
 
 if __name__ == "__main__":
