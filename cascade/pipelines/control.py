@@ -56,7 +56,7 @@ def controlled(
             raise ValueError(
                 f"the ControlNet was made for a Stage C of width {control.net.config.width}, this one's is {width}"
             )
-    made = [(control, control.residuals(*size[-2:], batch)) for control in controls if control.strength]
+    made = [(control, control.residuals(size[-2], size[-1], batch)) for control in controls if control.strength]
 
     def denoise(x: Tensor, r: Tensor, conditions: Conditions) -> Tensor:
         run = 1 - _time(r, shift)

@@ -78,7 +78,8 @@ class InpaintingFilter:
     def _mask(self, random: np.random.Generator) -> np.ndarray:
         if random.random() < self.p_outpaint:
             return _margin(self.size, random)
-        area = random.uniform(*self.threshold)
+        low, high = self.threshold
+        area = random.uniform(low, high)
         return _blob(self.size, area, random)
 
 
