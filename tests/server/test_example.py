@@ -68,6 +68,8 @@ def test_a_server_that_is_away(tmp_path: Path) -> None:
 
 def test_a_stopped_script_stops_its_prompt(server: Server, tmp_path: Path) -> None:
     """Ctrl-C while the first step is on its way."""
+    # A runner that ignores the signal hands that down to what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     words = ["--checkpoint", "small_c.safetensors", "--size", "1024"]
     with subprocess.Popen(command(server.url, tmp_path / "picture.png", *words), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
