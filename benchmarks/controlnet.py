@@ -28,7 +28,9 @@ SIDE = 24
 def write(folder: Path, small: bool) -> tuple[Path, Path, ControlNetConfig]:
     """Files of Stage C and of a canny net for it, with random weights."""
     stage_c = SMALL_C if small else STAGE_C_1B
-    blocks = (0, 1) if small else (0, 4, 8, 12, 19, 23, 27, 31)
+    last = 2 * sum(level.depth for level in stage_c.levels) - 1
+    # The host's Stage C wants a list as long as it has blocks.
+    blocks = (0, last) if small else (0, 4, 8, 12, 19, 23, 27, last)
     config = ControlNetConfig(in_channels=1, width=stage_c.levels[0].width, blocks=blocks)
     for name, cls, each in (("stage_c", StageC, stage_c), ("canny", ControlNet, config)):
         with torch.device("meta"):
