@@ -38,10 +38,6 @@ if HOST:
         assert opened.problems == []
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-pictures", action="store_true", help="take the pictures of the README and the help anew")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not HOST:
         terminalreporter.write_line("tests/browser did not run: no ComfyUI (COMFYUI_PATH). `nox -s hosts` fetches one.")

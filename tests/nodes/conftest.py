@@ -24,11 +24,6 @@ def host() -> Any:
     return BOOTED
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-schemas", action="store_true", help="write tests/nodes/schemas.json anew")
-    parser.addoption("--update-pictures", action="store_true", help="write the pictures of templates anew")
-
-
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not HOST:
         terminalreporter.write_line("tests/nodes did not run: no ComfyUI (COMFYUI_PATH). `nox -s hosts` fetches one.")
