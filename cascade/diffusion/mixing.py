@@ -47,7 +47,8 @@ def slerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
         1e-12
     )
     curved = on_sphere * torch.lerp(radii[0], radii[1], share)
-    curve = (sine > 1e-4) & (radii[0] > 0) & (radii[1] > 0)
+    # A float32 cosine does not tell smaller angles from none.
+    curve = (sine > 2e-3) & (radii[0] > 0) & (radii[1] > 0)
     return torch.where(curve, curved, torch.lerp(first.float(), second.float(), share)).to(first.dtype)
 
 
