@@ -36,11 +36,9 @@ class Crop:
         if images.shape[-2:] != size:
             # Shrinking averages; what grows beyond [0, 1] by bicubic's overshoot is cut.
             images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-        count = max(len(images), len(self.whole))
-        whole, mask = (each.expand(count, -1, -1, -1) for each in (self.whole, self.whole_mask))
-        drawn = whole.clone()
+        drawn = self.whole.expand(max(len(images), len(self.whole)), -1, -1, -1).clone()
         drawn[..., top:bottom, left:right] = images
-        return torch.where(mask > 0, whole + (drawn - whole) * mask, whole)
+        return composite(drawn, self.whole, self.whole_mask)
 
 
 def crop_to_mask(
