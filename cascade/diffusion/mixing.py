@@ -18,13 +18,10 @@ def blend(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
     Its length is the mean of theirs, by the weights' sizes. Zeros where all weights are 0.
     """
-    dims = tuple(range(1, tensors[0].ndim))
-    lengths = [x.float().square().sum(dims, keepdim=True).sqrt() for x in tensors]
     total = sum(map(abs, weights)) or 1.0
-    wanted = weighted(lengths, [abs(weight) / total for weight in weights])
+    wanted = weighted([_length(x) for x in tensors], [abs(weight) / total for weight in weights])
     mixed = weighted([x.float() for x in tensors], weights)
-    have = mixed.square().sum(dims, keepdim=True).sqrt()
-    return (mixed * wanted / have.clamp_min(1e-12)).to(tensors[0].dtype)
+    return (mixed * wanted / _length(mixed).clamp_min(1e-12)).to(tensors[0].dtype)
 
 
 def lerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
@@ -38,10 +35,10 @@ def slerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
     Each image is one vector. A straight way would lead through weak latents, which a network draws pale and blurred.
     share: a number, or [B]. Opposite and zero vectors, between which there is no such way, are mixed along the line.
     """
-    share, dims = _broadcast(share, first), tuple(range(1, first.ndim))
-    radii = [x.float().square().sum(dims, keepdim=True).sqrt() for x in (first, second)]
+    share = _broadcast(share, first)
+    radii = [_length(x) for x in (first, second)]
     directions = [x.float() / radius.clamp_min(1e-12) for x, radius in zip((first, second), radii, strict=True)]
-    angle = (directions[0] * directions[1]).sum(dims, keepdim=True).clamp(-1, 1).acos()
+    angle = (directions[0] * directions[1]).sum(_sides(first), keepdim=True).clamp(-1, 1).acos()
     sine = angle.sin()
     on_sphere = (((1 - share) * angle).sin() * directions[0] + (share * angle).sin() * directions[1]) / sine.clamp_min(
         1e-12
@@ -50,6 +47,16 @@ def slerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
     # A float32 cosine does not tell smaller angles from none.
     curve = (sine > 2e-3) & (radii[0] > 0) & (radii[1] > 0)
     return torch.where(curve, curved, torch.lerp(first.float(), second.float(), share)).to(first.dtype)
+
+
+def _sides(x: Tensor) -> tuple[int, ...]:
+    """All dimensions but the first."""
+    return tuple(range(1, x.ndim))
+
+
+def _length(x: Tensor) -> Tensor:
+    """[B, 1, ...]: the length of each image as one vector."""
+    return x.float().square().sum(_sides(x), keepdim=True).sqrt()
 
 
 def _broadcast(share: Tensor | float, like: Tensor) -> Tensor:
