@@ -18,7 +18,16 @@ from .hints import (
 from .masks import as_mask, mask_of_latent, resize_mask
 from .metrics import psnr, side_by_side, ssim
 from .pillow import from_pillow, to_pillow
-from .resize import effnet_input, fit, normalise, resize_for_latent, resize_short_side, stage_c_input, three_quarters
+from .resize import (
+    effnet_input,
+    fit,
+    normalise,
+    resize_for_latent,
+    resize_short_side,
+    short_side_size,
+    stage_c_input,
+    three_quarters,
+)
 from .rgb import as_rgb
 from .tiles import Box, blended, stitched
 
@@ -47,6 +56,7 @@ __all__ = [
     "resize_for_latent",
     "resize_mask",
     "resize_short_side",
+    "short_side_size",
     "shrink",
     "side_by_side",
     "soften",

@@ -17,12 +17,16 @@ COMPRESSION = EFFNET_FACTOR * 4 / 3
 """Pixels of the picture, of which the encoder sees 3/4, to a side of one latent: 42.67, as released."""
 
 
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width in these proportions with a short side of `short_side`; the long one rounded down."""
+    short = min(height, width)
+    return short_side * height // short, short_side * width // short
+
+
 def resize_short_side(images: Tensor, size: int) -> Tensor:
     """Resize [B, 3, H, W] so that its short side is `size` (bilinear, antialiased); the long side is rounded down."""
     height, width = images.shape[-2:]
-    short = min(height, width)
-    target = (size * height // short, size * width // short)
-    return F.interpolate(images, target, mode="bilinear", antialias=True)
+    return F.interpolate(images, short_side_size(height, width, size), mode="bilinear", antialias=True)
 
 
 def three_quarters(images: Tensor, compression: float = COMPRESSION) -> Tensor:

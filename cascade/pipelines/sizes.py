@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..errors import InvalidSize
+from ..images import short_side_size
 
 STAGE_C_FACTOR = 42.67
 STAGE_B_FACTOR = 4
@@ -43,8 +44,7 @@ def with_short_side(height: int, width: int, short_side: int) -> tuple[int, int]
 
     Raises InvalidSize as `latent_sizes`, for a picture that is too long for it.
     """
-    short = min(height, width)
-    scaled = short_side * height // short, short_side * width // short
+    scaled = short_side_size(height, width, short_side)
     latent_sizes(*scaled)
     return scaled
 
