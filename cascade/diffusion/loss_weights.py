@@ -43,7 +43,7 @@ class Constant(LossWeight):
 
 
 class SNR(LossWeight):
-    """snr: an epsilon target's loss becomes that of an x0 target."""
+    """snr: an x0 target's loss becomes that of an epsilon target."""
 
     def weight(self, log_snr: Tensor) -> Tensor:
         return torch.exp(log_snr)

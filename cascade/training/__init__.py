@@ -2,10 +2,12 @@
 
 config     settings, read from a file and checked
 data       pictures, their order, what is computed once from them
+folders    pictures of one's own: a folder, or webdataset tars
 loop       the loop (`fit`), with exact continuation
 state, metrics   what a run leaves in its folder
-stage_a encoder stage_b stage_c controlnet   one file a task
+stage_a encoder captions stage_c stage_b controlnet lora   one file a task
 filters    what a ControlNet is shown
+lowrank    what a LoRA trains: the changes beside the layers, and learned tokens
 recipe     the tiny cascade from nothing
 """
 
