@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import canny, enlarge, inpaint_hint, normalise, outpaint, psnr, shrink
+from ..images import canny, inpaint_hint, normalise, outpaint, psnr, shrink, super_resolution_hint
 from ..models import ControlNet
 from ..pipelines import Control, Generated, Parts, Source, generate
 from . import grammar
 from .analysis import describe, foreground
-from .drawing import draw
-from .evaluation import BATCH, SETTINGS, Evaluation, Judged, OnProgress, Row, Sample
+from .evaluation import BATCH, SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
 from .grammar import Item, Scene
 
 AIMS = {
@@ -57,8 +56,7 @@ def evaluate_control(
             seeds = [1000 * (number + 1) + i for i in range(first, min(first + BATCH, cases))]
             judged += measure(_Cases(parts, seeds, samples))
             report(kind, first + len(seeds), cases)
-    rows = (Row(question, tuple(j for j in judged if j.question == question), aim) for question, aim in AIMS.items())
-    return Evaluation(tuple(rows), tuple(samples))
+    return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,7 @@ class _Cases:
         return [_scene(np.random.default_rng((seed, 0, 3)), pair) for seed in self.seeds]
 
     def drawn(self, scenes: Sequence[Scene]) -> Tensor:
-        pictures = np.stack([draw(s, np.random.default_rng((seed, 0, 4))) for s, seed in zip(scenes, self.seeds)])
-        return torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+        return drawn_scenes(scenes, self.seeds, 4)
 
     def generate(self, scenes: Sequence[Scene], hints: Tensor, net: ControlNet, **options: Any) -> Tensor:
         """Pictures of the scenes' captions, as the hints show them."""
@@ -188,7 +185,7 @@ def _enlarge(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
     scenes = cases.scenes()
     drawn = cases.drawn(scenes)
     small = shrink(drawn)
-    hints = cases.parts.use("effnet", lambda encoder: _encoded(encoder, small))
+    hints = cases.parts.use("effnet", lambda encoder: _small_hint(encoder, small))
     bicubic = F.interpolate(small, drawn.shape[-2:], mode="bicubic").clamp(0, 1)
     for image, true, plain in zip(cases.generate(scenes, hints, net), drawn, bicubic):
         closer = psnr(image, true) > psnr(plain, true)
@@ -199,8 +196,8 @@ def _enlarge(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
 
 
 @torch.no_grad()
-def _encoded(encoder: Any, images: Tensor) -> Tensor:
-    return enlarge(encoder(normalise(images).to(next(encoder.parameters()))))
+def _small_hint(encoder: Any, small: Tensor) -> Tensor:
+    return super_resolution_hint(small, lambda x: encoder(normalise(x).to(next(encoder.parameters()))))
 
 
 def _things(picture: Any) -> list[tuple[str, str]]:

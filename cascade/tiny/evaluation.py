@@ -125,16 +125,15 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
             judged += measure(parts, some, _seeds(seed, first, len(some)))
             report(what, first + len(some), len(scenes))
     judged += _keep_away(parts, math.ceil(prompts / PROMPTS_PER_NEGATIVE), seed)
-    return Evaluation(_rows(judged), tuple(samples))
+    return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
 
-LORA_AIMS = {
-    "the learned shape, in its colour on its background": None,
-    "the learned shape": 0.85,
-    "prompts without its word, PSNR to the pictures without the LoRA": None,
-    "prompts without its word, as they say": None,
-    "the same without the LoRA": None,
-}
+LEARNED_WHOLE = "the learned shape, in its colour on its background"
+LEARNED = "the learned shape"
+UNTOUCHED = "prompts without its word, PSNR to the pictures without the LoRA"
+OTHERS = "prompts without its word, as they say"
+OTHERS_BEFORE = "the same without the LoRA"
+LORA_AIMS = {LEARNED_WHOLE: None, LEARNED: 0.85, UNTOUCHED: None, OTHERS: None, OTHERS_BEFORE: None}
 """The same for the included LoRA."""
 
 
@@ -156,20 +155,20 @@ def evaluate_lora(
             picture = describe(image, tuple(OUTLINES))
             shown = bool(picture.items) and picture.items[0].shape == HEART
             right = shown and (picture.items[0].colour, picture.background) == ("red", "white")
-            judged += [Judged("the learned shape", float(shown)), Judged(next(iter(LORA_AIMS)), float(right))]
+            judged += [Judged(LEARNED, float(shown)), Judged(LEARNED_WHOLE, float(right))]
             samples.append(Sample(caption, image))
         report("the learned word", numbers[-1] + 1, seeds)
     for first, some in _batches(held_out_scenes(prompts, seed=3)):
         captions, numbers = [grammar.write(scene) for scene in some], _seeds(3, first, len(some))
         plain, other = (generate(each, captions, seeds=numbers, settings=SETTINGS).images for each in (parts, taught))
         for scene, before, after in zip(some, plain, other):
-            judged.append(Judged(list(LORA_AIMS)[2], psnr(after, before)))
-            for question, image in (("prompts without its word, as they say", after), (list(LORA_AIMS)[4], before)):
+            judged.append(Judged(UNTOUCHED, psnr(after, before)))
+            for question, image in ((OTHERS, after), (OTHERS_BEFORE, before)):
                 answers = {each.question: each.answer for each in judge(scene, describe(image))}
                 judged.append(Judged(question, answers["all that the prompt says"]))
             samples.append(Sample(grammar.write(scene), after))
         report("prompts without it", first + len(some), prompts)
-    return Evaluation(_rows(judged, LORA_AIMS), tuple(samples))
+    return Evaluation(to_rows(judged, LORA_AIMS), tuple(samples))
 
 
 def held_out_scenes(count: int, seed: int) -> list[Scene]:
@@ -242,14 +241,16 @@ def _same(item: Item, found: Found) -> bool:
     return (found.colour, found.shape, found.place) == (item.colour, item.shape, item.place)
 
 
-def _drawn(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
-    pictures = np.stack([draw(scene, np.random.default_rng((seed, 0, 2))) for scene, seed in zip(scenes, seeds)])
+def drawn_scenes(scenes: Sequence[Scene], seeds: Sequence[int], stream: int) -> Tensor:
+    """Pictures [n, 3, 256, 256] in [0, 1] of scenes; `stream` keeps a seed's random numbers apart from its others."""
+    rngs = [np.random.default_rng((seed, 0, stream)) for seed in seeds]
+    pictures = np.stack([draw(scene, rng) for scene, rng in zip(scenes, rngs)])
     return torch.from_numpy(pictures).movedim(-1, 1).float() / 255
 
 
 def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
     """Through the encoder and Stage B, and through Stage A alone."""
-    drawn = _drawn(scenes, seeds)
+    drawn = drawn_scenes(scenes, seeds, 2)
     again = reconstruct(parts, drawn, seeds=seeds, settings=SETTINGS.stage_b).images
     alone = parts.use("stage_a", lambda net: _stage_a(net, drawn))
     for i, scene in enumerate(scenes):
@@ -268,7 +269,7 @@ def _stage_a(net: StageA, images: Tensor) -> Tensor:
 
 def _vary(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
     """The image's embedding with the empty prompt."""
-    drawn = _drawn(scenes, seeds)
+    drawn = drawn_scenes(scenes, seeds, 2)
     varied = generate(parts, [""] * len(scenes), seeds=seeds, variation_of=drawn, settings=SETTINGS).images
     for scene, image in zip(scenes, varied):
         found, wanted = describe(image).items[:1], scene.items[0]
@@ -301,7 +302,8 @@ def _seeds(seed: int, first: int, count: int) -> list[int]:
     return [1000 * seed + first + i for i in range(count)]
 
 
-def _rows(judged: Sequence[Judged], aims: Mapping[str, float | None] = AIMS) -> tuple[Row, ...]:
+def to_rows(judged: Sequence[Judged], aims: Mapping[str, float | None]) -> tuple[Row, ...]:
+    """A row for each question of `aims`, in their order."""
     return tuple(
         Row(question, tuple(j for j in judged if j.question == question), aim, decibels="PSNR" in question)
         for question, aim in aims.items()
