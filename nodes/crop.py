@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cascade.errors import CascadeError
-from ..cascade.images import Crop, as_mask, as_rgb, crop_to_mask, resize_mask
+from ..cascade.images import Crop, crop_to_mask
+from .host import pictures
 from .types import CONTROL, field, schema
 
 STITCH = io.Custom("CASCADE_STITCH")
@@ -57,12 +58,10 @@ class CascadeCropToMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, mask: Any, width: int, height: int, context: float, feather: int) -> io.NodeOutput:
-        images = as_rgb(image.movedim(-1, 1).float())
-        masks = resize_mask(as_mask(mask), tuple(images.shape[-2:]))
-        if len(masks) not in (1, len(images)):
-            raise CascadeError(f"Crop to Mask (Stable Cascade): {len(masks)} masks for {len(images)} pictures.")
+        images = pictures.from_image(image)
+        masks = pictures.masks_over(mask, images, "Crop to Mask (Stable Cascade)")
         crop = crop_to_mask(images, masks, width=width, height=height, context=context, feather=feather)
-        return io.NodeOutput(crop.images.movedim(1, -1).contiguous(), crop.mask[:, 0], crop)
+        return io.NodeOutput(pictures.to_image(crop.images), crop.mask[:, 0], crop)
 
 
 class CascadeStitch(io.ComfyNode):
@@ -83,12 +82,12 @@ class CascadeStitch(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, stitch: Crop) -> io.NodeOutput:
-        images = as_rgb(image.movedim(-1, 1).float())
+        images = pictures.from_image(image)
         if 1 < len(stitch.whole) != len(images) > 1:
             raise CascadeError(
                 f"Stitch (Stable Cascade): {len(images)} parts for {len(stitch.whole)} pictures. Connect as many."
             )
-        return io.NodeOutput(stitch.stitch(images).movedim(1, -1).contiguous())
+        return io.NodeOutput(pictures.to_image(stitch.stitch(images)))
 
 
 NODES = [CascadeCropToMask, CascadeStitch]

@@ -8,25 +8,15 @@ import torch
 from comfy_api.latest import io
 
 from ..cascade.errors import CascadeError
-from ..cascade.images import as_mask, as_rgb, canny, inpaint_hint, mask_of_latent, outpaint, resize_mask
+from ..cascade.images import canny, inpaint_hint, outpaint
 from ..cascade.images import identity_hint as faces_hint
 from ..cascade.images.canny import LEARNED_SIZE
 from ..cascade.images.hints import GRID, MAX_FACES, super_resolution_hint
 from ..cascade.pipelines import latent_sizes
-from .host import control, faces, guards
+from .host import faces, guards, pictures
 from .types import CONTROL, field, schema
 
 LEARNED, FULL = f"as learned ({LEARNED_SIZE} x {LEARNED_SIZE})", "full size"
-
-
-def images_of(image: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] in [0, 1] of an IMAGE [B, H, W, c]."""
-    return as_rgb(image.movedim(-1, 1).float())
-
-
-def image_of(images: torch.Tensor) -> torch.Tensor:
-    """An IMAGE [B, H, W, c] of [B, c, H, W]."""
-    return images.movedim(1, -1).contiguous()
 
 
 def start_of(images: torch.Tensor, mask: torch.Tensor, encoder: Any) -> dict[str, Any]:
@@ -35,8 +25,8 @@ def start_of(images: torch.Tensor, mask: torch.Tensor, encoder: Any) -> dict[str
     if encoder is None:
         return {"samples": torch.zeros(len(images), 16, height, width)}
     guards.autoencoder(encoder, "Stage C")
-    samples = guards.finite(control.encode(encoder, images, (height, width)), "Stage C", "latent")
-    return {"samples": samples, "noise_mask": mask_of_latent(mask, (height, width))}
+    samples = guards.finite(pictures.encode_stage_c(encoder, images, (height, width)), "Stage C", "latent")
+    return pictures.masked(samples, mask)
 
 
 def encoder_field() -> Any:
@@ -82,8 +72,8 @@ class CascadeCannyHint(io.ComfyNode):
     @classmethod
     def execute(cls, image: Any, detail: str, low: float, high: float) -> io.NodeOutput:
         size = LEARNED_SIZE if detail == LEARNED else None
-        edges = canny(images_of(image), size=size, low=min(low, high), high=max(low, high))
-        return io.NodeOutput(image_of(edges.expand(-1, 3, -1, -1)))
+        edges = canny(pictures.from_image(image), size=size, low=min(low, high), high=max(low, high))
+        return io.NodeOutput(pictures.to_image(edges.expand(-1, 3, -1, -1)))
 
 
 class CascadeInpaintHint(io.ComfyNode):
@@ -110,14 +100,10 @@ class CascadeInpaintHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, mask: Any, encoder: Any = None) -> io.NodeOutput:
-        images = images_of(image)
-        masks = resize_mask(as_mask(mask), tuple(images.shape[-2:]))
-        if len(masks) not in (1, len(images)):
-            raise CascadeError(
-                f"Inpaint Hint (Stable Cascade): {len(masks)} masks for {len(images)} pictures. Connect one mask, or "
-                "one for each picture."
-            )
-        hint = image_of(inpaint_hint(images, masks))
+        images = pictures.from_image(image)
+        cure = " Connect one mask, or one for each picture."
+        masks = pictures.masks_over(mask, images, "Inpaint Hint (Stable Cascade)", cure)
+        hint = pictures.to_image(inpaint_hint(images, masks))
         return io.NodeOutput(hint, start_of(images, masks, encoder), masks[:, 0])
 
 
@@ -163,10 +149,12 @@ class CascadeOutpaintHint(io.ComfyNode):
     ) -> io.NodeOutput:
         if not any((left, top, right, bottom)):
             raise CascadeError("Outpaint Hint (Stable Cascade): all margins are 0; give at least one side some pixels.")
-        padded, mask = outpaint(images_of(image), left, top, right, bottom, feather=feather)
+        padded, mask = outpaint(pictures.from_image(image), left, top, right, bottom, feather=feather)
         # What fades is still the old picture to the net.
         hint = inpaint_hint(padded, mask.floor())
-        return io.NodeOutput(image_of(hint), start_of(padded, mask, encoder), image_of(padded), mask[:, 0])
+        return io.NodeOutput(
+            pictures.to_image(hint), start_of(padded, mask, encoder), pictures.to_image(padded), mask[:, 0]
+        )
 
 
 class CascadeSuperResolutionHint(io.ComfyNode):
@@ -201,14 +189,14 @@ class CascadeSuperResolutionHint(io.ComfyNode):
     @classmethod
     def execute(cls, image: Any, encoder: Any, factor: int) -> io.NodeOutput:
         guards.autoencoder(encoder, "Stage C")
-        images = images_of(image)
+        images = pictures.from_image(image)
         height, width = images.shape[-2:]
         sizes = latent_sizes(height * factor, width * factor)
         grid = max(1, round(height / GRID)), max(1, round(width / GRID))
-        hint = super_resolution_hint(images, lambda x: control.encode(encoder, x, grid), factor)
+        hint = super_resolution_hint(images, lambda x: pictures.encode_stage_c(encoder, x, grid), factor)
         guards.finite(hint, "Stage C", "latent")
         return io.NodeOutput(
-            image_of(hint),
+            pictures.to_image(hint),
             {"samples": torch.zeros(len(images), *sizes.stage_c)},
             {"samples": torch.zeros(len(images), *sizes.stage_b)},
         )
@@ -260,7 +248,7 @@ class CascadeIdentityHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, max_faces: int, boxes: Any = None, embeddings: Any = None) -> io.NodeOutput:
-        images = images_of(image)
+        images = pictures.from_image(image)
         if (boxes is None) != (embeddings is None):
             missing = "embeddings" if embeddings is None else "boxes"
             raise CascadeError(f"Identity Hint (Stable Cascade): {missing} are missing; both belong to each face.")
@@ -271,7 +259,7 @@ class CascadeIdentityHint(io.ComfyNode):
             raise CascadeError(f"Identity Hint (Stable Cascade): {error}.") from error
         marked = (hint != 0).any(dim=1, keepdim=True).float()
         shown = torch.nn.functional.interpolate(marked, images.shape[-2:], mode="nearest")
-        return io.NodeOutput(image_of(hint), image_of(images * (0.4 + 0.6 * shown)))
+        return io.NodeOutput(pictures.to_image(hint), pictures.to_image(images * (0.4 + 0.6 * shown)))
 
 
 NODES = [

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cascade.diffusion import Guidance
 from ..cascade.errors import MissingPart
-from ..cascade.images import as_mask, fit, mask_of_latent, psnr, side_by_side, ssim
+from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
 from .host import decoding, guards, pictures, sampling
@@ -89,15 +89,8 @@ class CascadeEncodeImage(io.ComfyNode):
         if stage_a is not None:
             guards.autoencoder(stage_a, "Stage B")
             large = guards.finite(pictures.encode_stage_b(stage_a, given), "Stage B", "latent")
-        latents = [_masked(latent, masks) for latent in (small, large)]
+        latents = [pictures.masked(latent, masks) for latent in (small, large)]
         return io.NodeOutput(*latents, pictures.to_image(given))
-
-
-def _masked(samples: torch.Tensor, mask: torch.Tensor | None) -> dict[str, Any]:
-    """A LATENT with what of it is drawn anew."""
-    if mask is None:
-        return {"samples": samples}
-    return {"samples": samples, "noise_mask": mask_of_latent(mask, tuple(samples.shape[-2:]))}
 
 
 def weight_field(name: str, optional: bool) -> Any:

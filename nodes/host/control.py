@@ -19,7 +19,6 @@ from torch import Tensor
 from ...cascade.checkpoints.kinds import variant
 from ...cascade.errors import CascadeError, IncompatibleCheckpoint
 from ...cascade.images import fit_hint
-from ...cascade.images.hints import GRID
 from ...cascade.models import ControlNet
 from .files import read
 from .nets import LayerFactory
@@ -222,12 +221,6 @@ def _read(path: Path, blocks: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:
 def _patcher(net: Any, device: torch.device) -> Any:
     offload = comfy.model_management.unet_offload_device()
     return comfy.model_patcher.CoreModelPatcher(net, load_device=device, offload_device=offload)
-
-
-def encode(encoder: Any, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Stage C's latents [B, 16, *size] of pictures [B, 3, H, W], with ComfyUI's VAE."""
-    pixels = F.interpolate(images, tuple(side * GRID for side in size), mode="bilinear", antialias=True)
-    return encoder.encode(pixels.clamp(0, 1).movedim(1, -1))
 
 
 def apply(

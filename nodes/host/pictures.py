@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...cascade.diffusion import blend
-from ...cascade.errors import InvalidPicture
-from ...cascade.images import as_rgb, resize_for_latent, three_quarters
+from ...cascade.errors import CascadeError, InvalidPicture
+from ...cascade.images import as_mask, as_rgb, mask_of_latent, resize_for_latent, resize_mask, three_quarters
 
 TILE = 1024
 """Side in pixels of the tiles in which large pictures are encoded."""
@@ -26,8 +26,26 @@ def from_image(image: Tensor) -> Tensor:
 
 
 def to_image(pictures: Tensor) -> Tensor:
-    """An IMAGE [B, H, W, 3] of its own of pictures [B, 3, H, W]."""
+    """An IMAGE [B, H, W, c] of its own of pictures or a hint [B, c, H, W]."""
     return pictures.movedim(1, -1).contiguous().to(comfy.model_management.intermediate_device())
+
+
+def masks_over(mask: Tensor, pictures: Tensor, node: str, cure: str = "") -> Tensor:
+    """A MASK [1 or B, 1, H, W] laid over pictures [B, 3, H, W]; node and cure are for the error.
+
+    Raises CascadeError where they are of other numbers, InvalidPicture for an empty mask.
+    """
+    masks = resize_mask(as_mask(mask), tuple(pictures.shape[-2:]))
+    if len(masks) not in (1, len(pictures)):
+        raise CascadeError(f"{node}: {len(masks)} masks for {len(pictures)} pictures.{cure}")
+    return masks
+
+
+def masked(samples: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    """A LATENT with what of it is drawn anew: a mask [B, 1, H, W] of any size, or None for no mask."""
+    if mask is None:
+        return {"samples": samples}
+    return {"samples": samples, "noise_mask": mask_of_latent(mask, tuple(samples.shape[-2:]))}
 
 
 def encode_stage_c(vae: Any, pictures: Tensor, size: tuple[int, int]) -> Tensor:
