@@ -26,10 +26,6 @@ def strength_field(name: str, tip: str) -> Any:
     )
 
 
-def file_field(kind: str, tip: str) -> Any:
-    return field(io.Combo, "file", options=folders.choices(kind), default=folders.TINY, tooltip=tip)
-
-
 def tokens_field() -> Any:
     return field(io.String, "tokens", default="", multiline=True, optional=True, advanced=True, tooltip=TOKENS_TIP)
 
@@ -67,7 +63,7 @@ class CascadeLoadLora(io.ComfyNode):
             ),
             inputs=[
                 *targets(),
-                file_field("lora", "A LoRA from models/loras, of any trainer."),
+                folders.file_field("lora", "A LoRA from models/loras, of any trainer."),
                 strength_field("strength_model", "How strongly it acts on Stage C."),
                 strength_field("strength_clip", "How strongly it acts on the text encoder; words are whole or not."),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
@@ -150,7 +146,7 @@ class CascadeLoadEmbedding(io.ComfyNode):
             description="Teaches the text encoder learned words: an embedding's, or a LoRA's without its rest.",
             inputs=[
                 field(io.Clip, "clip", tooltip="The text encoder."),
-                file_field("embedding", "An embedding from models/embeddings, or a LoRA that has words."),
+                folders.file_field("embedding", "An embedding from models/embeddings, or a LoRA that has words."),
                 field(
                     io.String,
                     "word",
@@ -186,7 +182,7 @@ class CascadeLoraInfo(io.ComfyNode):
             category=LORA,
             description="What a LoRA is: made for what, its rank, words and training, and where it acts how much.",
             inputs=[
-                file_field("lora", "A LoRA from models/loras."),
+                folders.file_field("lora", "A LoRA from models/loras."),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
                 tokens_field(),
             ],
@@ -217,7 +213,7 @@ class CascadeSaveLora(io.ComfyNode):
             category=LORA,
             description="Writes a LoRA into models/loras in the form of any trainer: converts files, keeps new ones.",
             inputs=[
-                file_field("lora", "The LoRA to convert, from models/loras."),
+                folders.file_field("lora", "The LoRA to convert, from models/loras."),
                 field(
                     io.String,
                     "name",

@@ -23,10 +23,6 @@ PREVIEWER_TIP = (
 )
 
 
-def file_field(kind: str, tip: str) -> Any:
-    return field(io.Combo, "file", options=folders.choices(kind), default=folders.TINY, tooltip=tip)
-
-
 def dtype_field(options: Any = DTYPES, tip: str = DTYPE_TIP) -> Any:
     return field(io.Combo, "dtype", options=list(options), default="auto", tooltip=tip)
 
@@ -45,7 +41,9 @@ class CascadeLoadStageC(io.ComfyNode):
             category=LOADERS,
             description="Stage C makes a small latent of a prompt. Any released file, 3.6B or 1B, or one you trained.",
             inputs=[
-                file_field("stage_c", "A Stage C, from diffusion_models or a merged checkpoint from checkpoints."),
+                folders.file_field(
+                    "stage_c", "A Stage C, from diffusion_models or a merged checkpoint from checkpoints."
+                ),
                 dtype_field(),
                 previewer_field(),
             ],
@@ -72,7 +70,9 @@ class CascadeLoadStageB(io.ComfyNode):
             category=LOADERS,
             description="Stage B makes the large latent of Stage C's small one. 1.5B or 700M, or one you trained.",
             inputs=[
-                file_field("stage_b", "A Stage B, from diffusion_models or a merged checkpoint from checkpoints."),
+                folders.file_field(
+                    "stage_b", "A Stage B, from diffusion_models or a merged checkpoint from checkpoints."
+                ),
                 dtype_field(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Stage B, for samplers of ComfyUI's too.")],
@@ -97,7 +97,7 @@ class CascadeLoadStageA(io.ComfyNode):
             category=LOADERS,
             description="Stage A makes the picture of Stage B's latent, and that latent of a picture.",
             inputs=[
-                file_field("stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints."),
+                folders.file_field("stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints."),
                 dtype_field(VAE_DTYPES, VAE_DTYPE_TIP),
             ],
             outputs=[io.Vae.Output(display_name="vae", tooltip="Stage A, for ComfyUI's VAE nodes too.")],
@@ -125,7 +125,7 @@ class CascadeLoadEncoder(io.ComfyNode):
                 "the previewer draws quick pictures of them."
             ),
             inputs=[
-                file_field(
+                folders.file_field(
                     "effnet", "An EfficientNet encoder, a previewer, or a file with both, from vae or checkpoints."
                 ),
                 previewer_field(),
@@ -154,7 +154,7 @@ class CascadeLoadTextEncoder(io.ComfyNode):
             category=LOADERS,
             description="The CLIP that reads prompts: CLIP bigG/14 for the released stages.",
             inputs=[
-                file_field(
+                folders.file_field(
                     "text_encoder", "A text encoder, from text_encoders or a merged checkpoint from checkpoints."
                 ),
                 dtype_field(),
@@ -181,7 +181,7 @@ class CascadeLoadImageEncoder(io.ComfyNode):
             category=LOADERS,
             description="The CLIP vision tower for image variations: CLIP ViT-L/14 for the released Stage C.",
             inputs=[
-                file_field(
+                folders.file_field(
                     "image_encoder", "An image encoder, from clip_vision or a merged checkpoint from checkpoints."
                 ),
             ],

@@ -20,10 +20,6 @@ WARMUP = 20
 """Steps; not a share of them all, so that a run can be made longer."""
 
 
-def part_field(kind: str, tip: str) -> Any:
-    return field(io.Combo, kind, options=folders.choices(kind), default=folders.TINY, tooltip=tip)
-
-
 class CascadeTrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -49,9 +45,11 @@ class CascadeTrainLora(io.ComfyNode):
                     tooltip="Pictures, each with a caption of the same name beside it (owl.png, owl.txt): a folder in "
                     f"ComfyUI's input folder, a whole path, or a tar. {HEARTS}: 20 drawn ones, to try it.",
                 ),
-                part_field("stage_c", "The Stage C that is to learn."),
-                part_field("text_encoder", "The text encoder that belongs to it."),
-                part_field("effnet", "The EfficientNet encoder, which turns pictures into Stage C's latents."),
+                folders.file_field("stage_c", "The Stage C that is to learn.", name="stage_c"),
+                folders.file_field("text_encoder", "The text encoder that belongs to it.", name="text_encoder"),
+                folders.file_field(
+                    "effnet", "The EfficientNet encoder, which turns pictures into Stage C's latents.", name="effnet"
+                ),
                 field(
                     io.Combo,
                     "previewer",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import folder_paths
+from comfy_api.latest import io
 
 from ...cascade import tiny
 from ...cascade.errors import CascadeError, MissingPart
+from ..types import field
 
 TINY = "tiny cascade (included)"
 
@@ -38,6 +41,11 @@ ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras")}
 def choices(kind: str) -> list[str]:
     """What a loader of this kind of network or adapter offers."""
     return [TINY, *_names(of_kind(kind))]
+
+
+def file_field(kind: str, tip: str, name: str = "file") -> Any:
+    """A node's input that offers them."""
+    return field(io.Combo, name, options=choices(kind), default=TINY, tooltip=tip)
 
 
 def of_kind(kind: str) -> tuple[str, ...]:
