@@ -13,7 +13,7 @@ from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
 from .host import decoding, guards, pictures, sampling
-from .types import CONDITIONING, LATENT, PICTURES, field, schema
+from .types import CONDITIONING, LATENT, PICTURES, field, schema, seed_field
 
 SHORT_SIDE, OWN_SIZE = "short side (image to image)", "own size (reconstruction)"
 SEPARATE, ONE = "side by side", "mixed into one"
@@ -185,15 +185,7 @@ class CascadeReconstruct(io.ComfyNode):
                     round=0.01,
                     tooltip="Pixels to a side of one latent. Trained: 32 to 64. Less: nearer to the picture.",
                 ),
-                field(
-                    io.Int,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise that Stage B starts from.",
-                ),
+                seed_field("The noise that Stage B starts from."),
                 field(io.Int, "steps", default=10, min=1, max=1000, tooltip="Of Stage B. Released: 10."),
                 field(
                     io.Float,

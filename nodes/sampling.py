@@ -11,7 +11,7 @@ from ..cascade.diffusion import Guidance
 from ..cascade.pipelines import compression_warning
 from .host import guards, sampling
 from .host import tiling as tiles
-from .types import CUSTOM_SAMPLING, SAMPLING, field, schema
+from .types import CUSTOM_SAMPLING, SAMPLING, field, schema, seed_field
 
 PER_IMAGE, WHOLE_BATCH = "per image", "whole batch (as released)"
 CORRECT, AS_RELEASED = "correct", "as released"
@@ -91,15 +91,7 @@ def steps_field(default: int) -> Any:
 
 def run_fields(steps: int, guidance: float, shift: float) -> list[Any]:
     return [
-        field(
-            io.Int,
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="The noise. The same seed gives the same picture, alone and as the first of a batch.",
-        ),
+        seed_field("The noise. The same seed gives the same picture, alone and as the first of a batch."),
         steps_field(steps),
         guidance_field(guidance),
         field(

@@ -33,3 +33,9 @@ def field(kind: Any, name: str, **keywords: Any) -> Any:
     """An input of a type (`io.Int`, ...); what this ComfyUI does not know yet is left out."""
     known = inspect.signature(kind.Input).parameters
     return kind.Input(name, **{key: value for key, value in keywords.items() if key in known})
+
+
+def seed_field(tip: str) -> Any:
+    """The seed of a picture's noise."""
+    limits = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}
+    return field(io.Int, "seed", **limits, control_after_generate=True, tooltip=tip)
