@@ -53,10 +53,7 @@ def read(path: Path, tokens: str, model: Any = None) -> Lora:
     Raises:
         CascadeError: as `read_lora`, and for lines that are not understood.
     """
-    net = None if model is None else model.model.diffusion_model
-    config = getattr(net, "config", None)
-    config = config if isinstance(config, StageCConfig) else None
-    return read_lora(path, config=config, tokens=parse_named(tokens.splitlines()))
+    return read_lora(path, config=_config_of(model), tokens=parse_named(tokens.splitlines()))
 
 
 def read_words(path: Path, word: str, tokens: str) -> Lora:
@@ -209,10 +206,14 @@ def whole(lora: Lora, clip: Any) -> Lora:
 
 def write(lora: Lora, path: Path, format: str, model: Any, clip: Any) -> None:
     """Save in a format. Raises CascadeError for what it cannot hold, OSError."""
-    net = None if model is None else model.model.diffusion_model
-    config = getattr(net, "config", None)
     lora = lora if format in ("cascade", "released") else whole(lora, clip)
-    save_lora(lora, path, format=format, config=config if isinstance(config, StageCConfig) else None)
+    save_lora(lora, path, format=format, config=_config_of(model))
+
+
+def _config_of(model: Any) -> StageCConfig | None:
+    """Of a Stage C of ours; None for the host's own, another model, or none."""
+    config = None if model is None else getattr(model.model.diffusion_model, "config", None)
+    return config if isinstance(config, StageCConfig) else None
 
 
 def merged(model: Any) -> nn.Module:
