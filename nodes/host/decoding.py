@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.model_management
 from torch import Tensor
 
+from . import guards
+
 TILE = 1024
+"""Side in pixels of the tiles in which large pictures are encoded and decoded."""
 
 
 def too_large(vae: Any, samples: Tensor) -> bool:
     """Whether one picture of these latents would not fit into the memory that is left."""
-    needed = vae.memory_used_decode(samples.shape, vae.vae_dtype)
-    # Free as it can become: what other models hold makes room.
-    return needed > comfy.model_management.get_total_memory(vae.device) * 0.7
+    return guards.too_large(vae.memory_used_decode(samples.shape, vae.vae_dtype), vae.device)
 
 
 def decode(vae: Any, samples: Tensor) -> Tensor:

@@ -63,6 +63,12 @@ def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
         )
 
 
+def too_large(needed: float, device: torch.device) -> bool:
+    """Whether so many bytes would not fit into a device's memory."""
+    # Free as it can become: what other models hold makes room.
+    return needed > comfy.model_management.get_total_memory(device) * 0.7
+
+
 def stage_of(latent: dict[str, Any]) -> str:
     """The stage whose latents these are, by their channels. Raises CascadeError for those of another model."""
     channels = latent["samples"].shape[1]

@@ -13,9 +13,8 @@ from torch import Tensor
 from ...cascade.diffusion import blend
 from ...cascade.errors import CascadeError, InvalidPicture
 from ...cascade.images import as_mask, as_rgb, mask_of_latent, resize_for_latent, resize_mask, three_quarters
-
-TILE = 1024
-"""Side in pixels of the tiles in which large pictures are encoded."""
+from . import guards
+from .decoding import TILE
 
 
 def from_image(image: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ def encode_stage_b(vae: Any, pictures: Tensor) -> Tensor:
     padded = F.pad(pictures, (0, right, 0, bottom), mode="replicate")
     needed = vae.memory_used_encode((1, *padded.shape[1:]), vae.vae_dtype)
     image = padded.movedim(1, -1)
-    if needed > comfy.model_management.get_total_memory(vae.device) * 0.7:
+    if guards.too_large(needed, vae.device):
         return vae.encode_tiled(image, tile_x=TILE, tile_y=TILE, overlap=TILE // 8)
     return torch.cat([vae.encode(each[None]) for each in image])
 

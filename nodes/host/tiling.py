@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...cascade.images import Box, blended
 from ...cascade.models.blocks import resize
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
+from . import guards
 
 KEY = "cascade_tiles"
 PATCH = 2
@@ -68,5 +68,4 @@ def tiled(model: Any, side: int, overlap: int) -> Any:
 
 def too_large(model: Any, samples: Tensor) -> bool:
     """Whether a step on one of these latents, guided, would not fit into the memory that can be made free."""
-    needed = model.memory_required([2, *samples.shape[1:]])
-    return needed > comfy.model_management.get_total_memory(model.load_device) * 0.7
+    return guards.too_large(model.memory_required([2, *samples.shape[1:]]), model.load_device)
