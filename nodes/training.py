@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cascade.errors import CascadeError
+from ..cascade.tiny import hearts
 from .host import bundles, folders, training
 from .types import TRAINING, LoraType, field, schema
 
@@ -15,7 +16,7 @@ HEARTS, SHAPES = "tiny hearts (included)", "tiny shapes (included)"
 GO_ON, ANEW = "go on", "anew"
 AUTO, NONE = "auto", "none"
 MODULES = ("attention", "key_value", "all")
-HEART_COUNT, SHAPE_COUNT = 20, 200
+SHAPE_COUNT = 200
 WARMUP = 20
 """Steps; not a share of them all, so that a run can be made longer."""
 
@@ -43,7 +44,7 @@ class CascadeTrainLora(io.ComfyNode):
                     "folder",
                     default=HEARTS,
                     tooltip="Pictures, each with a caption of the same name beside it (owl.png, owl.txt): a folder in "
-                    f"ComfyUI's input folder, a whole path, or a tar. {HEARTS}: 20 drawn ones, to try it.",
+                    f"ComfyUI's input folder, a whole path, or a tar. {HEARTS}: {hearts.COUNT} drawn ones, to try it.",
                 ),
                 folders.file_field("stage_c", "The Stage C that is to learn.", name="stage_c"),
                 folders.file_field("text_encoder", "The text encoder that belongs to it.", name="text_encoder"),
@@ -287,7 +288,7 @@ def pictures(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def source(folder: str, size: int, caption: str = "") -> dict[str, Any]:
     """The pictures of a folder, or drawn ones."""
-    drawn = {HEARTS: ("hearts", HEART_COUNT), SHAPES: ("drawn", SHAPE_COUNT)}
+    drawn = {HEARTS: ("hearts", hearts.COUNT), SHAPES: ("drawn", SHAPE_COUNT)}
     if folder.strip() in drawn:
         name, count = drawn[folder.strip()]
         return {"source": name, "count": count, "size": size}
