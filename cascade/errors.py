@@ -45,10 +45,6 @@ class InvalidPicture(CascadeError):
     """A picture or a mask that cannot be used."""
 
 
-class InvalidPrompt(CascadeError):
-    """A prompt that cannot be understood."""
-
-
 class InvalidSize(CascadeError):
     """A picture's width or height, or a latent's, that cannot be made."""
 
