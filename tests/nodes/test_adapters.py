@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,14 @@ def test_the_hosts_lora_loader_reads_what_is_converted(host: Any) -> None:
     )
 
 
+@pytest.fixture
+def no_merged_file_stays(host: Any) -> Iterator[None]:
+    """Other tests' searches would find it: a second Stage C."""
+    yield
+    (host.models / "diffusion_models" / "merged.safetensors").unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("no_merged_file_stays")
 def test_a_merged_checkpoint_is_what_was_attached(host: Any) -> None:
     changed = load(host, put(host, some_lora()), model(host), None)[0]
     [path] = host.call("CascadeMergeLora", model=changed, name="merged")
