@@ -13,19 +13,25 @@ from PIL import Image
 from torch import Tensor
 
 from ..conditioning import TextEncoder
-from ..diffusion import SeededNoise, sample
 from ..errors import InvalidConfig
-from ..images import normalise
-from ..models import Conditions, ControlNet, ControlNetConfig, StageC
+from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
 from .config import TrainingConfig, setting
-from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
+from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, to_images
 from .filters import REFERENCE_NAMES, build_filter
-from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, model_config, new_network, on_device, recalibrate_batch_norm, sheet, training_attention
-from .objective import DiffusionSettings, build_diffusion, diffusion_loss
-from .stage_c import repeat_conditions
-from .text import tokenize_captions
+from .loop import Modules, derive_seed, pick_device
+from .nets import (
+    encode_latents,
+    frozen,
+    model_config,
+    new_network,
+    recalibrate_batch_norm,
+    sheet,
+    with_training_attention,
+)
+from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .stage_c import pictures_in_batch, repeat_conditions
+from .text import text_conditions, tokenize_captions
 
 SHOWN = 8
 """Pictures on a sheet of samples."""
@@ -73,16 +79,15 @@ class ControlBatch(NamedTuple):
     mask: Tensor
 
 
-class ControlNetTask(BaseTask):
+class ControlNetTask(DiffusionTask):
     """Trains `controlnet_FILTER` on cached latents and hints; its projections begin at zero."""
 
     def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: ControlNetSettings = config.settings
-        if config.batch_size % settings.repeats:
-            raise InvalidConfig(f"controlnet: repeats {settings.repeats} must divide batch_size {config.batch_size}")
+        self.count = pictures_in_batch(config)
         self.device = pick_device(config.device)
-        self.stage_c = _frozen_stage_c(settings.stage_c, self.device)
+        self.stage_c = with_training_attention(frozen(settings.stage_c, self.device), self.device)
         self.text = TextEncoder(frozen(settings.text_encoder, self.device))
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         name, params, model = _described(settings)
@@ -123,8 +128,7 @@ class ControlNetTask(BaseTask):
             latents, hints = [], []
             for part in np.array_split(pictures, max(1, len(pictures) // 64)):
                 images = to_images(torch.from_numpy(part).to(self.device))
-                found = encoder(normalise(resize(images, settings.effnet_size)))
-                latents.append(found.half().cpu().contiguous().numpy())
+                latents.append(encode_latents(encoder, images, settings.effnet_size))
                 hints.append(self.filter.compute(images))
             return {"latents": np.concatenate(latents), "hints": np.concatenate(hints)}
 
@@ -133,7 +137,7 @@ class ControlNetTask(BaseTask):
 
     def batch(self, index: int) -> ControlBatch:
         settings = self.settings
-        rows = self.order.rows(index, self.config.batch_size // settings.repeats)
+        rows = self.order.rows(index, self.count)
         random = np.random.default_rng((self.config.seed, index))
         texts = np.where(random.random(len(rows)) < settings.drop_caption, len(self.texts) - 1, rows)
         tokens = self.texts[torch.from_numpy(texts)]
@@ -148,28 +152,16 @@ class ControlNetTask(BaseTask):
         repeats = self.settings.repeats
         with torch.no_grad():
             text = self.text.embed(batch.ids, batch.mask)
-            conditions = repeat_conditions(self._conditions(text), repeats)
+            conditions = repeat_conditions(text_conditions(self.stage_c, text), repeats)
         control = [
             residual if residual is None else residual.repeat_interleave(repeats, dim=0)
             for residual in self.modules[self.name](batch.hints)
         ]
-        return diffusion_loss(
-            self.diffusion,
-            self.settings.diffusion,
+        return self.diffusion_loss(
             lambda x, r: self.stage_c.denoise(x, r, conditions, control=control),
             batch.latents.repeat_interleave(repeats, dim=0),
             generator,
         )
-
-    def _conditions(self, text: Any) -> Conditions:
-        images = text.pooled.new_zeros(len(text.pooled), 1, self.stage_c.config.clip_img)
-        return self.stage_c.conditions(text.hidden, text.pooled, images)
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.diffusion.state_dict())
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.diffusion.load_state_dict(state)
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """The hints, and below them what is drawn from them and their captions, through the previewer."""
@@ -179,33 +171,16 @@ class ControlNetTask(BaseTask):
         hints = self.filter.hint(self.data.take("hints", np.arange(count), self.device), np.random.default_rng(0))
         control = modules[self.name](hints)
         cond, uncond = (
-            {"conditions": self._conditions(self.text.encode(texts)), "control": control}
+            {"conditions": text_conditions(self.stage_c, self.text.encode(texts)), "control": control}
             for texts in (self.data.captions[:count], [""] * count)
         )
-        latents = sample(
-            self.stage_c.denoise,
-            SeededNoise(range(count)).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
-            cond=cond,
-            uncond=uncond,
-            steps=self.settings.sample_steps,
-            shift=2.0,
-            diffusion=self.diffusion,
-        )
+        latents = self.sample_stage_c(self.stage_c.denoise, count, cond=cond, uncond=uncond)
         shown = self.previewer(hints) if hints.shape[1] == 16 else hints[:, :3].expand(-1, 3, -1, -1)
         return sheet([shown, self.previewer(latents)])
 
     def finish(self, modules: Modules) -> None:
         net = modules[self.name]
         recalibrate_batch_norm(net, [lambda i=i: net(self.batch(i).hints) for i in range(32)])
-
-
-def _frozen_stage_c(path: Path, device: torch.device) -> Any:
-    """As `frozen`, with the attention through which gradients pass fastest."""
-    trained = frozen(path, device)
-    with torch.device("meta"):
-        net = StageC(trained.config, attention=training_attention(device))
-    net.load_state_dict(trained.state_dict(), assign=True)
-    return on_device(net, device).eval().requires_grad_(False)
 
 
 def _go_on(net: Any, path: Path, device: torch.device) -> None:

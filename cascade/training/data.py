@@ -172,6 +172,11 @@ def to_pictures(images: Tensor) -> np.ndarray:
     return images.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def to_halves(values: Tensor) -> np.ndarray:
+    """float [B, ...] to float16, as latents and embeddings are cached."""
+    return values.half().cpu().contiguous().numpy()
+
+
 def resize(images: Tensor, size: int) -> Tensor:
     """Square images [B, C, H, H] to [B, C, size, size], averaging over what a pixel covers when they shrink."""
     if images.shape[-1] == size:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidConfig
 from ..images import canny, fit_hint, inpaint_hint, normalise, shrink, super_resolution_hint
-from .data import resize, to_images, to_pictures
+from .data import resize, to_halves, to_images, to_pictures
 
 
 class Filter(Protocol):
@@ -114,7 +114,7 @@ class SuperResolutionFilter:
         small = shrink(images, images.shape[-1] * self.factor // self.size)
         latents = super_resolution_hint(small, lambda x: self.encoder(normalise(x)), self.factor)
         latents = fit_hint(latents, self.grid, self.grid, picture=False)
-        return latents.half().cpu().contiguous().numpy()
+        return to_halves(latents)
 
     def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
         return kept.float()

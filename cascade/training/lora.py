@@ -20,18 +20,15 @@ from ..adapters.lora import TABLE, Token
 from ..adapters.tokens import start_ids
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
-from ..diffusion import SeededNoise, sample
 from ..errors import InvalidConfig
-from ..images import normalise
-from ..models.blocks import AttnBlock
 from .config import TrainingConfig, setting
-from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
+from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, to_halves, to_images
 from .folders import describe_problems
-from .loop import BaseTask, Modules, derive_seed, pick_device
+from .loop import Modules, derive_seed, pick_device
 from .lowrank import Adapter, Wiring, Words
-from .nets import frozen, sheet, training_attention
-from .objective import DiffusionSettings, build_diffusion, diffusion_loss
-from .text import tokenize_captions
+from .nets import encode_latents, frozen, sheet, with_training_attention
+from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .text import text_conditions, tokenize_captions
 
 log = logging.getLogger("cascade")
 
@@ -120,7 +117,7 @@ class Captions:
         return np.arange(start, start + len(texts)), texts
 
 
-class LoraTask(BaseTask):
+class LoraTask(DiffusionTask):
     """Trains an `Adapter` on cached latents; on cached embeddings too where the text encoder stays as it is.
 
     problems: lines about pictures that were left out or had no caption.
@@ -131,10 +128,7 @@ class LoraTask(BaseTask):
         self.config, self.settings = config, config.settings
         settings: LoraSettings = config.settings
         self.device = pick_device(config.device)
-        self.net = self._network(settings.stage_c, "stage_c")
-        for block in self.net.modules():
-            if isinstance(block, AttnBlock):
-                block.attend = training_attention(self.device)
+        self.net = with_training_attention(self._network(settings.stage_c, "stage_c"), self.device)
         self.adapter, self.base_tokenizer = Adapter(), tokenizer()
         self.wiring = Wiring(self.adapter)
         self._text_encoder: Any = self._network(settings.text_encoder, "text_encoder")
@@ -238,8 +232,7 @@ class LoraTask(BaseTask):
             encoder = encoder or frozen(settings.effnet, self.device, "effnet")
             parts = []
             for part in np.array_split(pictures, -(-len(pictures) // AT_ONCE)):
-                images = resize(to_images(torch.from_numpy(part).to(self.device)), size)
-                parts.append(encoder(normalise(images)).half().cpu().contiguous().numpy())
+                parts.append(encode_latents(encoder, to_images(torch.from_numpy(part).to(self.device)), size))
             return {"latents": np.concatenate(parts)}
 
         source = open_source(pictures)
@@ -278,7 +271,7 @@ class LoraTask(BaseTask):
     def _embedded(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         parts = [self._embed(torch.from_numpy(part)) for part in np.array_split(rows, -(-len(rows) // AT_ONCE))]
         joined = TextEmbedding.join(parts)
-        return {name: getattr(joined, name).half().cpu().numpy() for name in ("hidden", "pooled")}
+        return {name: to_halves(getattr(joined, name)) for name in ("hidden", "pooled")}
 
     def _embed(self, texts: Tensor) -> TextEmbedding:
         """The embeddings of some rows of captions."""
@@ -305,23 +298,15 @@ class LoraTask(BaseTask):
 
     def loss(self, batch: LoraBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         conditions = self._conditions(batch.texts)
-        return diffusion_loss(
-            self.diffusion,
-            self.settings.diffusion,
-            lambda x, r: self.net.denoise(x, r, conditions),
-            batch.latents,
-            generator,
-            batch.importance,
+        return self.diffusion_loss(
+            lambda x, r: self.net.denoise(x, r, conditions), batch.latents, generator, batch.importance
         )
 
     def _conditions(self, texts: Tensor) -> Any:
-        text = self._embed(texts)
-        return self.net.conditions(
-            text.hidden, text.pooled, text.pooled.new_zeros(len(texts), 1, self.net.config.clip_img)
-        )
+        return text_conditions(self.net, self._embed(texts))
 
     def state(self) -> dict[str, Any]:
-        return {**self.diffusion.state_dict(), "pictures": self.seen}
+        return {**super().state(), "pictures": self.seen}
 
     def load_state(self, state: dict[str, Any]) -> None:
         if state["pictures"] != self.seen:
@@ -329,7 +314,7 @@ class LoraTask(BaseTask):
                 f"{self.config.output}: the pictures or their captions are not those of the run there. "
                 "Restore them, or choose another output folder."
             )
-        self.diffusion.load_state_dict({name: value for name, value in state.items() if name != "pictures"})
+        super().load_state({name: value for name, value in state.items() if name != "pictures"})
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """The prompts at the released settings, with the LoRA attached as it is where it is used."""
@@ -347,22 +332,14 @@ class LoraTask(BaseTask):
                 ),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"),
             ):
-                latents = self._sampled()
+                cond, uncond = (
+                    {"conditions": self._conditions(texts)}
+                    for texts in (self.prompts, self.empty.expand(len(self.prompts)))
+                )
+                latents = self.sample_stage_c(self.net.denoise, len(self.prompts), cond=cond, uncond=uncond)
         finally:
             self.wiring.on = True
         return sheet([self.previewer(latents.float())])
-
-    def _sampled(self) -> Tensor:
-        count = len(self.prompts)
-        return sample(
-            self.net.denoise,
-            SeededNoise(range(count)).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
-            cond={"conditions": self._conditions(self.prompts)},
-            uncond={"conditions": self._conditions(self.empty.expand(count))},
-            steps=self.settings.sample_steps,
-            shift=2.0,
-            diffusion=self.diffusion,
-        )
 
     def _lora(self, adapter: Any) -> Lora:
         config, settings = self.config, self.settings

@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InvalidConfig
+from ..images import normalise
 from ..models import Attention, initialize, scaled_dot_product_attention
-from .data import to_pictures
+from ..models.blocks import AttnBlock
+from .data import resize, to_halves, to_pictures
 from .loop import derive_seed
 
 C = TypeVar("C")
@@ -88,6 +90,14 @@ def training_attention(device: torch.device) -> Attention:
     return matmul_attention if device.type == "cpu" else scaled_dot_product_attention
 
 
+def with_training_attention(net: nn.Module, device: torch.device) -> Any:
+    """The network itself, with `training_attention` in place of what it has."""
+    for block in net.modules():
+        if isinstance(block, AttnBlock):
+            block.attend = training_attention(device)
+    return net
+
+
 def frozen(path: Path, device: torch.device, part: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A trained network from a file, in eval mode, that takes no gradients.
 
@@ -97,6 +107,11 @@ def frozen(path: Path, device: torch.device, part: str | None = None, dtype: tor
 
     net = load_model(path, part=part, dtype=dtype, device=str(device))
     return on_device(net, device).eval().requires_grad_(False)
+
+
+def encode_latents(encoder: nn.Module, images: Tensor, size: int) -> np.ndarray:
+    """float16 [B, 16, size / 32, size / 32]: what the EfficientNet encoder makes of square images in [0, 1]."""
+    return to_halves(encoder(normalise(resize(images, size))))
 
 
 def on_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The loss of a diffusion network, from the registries of `cascade.diffusion`."""
+"""What the trainings of diffusion networks share: the process by names of registries, loss, state and samples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion import LOSS_WEIGHTS, NOISE_CONDITIONS, SCALINGS, SCHEDULES, TARGETS, Diffusion
+from ..diffusion import (
+    LOSS_WEIGHTS,
+    NOISE_CONDITIONS,
+    SCALINGS,
+    SCHEDULES,
+    TARGETS,
+    Diffusion,
+    SeededNoise,
+    sample,
+)
 from ..errors import InvalidConfig
-from .config import setting
+from ..pipelines import STAGE_C_SETTINGS
+from .config import TrainingConfig, setting
+from .data import Cache
+from .loop import BaseTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +54,62 @@ def build_diffusion(settings: DiffusionSettings) -> Diffusion:
         raise InvalidConfig(f"diffusion: {error.args[0]}") from error
 
 
-def diffusion_loss(
-    diffusion: Diffusion,
-    settings: DiffusionSettings,
-    predict: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
-    generator: torch.Generator,
-    importance: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted squared error of `predict(noised, r)` at random noise levels for x0 [B, ...].
+class DiffusionTask(BaseTask):
+    """A task that trains for, or through, one diffusion network. Its settings have `diffusion` and `sample_steps`.
 
-    `importance` [B] says how much each counts, where that differs.
-
-    The times of a batch are one from each of B equal parts of (0, 1], which makes the gradient less noisy than
-    independent ones do (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
+    diffusion: the process, whose adaptive parts are the task's state. data: what is cached, `latents` among it.
     """
-    count, device = len(x0), x0.device
-    parts = torch.randperm(count, generator=generator, device=device)
-    within = torch.rand(count, generator=generator, device=device)
-    t = (1 - (parts + within) / count).add(0.001).clamp(0.001, 1)
-    epsilon = torch.randn(x0.shape, generator=generator, device=device)
-    step = diffusion.training_batch(x0, t, epsilon, shift=settings.shift, loss_shift=settings.loss_shift)
-    prediction = predict(step.noised, step.r)
-    errors = (prediction.float() - step.target.float()).square().flatten(1).mean(dim=1)
-    diffusion.learn(step.log_snr, errors.detach())
-    weight = step.weight if importance is None else step.weight * importance
-    return (errors * weight).mean(), {"mse": errors.mean()}
+
+    config: TrainingConfig
+    settings: Any
+    device: torch.device
+    data: Cache
+    diffusion: Diffusion
+
+    def diffusion_loss(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        x0: Tensor,
+        generator: torch.Generator,
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted squared error of `predict(noised, r)` at random noise levels for x0 [B, ...].
+
+        `importance` [B] says how much each counts, where that differs.
+
+        The times of a batch are one from each of B equal parts of (0, 1], which makes the gradient less noisy than
+        independent ones do (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
+        """
+        diffusion, settings = self.diffusion, self.settings.diffusion
+        count, device = len(x0), x0.device
+        parts = torch.randperm(count, generator=generator, device=device)
+        within = torch.rand(count, generator=generator, device=device)
+        t = (1 - (parts + within) / count).add(0.001).clamp(0.001, 1)
+        epsilon = torch.randn(x0.shape, generator=generator, device=device)
+        step = diffusion.training_batch(x0, t, epsilon, shift=settings.shift, loss_shift=settings.loss_shift)
+        prediction = predict(step.noised, step.r)
+        errors = (prediction.float() - step.target.float()).square().flatten(1).mean(dim=1)
+        diffusion.learn(step.log_snr, errors.detach())
+        weight = step.weight if importance is None else step.weight * importance
+        return (errors * weight).mean(), {"mse": errors.mean()}
+
+    def sample_stage_c(
+        self, predict: Callable[..., Tensor], count: int, *, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+    ) -> Tensor:
+        """Latents [count, 16, h, w] of the cached ones' size at the released settings, from noise 0 to count - 1."""
+        return sample(
+            predict,
+            SeededNoise(range(count)).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
+            cond=cond,
+            uncond=uncond,
+            steps=self.settings.sample_steps,
+            shift=STAGE_C_SETTINGS.shift,
+            guidance=STAGE_C_SETTINGS.guidance,
+            diffusion=self.diffusion,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.diffusion.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.diffusion.load_state_dict(state)

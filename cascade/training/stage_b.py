@@ -14,13 +14,12 @@ from torch import Tensor
 
 from ..diffusion import Guidance, SeededNoise, sample
 from ..errors import InvalidConfig
-from ..images import normalise
 from ..models import StageB, StageBConfig
 from .config import TrainingConfig, setting
-from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, resize, to_images
-from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, model_config, new_network, sheet, training_attention
-from .objective import DiffusionSettings, build_diffusion, diffusion_loss
+from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, to_halves, to_images
+from .loop import Modules, derive_seed, pick_device
+from .nets import encode_latents, frozen, model_config, new_network, sheet, training_attention
+from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import pooled_captions
 
 
@@ -57,7 +56,7 @@ class StageBBatch(NamedTuple):
     clip: Tensor
 
 
-class StageBTask(BaseTask):
+class StageBTask(DiffusionTask):
     """Trains `stage_b` on cached latents."""
 
     def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
@@ -98,9 +97,9 @@ class StageBTask(BaseTask):
             arrays: dict[str, list[np.ndarray]] = {}
             for part in np.array_split(pictures, max(1, len(pictures) // 16)):
                 images = to_images(torch.from_numpy(part).to(self.device))
-                latents = {f"effnet_{size}": encoder(normalise(resize(images, size))) for size in sizes}
-                for name, value in {"latents": self.stage_a.encode(images), **latents}.items():
-                    arrays.setdefault(name, []).append(value.half().cpu().contiguous().numpy())
+                found = {f"effnet_{size}": encode_latents(encoder, images, size) for size in sizes}
+                for name, rows in {"latents": to_halves(self.stage_a.encode(images)), **found}.items():
+                    arrays.setdefault(name, []).append(rows)
             return {name: np.concatenate(parts) for name, parts in arrays.items()}
 
         key = f"{self.config.precision}-{fingerprint(settings.stage_a)}-{fingerprint(settings.effnet)}-{sizes}"
@@ -127,19 +126,7 @@ class StageBTask(BaseTask):
             noise = torch.randn(effnet.shape, generator=generator, device=effnet.device)
             effnet = effnet + self.settings.effnet_noise * noise * kept
         conditions = net.conditions(effnet, batch.clip, size=batch.latents.shape[-2:])
-        return diffusion_loss(
-            self.diffusion,
-            self.settings.diffusion,
-            lambda x, r: net.denoise(x, r, conditions),
-            batch.latents,
-            generator,
-        )
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.diffusion.state_dict())
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.diffusion.load_state_dict(state)
+        return self.diffusion_loss(lambda x, r: net.denoise(x, r, conditions), batch.latents, generator)
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
         """Pictures through Stage A alone, and through encoder, Stage B and Stage A."""

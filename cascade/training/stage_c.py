@@ -14,9 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..conditioning import ImageEncoder, TextEncoder
-from ..diffusion import SeededNoise, sample
 from ..errors import InvalidConfig
-from ..images import normalise
 from ..models import Conditions, StageC, StageCConfig
 from .config import TrainingConfig, setting
 from .data import (
@@ -27,14 +25,23 @@ from .data import (
     cached,
     fingerprint,
     open_source,
-    resize,
     to_images,
     to_pictures,
 )
-from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, grown, load_encoders, model_config, new_clip, new_network, sheet, training_attention
-from .objective import DiffusionSettings, build_diffusion, diffusion_loss
-from .text import tokenize_captions
+from .loop import Modules, derive_seed, pick_device
+from .nets import (
+    encode_latents,
+    frozen,
+    grown,
+    load_encoders,
+    model_config,
+    new_clip,
+    new_network,
+    sheet,
+    training_attention,
+)
+from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .text import text_conditions, tokenize_captions
 
 PROMPTS = (
     "a large red circle on a blue background, left",
@@ -88,14 +95,13 @@ class StageCBatch(NamedTuple):
     with_image: Tensor
 
 
-class StageCTask(BaseTask):
+class StageCTask(DiffusionTask):
     """Trains `stage_c`, `text_encoder` and `image_encoder` together on cached latents."""
 
     def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: StageCSettings = config.settings
-        if config.batch_size % settings.repeats:
-            raise InvalidConfig(f"stage_c: repeats {settings.repeats} must divide batch_size {config.batch_size}")
+        self.count = pictures_in_batch(config)
         self.device = pick_device(config.device)
         net = StageC(
             model_config(StageCConfig, settings.model, "stage_c: model"), attention=training_attention(self.device)
@@ -137,7 +143,7 @@ class StageCTask(BaseTask):
 
     def batch(self, index: int) -> StageCBatch:
         settings = self.settings
-        rows = self.order.rows(index, self.config.batch_size // settings.repeats)
+        rows = self.order.rows(index, self.count)
         random = np.random.default_rng((self.config.seed, index))
         with_image = random.random(len(rows)) < settings.keep_image
         drop = np.where(with_image, settings.drop_caption_with_image, settings.drop_caption)
@@ -160,19 +166,9 @@ class StageCTask(BaseTask):
             embeddings = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)
             images = images.index_copy(0, batch.with_image, embeddings.to(images.dtype))
         conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images), repeats)
-        return diffusion_loss(
-            self.diffusion,
-            self.settings.diffusion,
-            lambda x, r: net.denoise(x, r, conditions),
-            batch.latents.repeat_interleave(repeats, dim=0),
-            generator,
+        return self.diffusion_loss(
+            lambda x, r: net.denoise(x, r, conditions), batch.latents.repeat_interleave(repeats, dim=0), generator
         )
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.diffusion.state_dict())
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.diffusion.load_state_dict(state)
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """The prompts, at the released settings, through the previewer."""
@@ -180,20 +176,10 @@ class StageCTask(BaseTask):
             return None
         net: Any = modules["stage_c"]
         encoder, prompts = TextEncoder(modules["text_encoder"]), self.settings.prompts
-
-        def conditions(texts: tuple[str, ...]) -> Conditions:
-            text = encoder.encode(texts)
-            return net.conditions(text.hidden, text.pooled, text.pooled.new_zeros(len(texts), 1, net.config.clip_img))
-
-        latents = sample(
-            net.denoise,
-            SeededNoise(range(len(prompts))).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
-            cond={"conditions": conditions(prompts)},
-            uncond={"conditions": conditions(("",) * len(prompts))},
-            steps=self.settings.sample_steps,
-            shift=2.0,
-            diffusion=self.diffusion,
+        cond, uncond = (
+            {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))
         )
+        latents = self.sample_stage_c(net.denoise, len(prompts), cond=cond, uncond=uncond)
         return sheet([self.previewer(latents)])
 
 
@@ -222,13 +208,21 @@ def latents_and_small_pictures(
         latents, small = [], []
         for part in np.array_split(pictures, max(1, len(pictures) // 64)):
             images = to_images(torch.from_numpy(part).to(device))
-            latents.append(encoder(normalise(resize(images, settings.effnet_size))).half().cpu().contiguous().numpy())
+            latents.append(encode_latents(encoder, images, settings.effnet_size))
             # As CLIP's preprocessing shrinks: on the small picture it then finds nothing left to do.
             small.append(to_pictures(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True)))
         return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
 
     key = f"{precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
     return cached(settings.cache, "stage_c", open_source(settings.pictures), compute, key=key, on_chunk=on_chunk)
+
+
+def pictures_in_batch(config: TrainingConfig) -> int:
+    """How many pictures a batch holds, each at `repeats` noise levels. Raises InvalidConfig."""
+    repeats = config.settings.repeats
+    if config.batch_size % repeats:
+        raise InvalidConfig(f"{config.task}: repeats {repeats} must divide batch_size {config.batch_size}")
+    return config.batch_size // repeats
 
 
 def repeat_conditions(conditions: Conditions, repeats: int) -> Conditions:

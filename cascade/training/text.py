@@ -1,4 +1,4 @@
-"""Captions as tokens and as pooled embeddings, computed once for a training."""
+"""Captions as tokens and as pooled embeddings, computed once for a training, and as what Stage C is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import TextEncoder
+from ..conditioning import StageCInputs, TextEmbedding, TextEncoder
+from ..models import Conditions, StageC
 
 _AT_ONCE = 256
 
@@ -29,3 +30,8 @@ def pooled_captions(model: nn.Module, captions: Sequence[str]) -> Tensor:
     parts: Any = zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
     pooled = torch.cat([encoder.embed(i, m).pooled for i, m in parts])
     return pooled[rows.to(pooled.device)]
+
+
+def text_conditions(net: StageC, text: TextEmbedding) -> Conditions:
+    """Stage C's conditions for texts [B] without an image."""
+    return net.conditions(**StageCInputs.without_image(text, net.config.clip_img).as_kwargs())
