@@ -57,8 +57,10 @@ def test_nodes_and_inputs_are_those_of_the_schemas(host: Any, name: str) -> None
         assert [slot["name"] for slot in node["inputs"]] == list(specs), node["type"]
         assert ["widget" in slot for slot in node["inputs"]] == [is_widget(spec) for spec in specs.values()]
         assert set(values_of(node, specs)) == {key for key, spec in specs.items() if is_widget(spec)}
-        if node["outputs"]:
-            assert [slot["type"] for slot in node["outputs"]] == list(kind.RETURN_TYPES)
+        types, returned = [slot["type"] for slot in node["outputs"]], list(kind.RETURN_TYPES)
+        # Older hosts' own nodes may give less: SaveImage gives on its picture in 0.30.0, not in 0.24.0.
+        ours = node["type"].startswith("Cascade")
+        assert types == returned if ours else not types or types[: len(returned)] == returned, node["type"]
 
 
 @pytest.mark.parametrize("name", NAMES)
