@@ -85,7 +85,10 @@ class Change(nn.Module):
             )
             lengths = _lengths(changed)
         bias = 0.0 if layer.bias is None else _along_channels(layer, layer.bias)
-        return (output - bias + added) * _along_channels(layer, self.magnitude.flatten() / lengths.flatten()) + bias
+        result = (output - bias + added) * _along_channels(layer, self.magnitude.flatten() / lengths.flatten()) + bias
+        # Lengths are float32, so in a training in halves the product is too. What follows the layer expects the layer's
+        # own dtype: on a CPU a norm with bfloat16 weights refuses float32, elsewhere it would only take more memory.
+        return result.to(output.dtype)
 
     def _added(self, layer: Any, x: Tensor) -> Tensor:
         if isinstance(layer, nn.Linear):

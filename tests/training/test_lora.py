@@ -106,6 +106,20 @@ def test_the_file_does_what_the_training_did(folder: Path, tmp_path: Path, varia
     assert [token.word for token in lora.tokens] == [token["word"] for token in section.get("tokens", [])]
 
 
+def test_all_that_can_be_trained_is_trained_in_bfloat16(folder: Path, tmp_path: Path) -> None:
+    trained, losses = {}, {}
+    for precision in ("float32", "bfloat16"):
+        changes = {"precision": precision}
+        task = train(folder, tmp_path / precision, changes=changes, **VARIANTS["everything"])
+        task.adapter.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            losses[precision] = float(task.loss(task.batch(0), torch.Generator().manual_seed(0))[0])
+        trained[precision] = {key for key, change in task.adapter.changes.items() if bool(change.up.abs().max() > 0)}
+    assert trained["bfloat16"] == trained["float32"]
+    assert any(key.startswith("text_encoder") for key in trained["bfloat16"])
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
 def test_base_networks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
     task = train(folder, tmp_path, modules=["all"], text_modules=["attention"], tokens=TOKENS)
     for net, kind in ((task.net, "stage_c"), (task._text_encoder, "text_encoder")):
@@ -247,6 +261,21 @@ def test_a_change_beside_a_layer_is_the_change_of_its_weight(layer: Any, dora: b
         assert low.fits(layer.weight.shape)
         layer.weight.add_(low.delta(layer.weight))
         torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6)])
+@pytest.mark.parametrize("dora", [False, True])
+def test_with_a_change_a_layer_keeps_its_dtype(layer: Any, dora: bool) -> None:
+    layer = layer.bfloat16()
+    change = Change(layer, 2, 3.0, 0.0, dora, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 5, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+        found = change(layer, x, output)
+    assert found.dtype == output.dtype == torch.bfloat16
+    torch.testing.assert_close(found, output, rtol=3e-2, atol=1e-2)  # a fresh change changes nothing
+    found.float().square().sum().backward()
+    assert all(bool(part.grad.abs().max() > 0) for name, part in change.named_parameters() if name != "down")
 
 
 @pytest.mark.parametrize(
