@@ -1,4 +1,4 @@
-"""The templates that start from pictures draw what they are for; --update-pictures makes their pictures anew."""
+"""The templates that start from pictures draw what they are for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from cascade.tiny.analysis import describe
 from tests.nodes.pictures import needs_tiny, wrong
 from tests.nodes.test_workflows import run
-from tests.nodes.workflows import FOLDER, prompt_of, workflow
+from tests.nodes.workflows import prompt_of, workflow
 
 SIZES = {
     "Image to Image": (256, 256),
@@ -32,29 +32,14 @@ Draw = Callable[[str], list[Image.Image]]
 
 
 @pytest.fixture(scope="module")
-def drawn(host: Any, request: pytest.FixtureRequest) -> Draw:
+def drawn(host: Any) -> Draw:
     """What a template saves, drawn once."""
 
     @cache
     def draw(name: str) -> list[Image.Image]:
-        pictures = run(host, workflow(name))
-        if request.config.getoption("--update-pictures"):
-            sheet(pictures).save(FOLDER / f"{name}.jpg", quality=90)
-        return pictures
+        return run(host, workflow(name))
 
     return draw
-
-
-def sheet(pictures: list[Image.Image], side: int = 512) -> Image.Image:
-    """All pictures: square ones in rows of two, wide ones below each other."""
-    columns = min(2, len(pictures)) if pictures[0].width < 1.5 * pictures[0].height else 1
-    scale = side / (columns * pictures[0].width)
-    small = [each.resize((round(each.width * scale), round(each.height * scale)), Image.LANCZOS) for each in pictures]
-    width, height = small[0].size
-    whole = Image.new("RGB", (columns * width, -(-len(small) // columns) * height), "white")
-    for i, each in enumerate(small):
-        whole.paste(each, (i % columns * width, i // columns * height))
-    return whole
 
 
 @needs_tiny
