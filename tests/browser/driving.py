@@ -43,6 +43,10 @@ HOSTS_OWN = (
 are not here, which it may not ask for their size."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, width, height in the graph."""
+
+
 def launch(playwright: Playwright) -> Browser:
     return playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
@@ -144,9 +148,19 @@ class Page:
             [left, top, width, height],
         )
 
-    def box(self, node: str) -> tuple[float, float, float, float]:
+    def box(self, node: str) -> Box:
         """Left, top, width and height of a node of this type, its title too, in the graph."""
-        left, top, width, height = self.tab.evaluate(f"[...{self.find(node)}.pos, ...{self.find(node)}.size]")
+        return self._with_title(self.tab.evaluate(f"[...{self.find(node)}.pos, ...{self.find(node)}.size]"))
+
+    def boxes(self) -> list[tuple[str, Box]]:
+        """Title and box of every node, once they have been drawn: a node grows to what its widgets need."""
+        self._settle()
+        found = self.tab.evaluate("app.graph.nodes.map((node) => [node.title, [...node.pos, ...node.size]])")
+        return [(title, self._with_title(box)) for title, box in found]
+
+    @staticmethod
+    def _with_title(box: list[float]) -> Box:
+        left, top, width, height = box
         return left, top - TITLE, width, height + TITLE
 
     def select(self, node: str) -> None:
@@ -154,12 +168,15 @@ class Page:
         there = self.show(*self.box(node))
         self.tab.mouse.click(there["x"] + there["width"] / 2, there["y"] + TITLE / 2)
 
-    def photograph(self, area: tuple[float, float, float, float]) -> Image.Image:
+    def photograph(self, area: Box) -> Image.Image:
         """A part of the graph (left, top, width, height), without the bars that lie over the canvas."""
         bars = self.tab.add_style_tag(content=GRAPH_ALONE)
         clip = self.show(*area)
-        # The canvas and what lies on its nodes move in the frames after.
-        self.tab.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 500))")
+        self._settle()
         taken = Image.open(io.BytesIO(self.tab.screenshot(clip=clip)))
         bars.evaluate("(style) => style.remove()")
         return taken.convert("RGB")
+
+    def _settle(self) -> None:
+        """The canvas and what lies on its nodes move in the frames after a change."""
+        self.tab.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 500))")

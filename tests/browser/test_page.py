@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from tests.browser.driving import Page
+from tests.browser.driving import Box, Page
 from tests.nodes.networks import file_name
 from tests.nodes.pictures import needs_tiny, wrong
 from tests.nodes.workflows import NAMES, workflow
@@ -28,11 +30,16 @@ def test_a_template_is_opened_and_run(page: Page) -> None:
     assert (np.abs(shown - background).max(axis=-1) < 24).mean() > 0.1
 
 
+def overlap(a: Box, b: Box) -> bool:
+    return all(a[side] < b[side] + b[side + 2] and b[side] < a[side] + a[side + 2] for side in (0, 1))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_templates_open_without_complaint(page: Page, name: str) -> None:
     page.open_template(name)
     types = page.tab.evaluate("app.graph.nodes.map((node) => node.type)")
     assert sorted(types) == sorted(node["type"] for node in workflow(name)["nodes"])
+    assert [(one, other) for (one, a), (other, b) in combinations(page.boxes(), 2) if overlap(a, b)] == []
 
 
 def test_the_size_node_shows_sizes(page: Page) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.browser.driving import Page
 from tests.nodes.pictures import needs_tiny
-from tests.nodes.workflows import NAMES, ROOT, nodes_of, workflow
+from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, ROOT, nodes_of, workflow
 
 GRAPH = ROOT / "docs" / "images" / "graph.png"
 HELP = ROOT / "web" / "docs" / "images"
@@ -28,10 +29,13 @@ def test_the_graph_of_the_readme(page: Page) -> None:
     page.open_template(TEMPLATE)
     assert page.run() == "execution_success"
     page.picture("SaveImage")
-    boxes = [page.box(node["type"]) for node in workflow(TEMPLATE)["nodes"]]
-    left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - MARGIN
-    right, bottom = (max(box[side] + box[side + 2] for box in boxes) + MARGIN for side in (0, 1))
-    page.photograph((left, top, right - left, bottom - top)).save(GRAPH, optimize=True)
+    graph(page).save(GRAPH, optimize=True)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_template_that_needs_more_shows_its_graph(page: Page, name: str) -> None:
+    page.open(with_tiny(workflow(name)))
+    graph(page).save(FOLDER / f"{name}.jpg", quality=85, optimize=True)
 
 
 def test_each_node_in_a_graph(page: Page) -> None:
@@ -47,6 +51,14 @@ def test_each_node_in_a_graph(page: Page) -> None:
             area = (left - MARGIN, top - MARGIN / 2, width + 2 * MARGIN, height + MARGIN)
             page.photograph(area).save(HELP / f"{kind}.jpg", quality=85, optimize=True)
         taken |= kinds
+
+
+def graph(page: Page) -> Image.Image:
+    """All of it."""
+    boxes = [box for _, box in page.boxes()]
+    left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - MARGIN
+    right, bottom = (max(box[side] + box[side + 2] for box in boxes) + MARGIN for side in (0, 1))
+    return page.photograph((left, top, right - left, bottom - top))
 
 
 def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:

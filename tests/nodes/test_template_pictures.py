@@ -9,10 +9,7 @@ from PIL import Image
 
 from tests.nodes.pictures import needs_tiny
 from tests.nodes.test_workflows import run
-from tests.nodes.workflows import FOLDER, NAMES, workflow
-
-ELSEWHERE = ("Text to Image (Stable Cascade)", "Face Identity")
-"""They need files and a face detector that are not part of the pack."""
+from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, workflow
 
 
 def sheet(pictures: list[Image.Image], side: int = 512) -> Image.Image:

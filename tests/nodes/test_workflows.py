@@ -46,7 +46,7 @@ def test_there_are_templates_and_nothing_that_would_be_taken_for_one() -> None:
     # A host serves templates from the first of these folders that is there, and finds none of the others' files.
     others = ["example_workflows", "example", "examples", "workflow"]
     assert [name for name in others if (FOLDER.parent / name).exists()] == []
-    assert {path.suffix for path in FOLDER.iterdir()} <= {".json", ".jpg"}
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")}
 
 
 @pytest.mark.parametrize("name", NAMES)
