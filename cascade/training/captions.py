@@ -53,7 +53,8 @@ class CaptionsBatch(NamedTuple):
 
 
 class CaptionsTask(BaseTask):
-    """Trains `text_encoder` and `image_encoder` so that one small network reads the caption from either's embedding.
+    """Trains `text_encoder` and `image_encoder` so that one small network reads the caption from either's embedding:
+    which tokens it has, and which is at which place.
 
     Both embeddings then say the same of a picture, in one space, and order and places of the words are in them: what a
     CLIP that was trained on millions of pictures brings to the released Stage C.
@@ -81,7 +82,7 @@ class CaptionsTask(BaseTask):
         reader = nn.Sequential(
             nn.Linear(channels, settings.reader_width),
             nn.GELU(),
-            nn.Linear(settings.reader_width, length * self.used),
+            nn.Linear(settings.reader_width, (length + 1) * self.used),
         ).to(self.device)
         self.modules = {"text_encoder": text, "image_encoder": image, READER: reader}
 
@@ -93,7 +94,7 @@ class CaptionsTask(BaseTask):
         return CaptionsBatch(self.ids[texts], self.mask[texts], self.targets[texts].to(device), pictures)
 
     def loss(self, batch: CaptionsBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross entropy of each token at its place in the caption, read from the text and from the picture."""
+        """The cross entropy of the caption's tokens, read from the text and from the picture."""
         text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask).pooled[:, 0]
         image = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)[:, 0]
         from_text, from_image = (self._read(e, batch.targets, generator) for e in (text, image))
@@ -102,8 +103,13 @@ class CaptionsTask(BaseTask):
     def _read(self, embeddings: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device)
         spread = embeddings.detach().float().std(dim=0, keepdim=True)
-        logits = self.modules[READER](embeddings + self.settings.embedding_noise * spread * noise)
-        return F.cross_entropy(logits.float().view(-1, self.used), targets.flatten())
+        logits = self.modules[READER](embeddings + self.settings.embedding_noise * spread * noise).float()
+        at_places, anywhere = logits[:, self.used :], logits[:, : self.used]
+        # Where a word stands hangs on those before it, which a picture does not say: which words there are teaches an
+        # image encoder far sooner than which stands where.
+        present = torch.zeros_like(anywhere).scatter_(1, targets, 1.0)
+        words = F.binary_cross_entropy_with_logits(anywhere, present, reduction="sum") / len(targets)
+        return F.cross_entropy(at_places.reshape(-1, self.used), targets.flatten()) + words
 
     def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
         super().export({name: module for name, module in modules.items() if name != READER}, folder, dtype)
