@@ -31,8 +31,8 @@ GRAPH_ALONE = (
 TITLE = 30
 """Height of a node's title, which lies above its position."""
 
-NOT_OURS = ("user.css", "/api/userdata", "/templates/", "/workflow_templates/", "favicon")
-"""Files for which the host's page asks in vain, in the address of the message: some templates have no picture."""
+NOT_OURS = ("user.css", "/api/userdata", "/templates/", "/workflow_templates/", "favicon", "/en.md")
+"""Files for which the host's page asks in vain, in the address of the message: help pages by language come first."""
 HOSTS_OWN = (
     "ComfyApp graph accessed before initialization",
     "Error loading core workflow templates",
