@@ -171,6 +171,7 @@ class Page:
     def photograph(self, area: Box) -> Image.Image:
         """A part of the graph (left, top, width, height), without the bars that lie over the canvas."""
         bars = self.tab.add_style_tag(content=GRAPH_ALONE)
+        self.tab.evaluate("app.canvas.show_info = false")
         clip = self.show(*area)
         self._settle()
         taken = Image.open(io.BytesIO(self.tab.screenshot(clip=clip)))

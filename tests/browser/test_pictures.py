@@ -16,6 +16,8 @@ HELP = ROOT / "web" / "docs" / "images"
 TINY = "tiny cascade (included)"
 TEMPLATE = "Text to Image (tiny, no download)"
 MARGIN = 60
+WINDOW = {"width": 2400, "height": 1600}
+WIDEST = 1600
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +56,14 @@ def test_each_node_in_a_graph(page: Page) -> None:
 
 
 def graph(page: Page) -> Image.Image:
-    """All of it."""
+    """All of it, in a window in which the page does not leave the words out."""
+    page.tab.set_viewport_size(WINDOW)
     boxes = [box for _, box in page.boxes()]
     left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - MARGIN
     right, bottom = (max(box[side] + box[side + 2] for box in boxes) + MARGIN for side in (0, 1))
-    return page.photograph((left, top, right - left, bottom - top))
+    picture = page.photograph((left, top, right - left, bottom - top))
+    picture.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    return picture
 
 
 def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:
