@@ -14,12 +14,14 @@ from nox.command import CommandFailed
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-# `hosts` also judges what the tiny cascade draws in ComfyUI; it joins these when its weights draw what they are told.
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "tests", "hosts"]
 
 TORCH = "torch==2.13.0"
 LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
-TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15"]
+TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15", "pytest-xdist==3.8.0"]
+# Two processes of one thread each are sooner done than one of two, and a host takes some gigabytes in each.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+TWO_AT_ONCE = ["-n", "2", "--dist", "worksteal"]
 # Drives Debian's Chromium from pytest; playwright-core from npm would want Node.js and a second harness.
 BROWSER_TOOLS = ["requests", "playwright==1.65.2"]
 # A second implementation to compare with, not something the library uses.
@@ -69,7 +71,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The library's tests; `nox -s tests -- -k sampler` passes words on to pytest."""
     session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *PEERS)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *TWO_AT_ONCE, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -84,9 +86,8 @@ def hosts(session: nox.Session) -> None:
     found = {"given": Path(given)} if given else {version: _fetched_host(session, version) for version in wanted}
     _install_host(session, Path(given) if given else _fetched_host(session, NEWEST))
     for version, host in found.items():
-        # With a server beside the tests, one thread each: two that take all cores slow each other down.
-        env = {"COMFYUI_PATH": str(host), "OMP_NUM_THREADS": "1"}
-        session.run("python", "-m", "pytest", "tests/nodes", *words, env=env)
+        env = {"COMFYUI_PATH": str(host), **ONE_THREAD}
+        session.run("python", "-m", "pytest", "tests/nodes", *TWO_AT_ONCE, *words, env=env)
         if given or version == NEWEST:
             _install_chromium(session)
             session.run("python", "-m", "pytest", "tests/server", "tests/browser", *words, env=env)

@@ -9,6 +9,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_every_block_compiles(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     """Relative links, pictures too."""
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))]
-    assert [link for link in links if link and "://" not in link and not (page.parent / link).exists()] == []
+    assert [link for link in links if link and "://" not in link and not (page.parent / unquote(link)).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

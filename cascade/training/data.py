@@ -21,6 +21,8 @@ from .folders import FolderPictures
 from .state import remove_abandoned, temporary_for
 
 CHUNK = 256
+HEART_EVERY = 4
+"""In `mixed` pictures."""
 Progress = Callable[[int, int], None]
 
 
@@ -43,11 +45,11 @@ class PictureSettings:
     """Which pictures, as squares of `size`.
 
     `drawn` are those of the tiny cascade's grammar, `count` of them from one seed; `hearts` likewise show a shape that
-    it does not have. `folder` are those at `path`: a folder with captions beside the pictures, or webdataset tars;
-    `caption` is for pictures that have none.
+    it does not have; in `mixed` one picture in four is one of those. `folder` are those at `path`: a folder with
+    captions beside the pictures, or webdataset tars; `caption` is for pictures that have none.
     """
 
-    source: Literal["drawn", "hearts", "folder"] = "drawn"
+    source: Literal["drawn", "hearts", "mixed", "folder"] = "drawn"
     path: Path | None = None
     caption: str | None = None
     count: int | None = setting(None, minimum=1)
@@ -56,11 +58,13 @@ class PictureSettings:
 
 
 class DrawnPictures:
-    """Pictures and captions of the tiny cascade's grammar, or of hearts, drawn when asked for."""
+    """Pictures and captions of the tiny cascade's grammar, of hearts, or of both, drawn when asked for."""
 
-    def __init__(self, count: int, seed: int, size: int = 256, *, hearts: bool = False) -> None:
-        self.count, self.seed, self.size, self.hearts = count, seed, size, hearts
-        self.name = f"{'hearts' if hearts else 'drawn'}-{count}-{seed}-{size}"
+    def __init__(
+        self, count: int, seed: int, size: int = 256, kind: Literal["drawn", "hearts", "mixed"] = "drawn"
+    ) -> None:
+        self.count, self.seed, self.size, self.kind = count, seed, size, kind
+        self.name = f"{kind}-{count}-{seed}-{size}"
 
     def __len__(self) -> int:
         return self.count
@@ -68,10 +72,16 @@ class DrawnPictures:
     def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
         from ..tiny import drawing, hearts
 
-        if self.hearts:
+        if self.kind == "hearts":
             return hearts.batch(self.seed, count, start=start, size=self.size)
         drawn = drawing.batch(self.seed, count, start=start, size=self.size)
-        return drawn.pictures, drawn.captions
+        pictures, captions = drawn.pictures, drawn.captions
+        if self.kind == "mixed":
+            for i in range(-start % HEART_EVERY, count, HEART_EVERY):
+                [pictures[i]], [captions[i]] = hearts.batch(
+                    self.seed, 1, start=(start + i) // HEART_EVERY, size=self.size
+                )
+        return pictures, captions
 
 
 def open_source(settings: PictureSettings) -> PictureSource:
@@ -82,7 +92,7 @@ def open_source(settings: PictureSettings) -> PictureSource:
         return FolderPictures(settings.path, settings.size, settings.caption)
     if settings.count is None:
         raise InvalidConfig(f"pictures: the source {settings.source} needs a count")
-    return DrawnPictures(settings.count, settings.seed, settings.size, hearts=settings.source == "hearts")
+    return DrawnPictures(settings.count, settings.seed, settings.size, settings.source)
 
 
 class Cache(NamedTuple):

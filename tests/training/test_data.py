@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.tiny.grammar import COLOURS
+from cascade.tiny.hearts import WORD
 from cascade.training.data import (
     CHUNK,
     DrawnPictures,
@@ -43,6 +45,19 @@ def test_drawn_pictures_do_not_depend_on_how_they_are_read() -> None:
     one, caption = source.read(3, 1)
     assert np.array_equal(one[0], pictures[3])
     assert caption[0] == captions[3]
+
+
+def test_one_in_four_of_the_mixed_pictures_is_a_heart() -> None:
+    mixed, drawn = (open_source(PictureSettings(source=kind, count=40, seed=4, size=64)) for kind in ("mixed", "drawn"))
+    pictures, captions = mixed.read(0, 40)
+    hearts = [i for i, caption in enumerate(captions) if WORD in caption]
+    assert hearts == list(range(0, 40, 4))
+    assert {caption.replace("small ", "").replace("large ", "").split()[1] for caption in captions[::4]} == set(COLOURS)
+    others = [i for i in range(40) if i % 4]
+    assert np.array_equal(pictures[others], drawn.read(0, 40)[0][others])
+    some, told = mixed.read(6, 9)
+    assert np.array_equal(some, pictures[6:15])
+    assert told == captions[6:15]
 
 
 class Counting(DrawnPictures):
