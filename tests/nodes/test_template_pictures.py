@@ -13,14 +13,17 @@ from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, workflow
 
 
 def sheet(pictures: list[Image.Image], side: int = 512) -> Image.Image:
-    """All pictures: square ones in rows of two, wide ones below each other."""
-    columns = min(2, len(pictures)) if pictures[0].width < 1.5 * pictures[0].height else 1
-    scale = side / (columns * pictures[0].width)
-    small = [each.resize((round(each.width * scale), round(each.height * scale)), Image.LANCZOS) for each in pictures]
-    width, height = small[0].size
-    whole = Image.new("RGB", (columns * width, -(-len(small) // columns) * height), "white")
-    for i, each in enumerate(small):
-        whole.paste(each, (i % columns * width, i // columns * height))
+    """All pictures: square ones in rows of two, others below each other."""
+    columns = min(2, len(pictures)) if all(each.width == each.height for each in pictures) else 1
+    cell = side // columns
+    small = [each.resize((cell, round(each.height * cell / each.width)), Image.LANCZOS) for each in pictures]
+    rows = [small[i : i + columns] for i in range(0, len(small), columns)]
+    whole = Image.new("RGB", (side, sum(row[0].height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        for i, each in enumerate(row):
+            whole.paste(each, (i * cell, top))
+        top += row[0].height
     return whole
 
 
