@@ -21,7 +21,7 @@ LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
 TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15", "pytest-xdist==3.8.0"]
 # Two processes of one thread each are sooner done than one of two, and a host takes some gigabytes in each.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-TWO_AT_ONCE = ["-n", "2", "--dist", "worksteal"]
+TWO_AT_ONCE = ["-n", "2", "--dist", "loadfile"]
 # Drives Debian's Chromium from pytest; playwright-core from npm would want Node.js and a second harness.
 BROWSER_TOOLS = ["requests", "playwright==1.65.2"]
 # A second implementation to compare with, not something the library uses.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ if HOST:
 @pytest.fixture(scope="session")
 def host() -> Any:
     return BOOTED
+
+
+@pytest.fixture
+def no_merged_file_stays(host: Any) -> Iterator[None]:
+    """Other tests' searches would find it: a second Stage C."""
+    yield
+    (host.models / "diffusion_models" / "merged.safetensors").unlink(missing_ok=True)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

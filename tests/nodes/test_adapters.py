@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,13 +260,6 @@ def test_the_hosts_lora_loader_reads_what_is_converted(host: Any) -> None:
         )
         < 1e-5
     )
-
-
-@pytest.fixture
-def no_merged_file_stays(host: Any) -> Iterator[None]:
-    """Other tests' searches would find it: a second Stage C."""
-    yield
-    (host.models / "diffusion_models" / "merged.safetensors").unlink(missing_ok=True)
 
 
 @pytest.mark.usefixtures("no_merged_file_stays")

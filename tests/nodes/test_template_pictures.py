@@ -28,6 +28,7 @@ def sheet(pictures: list[Image.Image], side: int = 512) -> Image.Image:
 
 
 @needs_tiny
+@pytest.mark.usefixtures("no_merged_file_stays")
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_a_template_makes_its_picture(host: Any, request: pytest.FixtureRequest, name: str) -> None:
     if not request.config.getoption("--update-pictures"):

@@ -169,6 +169,7 @@ def test_the_training_template_trains_and_draws(host: Any) -> None:
 
 
 @needs_tiny
+@pytest.mark.usefixtures("no_merged_file_stays")
 def test_the_template_of_files_writes_them(host: Any) -> None:
     run(host, workflow("LoRA files"))
     assert newest(host, "cascade_lora_norms_").shape == (420, 1024, 3)
