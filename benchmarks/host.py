@@ -4,9 +4,10 @@
     COMFYUI_PATH=.hosts/0.30.0 python benchmarks/host.py --small   # a trial of the script in a minute
 
 Whole sampling runs through the host's own sampler, so that a step holds all that the host does around the network.
-Rows: a guided step of Stage C (1B, 24 x 24) and of Stage B (700M, 64 x 64), a Stage A decode (512 x 512), loading, and
-the overhead of our sampling node with a network that takes no time. float32; outputs must agree to 1e-4, or the script
-fails. Memory is the growth of the resident set at its peak, loading and two steps, in a process of its own for each.
+Rows: a guided step of Stage C (1B, 24 x 24) and of Stage B (700M, 64 x 64), in a run of one step, where nothing can be
+kept from the one before, and in a run of five; a Stage A decode (1024 x 1024), loading, and the overhead of our
+sampling node with a network that takes no time. float32; outputs must agree to 1e-4, or the script fails. Memory is
+the growth of the resident set at its peak, loading and two steps, in a process of its own for each.
 """
 
 from __future__ import annotations
@@ -139,10 +140,18 @@ def stage_rows(host: Host, kind: str, path: Path, repeats: int, small: bool) -> 
         "ComfyUI": lambda: native_model(path, kind, small),
         "ours": lambda: our_model(host, path, kind),
     }
-    runs = {side: partial(sample, load(), kind) for side, load in loads.items()}
+    models = {side: load() for side, load in loads.items()}
     title = STAGES[kind][0]
-    rows = [compared(f"{title}, a guided step", runs, repeats, STEPS)]
-    runs.clear()
+    rows = [
+        compared(
+            f"{title}, a guided step of {steps}",
+            {s: partial(sample, m, kind, steps) for s, m in models.items()},
+            repeats,
+            steps,
+        )
+        for steps in (1, STEPS)
+    ]
+    models.clear()
     return [*rows, compared(f"{title}, loading", loads, repeats)]
 
 
@@ -153,13 +162,15 @@ def decode_row(host: Host, path: Path, repeats: int) -> list[str]:
     native = comfy.sd.VAE(sd=load_torch_file(str(path)))
     native.process_output = lambda image: image.clamp_(0, 1)
     vaes = {"ComfyUI": native, "ours": host.pack("nodes.host.autoencoders").load_stage_a(path, "fp32")}
-    latent = torch.randn(1, 4, 128, 128) * 0.3
+    latent = torch.randn(1, 4, 256, 256) * 0.3
 
     def decode(vae: Any) -> Tensor:
         with torch.inference_mode():
             return vae.decode(latent)
 
-    return compared("Stage A, decoding 512 x 512", {side: partial(decode, vae) for side, vae in vaes.items()}, repeats)
+    return compared(
+        "Stage A, decoding 1024 x 1024", {side: partial(decode, vae) for side, vae in vaes.items()}, repeats
+    )
 
 
 def overhead_row(host: Host, path: Path, repeats: int) -> list[str]:

@@ -12,7 +12,7 @@ from ..cascade.errors import MissingPart
 from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
-from .host import decoding, guards, pictures, sampling
+from .host import decoding, guards, pictures, sampling, tiling
 from .types import CONDITIONING, LATENT, PICTURES, field, schema, seed_field
 
 SHORT_SIDE, OWN_SIZE = "short side (image to image)", "own size (reconstruction)"
@@ -232,13 +232,15 @@ class CascadeReconstruct(io.ComfyNode):
         small = guards.finite(pictures.encode_effnet(encoder, given, compression), "Stage C", "latent")
         if warning := compression_warning(small.shape, sizes.stage_b):
             guards.warn(warning)
+        empty = torch.zeros(len(given), *sizes.stage_b)
+        if tiling.too_large(model, empty):
+            model = tiling.tiled(model)
         guided = sampling.guider(
             sampling.shifted(model, 1.0),
             sampling.with_prior(positive, small),
             sampling.with_prior(negative, None),
             Guidance(scale=guidance),
         )
-        empty = torch.zeros(len(given), *sizes.stage_b)
         sigmas = sampling.released_sigmas(steps, 1.0)
         large = sampling.run(guided, {}, empty, seed, "stage_b", "ddpm", sigmas)["samples"]
         again = decoding.decode(stage_a, guards.finite(large, "Stage B")).movedim(-1, 1)[..., :height, :width]

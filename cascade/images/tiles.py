@@ -53,19 +53,26 @@ def spans(length: int, side: int, overlap: int, align: int = 1) -> list[Span]:
 
 
 def stitched(
-    function: Callable[[Tensor], Tensor], x: Tensor, *, side: int, margin: int, up: int = 1, down: int = 1
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    side: int,
+    margin: int,
+    up: int = 1,
+    down: int = 1,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """`function(x)` tile by tile, the same to rounding: nothing that it makes depends on more than `margin` around.
 
     x: [..., H, W]. function: makes of a part of x one that is up / down as large. side, margin: in positions of x; what
-    is within `margin` of a tile's inner border is thrown away.
+    is within `margin` of a tile's inner border is thrown away. on_tile: called with the tiles done and of how many.
 
     Raises ValueError where the margins leave nothing of a tile.
     """
     rows, columns = (_with_cores(length, side, 2 * margin, down) for length in x.shape[-2:])
     if len(rows) == len(columns) == 1:
         return function(x)
-    result = None
+    result, done = None, 0
     for row, row_core in rows:
         for column, column_core in columns:
             part = function(Box(row, column).of(x))
@@ -79,6 +86,9 @@ def stitched(
                 Span(wanted.columns.start - left, wanted.columns.stop - left),
             )
             wanted.of(result).copy_(inside.of(part))
+            done += 1
+            if on_tile is not None:
+                on_tile(done, len(rows) * len(columns))
     assert result is not None
     return result
 

@@ -116,13 +116,15 @@ def generate(
     variation_weights: how much each of several counts; a negative one leads away from it. Default: 1 each.
     controls: ControlNets with their hints; what they add to Stage C is added up.
 
-    Raises ValueError for prompts, seeds and pictures of unequal number, InvalidSize, InvalidPicture, MissingPart, or
-    what loading a part raises.
+    Raises ValueError for prompts, seeds, pictures and hints of unequal number, InvalidSize, InvalidPicture,
+    MissingPart, or what loading a part raises.
     """
     varied = [variation_of] if isinstance(variation_of, Tensor) else list(variation_of or ())
     pictures = [*varied, *([] if source is None else [source.images])]
     if {len(prompts)} != {len(prompts), len(seeds), *map(len, pictures)} or not prompts:
         raise ValueError(f"each picture needs a prompt and a seed: {len(prompts)} prompts, {len(seeds)} seeds")
+    if wrong := [len(control.hint) for control in controls if len(control.hint) not in (1, len(prompts))]:
+        raise ValueError(f"one hint for each picture, or one for all: {wrong[0]} hints, {len(prompts)} pictures")
     sizes = settings.sizes
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, [*prompts, negative]))
     clip_img = None

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..conditioning import ImageEncoder, TextEncoder
+from ..errors import InvalidConfig
 from .config import TrainingConfig, setting
 from .data import Order, PictureSettings, Progress, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
@@ -29,6 +30,8 @@ class CaptionsSettings:
     `effnet` and `effnet_size` are those of the training of Stage C that follows: both read one cache.
     `start` is a folder of a text and an image encoder of the same sizes to start from.
     `embedding_noise` is the deviation of noise on the embeddings, relative to theirs.
+    With `words`, only whether the caption has these is asked for: what is hard to see is learned far sooner before the
+    rest than beside it.
     """
 
     pictures: PictureSettings
@@ -40,6 +43,7 @@ class CaptionsSettings:
     start: Path | None = None
     reader_width: int = setting(256, minimum=1)
     embedding_noise: float = setting(0.1, minimum=0)
+    words: tuple[str, ...] = ()
 
 
 class CaptionsBatch(NamedTuple):
@@ -71,12 +75,17 @@ class CaptionsTask(BaseTask):
         size = int(image.config.image_size)
         self.data = latents_and_small_pictures(settings, config.precision, size, self.device, on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
-        self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(text), self.data.captions)
+        encoder = TextEncoder(text)
+        self.ids, self.mask, self.texts = tokenize_captions(encoder, self.data.captions)
         # A token sees only those before it, so that the padding behind the longest caption need not be read.
         length = int(self.mask.sum(dim=-1).max())
         self.ids, self.mask = self.ids[..., :length], self.mask[..., :length]
         used, self.targets = self.ids[:, 0].unique(return_inverse=True)
         self.used = len(used)
+        words = [token for word in settings.words for chunk in encoder.chunks(word) for token in chunk]
+        self.asked = torch.isin(used, torch.tensor(words, dtype=used.dtype)).to(self.device)
+        if words and not self.asked.any():
+            raise InvalidConfig(f"captions: words: no caption has {', '.join(settings.words)}")
         channels = int(image.config.projection_dim)
         torch.manual_seed(derive_seed(config.seed, "weights", READER))
         reader = nn.Sequential(
@@ -94,7 +103,7 @@ class CaptionsTask(BaseTask):
         return CaptionsBatch(self.ids[texts], self.mask[texts], self.targets[texts].to(device), pictures)
 
     def loss(self, batch: CaptionsBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross entropy of the caption's tokens, read from the text and from the picture."""
+        """The cross entropy of the caption's tokens, or of the `words`, read from the text and from the picture."""
         text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask).pooled[:, 0]
         image = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)[:, 0]
         from_text, from_image = (self._read(e, batch.targets, generator) for e in (text, image))
@@ -105,11 +114,13 @@ class CaptionsTask(BaseTask):
         spread = embeddings.detach().float().std(dim=0, keepdim=True)
         logits = self.modules[READER](embeddings + self.settings.embedding_noise * spread * noise).float()
         at_places, anywhere = logits[:, self.used :], logits[:, : self.used]
+        present = torch.zeros_like(anywhere).scatter_(1, targets, 1.0)
+        words = F.binary_cross_entropy_with_logits(anywhere, present, reduction="none").sum(dim=0) / len(targets)
+        if self.settings.words:
+            return words[self.asked].sum()
         # Where a word stands hangs on those before it, which a picture does not say: which words there are teaches an
         # image encoder far sooner than which stands where.
-        present = torch.zeros_like(anywhere).scatter_(1, targets, 1.0)
-        words = F.binary_cross_entropy_with_logits(anywhere, present, reduction="sum") / len(targets)
-        return F.cross_entropy(at_places.reshape(-1, self.used), targets.flatten()) + words
+        return F.cross_entropy(at_places.reshape(-1, self.used), targets.flatten()) + words.sum()
 
     def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
         super().export({name: module for name, module in modules.items() if name != READER}, folder, dtype)

@@ -23,6 +23,7 @@ PARTS = (
     "encoder",
     "encoder_detail",
     "stage_c_start",
+    "captions_shapes",
     "captions",
     "stage_c",
     "stage_b_start",

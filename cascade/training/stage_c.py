@@ -62,7 +62,7 @@ class StageCSettings:
     The image embedding is given for `keep_image` of the pictures and zeros for the others. Captions are left out with
     probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
     `encoders` is a folder of a text and an image encoder of the same sizes to start from, `start` a Stage C whose
-    filters may be smaller.
+    filters may be smaller. Without `train_image_encoder` that encoder stays as it is.
     A batch holds batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each caption once.
     """
 
@@ -74,6 +74,7 @@ class StageCSettings:
     text: Mapping[str, Any]
     image: Mapping[str, Any]
     encoders: Path | None = None
+    train_image_encoder: bool = True
     start: Path | None = None
     repeats: int = setting(1, minimum=1)
     drop_caption: float = setting(0.05, minimum=0, maximum=1)
@@ -114,6 +115,7 @@ class StageCTask(DiffusionTask):
         self._check_widths(net.config)
         if settings.encoders is not None:
             load_encoders(settings.encoders, self.modules["text_encoder"], self.modules["image_encoder"])
+        self.modules["image_encoder"].requires_grad_(settings.train_image_encoder)
         if settings.start is not None:
             net.load_state_dict(grown(frozen(settings.start, self.device).state_dict(), net))
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)

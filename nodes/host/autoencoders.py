@@ -13,6 +13,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+import comfy.utils
 import torch
 from torch import Tensor, nn
 
@@ -110,7 +111,7 @@ class CascadeVAE(comfy.sd.VAE):
             return net.decode(part.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
 
         side, up = max(min(tile_x, tile_y), 4 * reach), self.geometry.up
-        images = torch.cat([stitched(decode, x[None], side=side, margin=reach, up=up) for x in samples])
+        images = _in_tiles(decode, samples, side=side, margin=reach, up=up)
         return self.process_output(images)
 
     def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
@@ -123,7 +124,20 @@ class CascadeVAE(comfy.sd.VAE):
             return net.encode(part.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
 
         side = max(min(tile_x, tile_y) // down * down, 4 * reach)
-        return torch.cat([stitched(encode, x[None], side=side, margin=reach, down=down) for x in pixel_samples])
+        return _in_tiles(encode, pixel_samples, side=side, margin=reach, down=down)
+
+
+def _in_tiles(function: Callable[[Tensor], Tensor], batch: Tensor, **tiles: int) -> Tensor:
+    """`stitched` for each of a batch, with the host's progress bar."""
+    bar = comfy.utils.ProgressBar(len(batch))
+    results = []
+    for i, each in enumerate(batch):
+
+        def on_tile(done: int, count: int, i: int = i) -> None:
+            bar.update_absolute(i * count + done, len(batch) * count)
+
+        results.append(stitched(function, each[None], on_tile=on_tile, **tiles))
+    return torch.cat(results)
 
 
 def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:

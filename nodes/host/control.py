@@ -234,6 +234,10 @@ def apply(
         raise CascadeError("There is no ControlNet: connect Load ControlNet (Stable Cascade).")
     if start > end:
         raise CascadeError(f"Apply ControlNet (Stable Cascade): start {start:g} lies after end {end:g}.")
+    image = hint.movedim(-1, 1)
+    if isinstance(control, comfy.controlnet.T2IAdapter):
+        # The host would make one channel of a colour picture, and the net would see no edges in it.
+        image = checked_hint(image, control.channels_in)
     made: dict[Any, Any] = {}
 
     def with_control(conditioning: Any) -> Any:
@@ -241,7 +245,7 @@ def apply(
         for embedding, extras in conditioning:
             before = extras.get("control")
             if before not in made:
-                clone = control.copy().set_cond_hint(hint.movedim(-1, 1), strength, (start, end))
+                clone = control.copy().set_cond_hint(image, strength, (start, end))
                 made[before] = clone.set_previous_controlnet(before)
             found.append([embedding, {**extras, "control": made[before], "control_apply_to_uncond": False}])
         return found

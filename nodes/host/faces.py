@@ -21,6 +21,8 @@ MODEL = "buffalo_l"
 def given(boxes: Any, embeddings: Any, pictures: int) -> list[Faces]:
     """The faces of each picture from what a detector's node gives. Raises CascadeError for what cannot be read."""
     all_boxes, all_embeddings = _each(boxes, 4, pictures), _each(embeddings, None, pictures)
+    if len(widths := {each.shape[-1] for each in all_embeddings if each.numel()}) > 1:
+        raise CascadeError(f"Identity Hint (Stable Cascade): embeddings of different lengths: {sorted(widths)}.")
     if len(all_boxes) != len(all_embeddings):
         raise CascadeError(
             f"Identity Hint (Stable Cascade): boxes for {len(all_boxes)} pictures and embeddings for "
@@ -31,7 +33,10 @@ def given(boxes: Any, embeddings: Any, pictures: int) -> list[Faces]:
 
 def _each(values: Any, width: int | None, pictures: int) -> list[Tensor]:
     """A tensor [faces, width] for each picture."""
-    nested = not isinstance(values, Tensor | np.ndarray) and any(_depth(value) > 1 for value in values)
+    if isinstance(values, Tensor | np.ndarray):
+        nested = values.ndim > 2
+    else:
+        nested = isinstance(values, Sequence) and any(_depth(value) > 1 for value in values)
     tensors = [_table(value) for value in values] if nested else [_table(values)]
     wrong = [tensor.shape for tensor in tensors if tensor.numel() and width not in (None, tensor.shape[-1])]
     if wrong:

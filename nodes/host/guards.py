@@ -43,7 +43,13 @@ def finite(samples: Tensor, stage: str, where: str = "result") -> Tensor:
 def latents(latent: dict[str, Any], stage: str) -> Tensor:
     """The samples of a latent of this stage [B, 16 or 4, h, w], finite. Raises CascadeError."""
     samples, channels = latent["samples"], CHANNELS[stage]
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    if samples.ndim != 4 or 0 in samples.shape:
+        shape = " x ".join(map(str, samples.shape))
+        raise CascadeError(
+            f"This takes {stage}'s latents, batch x {channels} x height x width with at least one of each; these are "
+            f"{shape}. Connect those of Empty Latent, Encode Image or a sampler of Stable Cascade."
+        )
+    if samples.shape[1] != channels:
         other = next((name for name, count in CHANNELS.items() if count == samples.shape[1]), "another model")
         raise CascadeError(
             f"This takes {stage}'s latents, which have {channels} channels; these have {samples.shape[1]}: "

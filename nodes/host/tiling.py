@@ -54,7 +54,7 @@ class TiledCalls:
         return executor(model, tile, *args, **kwargs)
 
 
-def tiled(model: Any, side: int, overlap: int) -> Any:
+def tiled(model: Any, side: int = 1024, overlap: int = 256) -> Any:
     """The MODEL working in tiles; side and overlap in pixels. Raises ValueError for tiles that would not get on."""
     if overlap > side // 2:
         raise ValueError(f"Tiles of {side} pixels cannot overlap by {overlap}: at most by half.")

@@ -44,6 +44,13 @@ def test_stitched_is_whole(size: tuple[int, int]) -> None:
     torch.testing.assert_close(stitched(neighbours, x, side=16, margin=2), neighbours(x))
 
 
+def test_stitched_tells_how_far_it_is() -> None:
+    told: list[tuple[int, int]] = []
+    stitched(neighbours, torch.rand(1, 3, 40, 16), side=16, margin=2, on_tile=lambda *tile: told.append(tile))
+    assert told == [(i + 1, len(told)) for i in range(len(told))]
+    assert len(told) > 2
+
+
 @pytest.mark.parametrize("size", [(64, 64), (81, 130)])
 def test_stitched_makes_larger_and_smaller_things(size: tuple[int, int]) -> None:
     def up(x: Tensor) -> Tensor:

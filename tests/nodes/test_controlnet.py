@@ -282,6 +282,11 @@ def test_the_hosts_own_net_for_another_stage_c(host: Any) -> None:
         run(ours(host, "stage_c"), applied(host, adapter, hint("small")))
 
 
+def test_the_hosts_own_net_refuses_a_hint_of_another_kind(host: Any) -> None:
+    with pytest.raises(Exception, match=r"reads edges; the hint that is connected is a colour picture.*Canny Hint"):
+        applied(host, native_control("canny"), torch.rand(1, 64, 64, 3))
+
+
 def test_files_of_other_kinds_are_named(host: Any, tmp_path: Path) -> None:
     load = host.pack("nodes.host.control").load_control
     others = {

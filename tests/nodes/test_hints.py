@@ -101,6 +101,7 @@ BOX, FACE = [32.0, 32.0, 64.0, 96.0], [0.5] * 512
         (np.array([BOX]), [np.array(FACE)]),
         ([[BOX]], [[FACE]]),
         ([torch.tensor([BOX])], [torch.tensor([FACE])]),
+        (torch.tensor([[BOX], [BOX]]), np.array([[FACE], [FACE]])),
     ],
 )
 def test_faces_in_whatever_form_a_detector_gives_them(host: Any, boxes: Any, embeddings: Any) -> None:
@@ -125,6 +126,8 @@ def test_twelve_faces_are_four(host: Any) -> None:
         ({"boxes": [BOX]}, "embeddings are missing"),
         ({"boxes": [[1.0, 2.0]], "embeddings": [FACE]}, "a box is left, top, right and bottom"),
         ({"boxes": [BOX, BOX], "embeddings": [FACE]}, "1 embeddings, boxes"),
+        ({"boxes": [[BOX], [BOX]], "embeddings": [[FACE], [FACE[:8]]]}, r"different lengths: \[8, 512\]"),
+        ({"boxes": 3.0, "embeddings": [FACE]}, "a box is left, top, right and bottom"),
         ({"boxes": [["a", "b", "c", "d"]], "embeddings": [FACE]}, "are numbers"),
     ],
 )

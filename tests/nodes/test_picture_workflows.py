@@ -12,7 +12,7 @@ from PIL import Image
 
 from cascade.tiny.analysis import describe
 from tests.nodes.pictures import needs_tiny, wrong
-from tests.nodes.test_workflows import run
+from tests.nodes.test_workflows import run, with_values
 from tests.nodes.workflows import prompt_of, workflow
 
 SIZES = {
@@ -48,6 +48,12 @@ def test_they_run(drawn: Draw, name: str) -> None:
     pictures = drawn(name)
     assert len(pictures) == NUMBERS.get(name, 1)
     assert {picture.size for picture in pictures} == {SIZES[name]}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_they_run_with_files_of_ones_own(host: Any, name: str) -> None:
+    flow = with_values(workflow(name), host, "CascadeLoadCheckpoint", checkpoint="search my folders")
+    assert {picture.size for picture in run(host, flow)} == {SIZES[name]}
 
 
 @needs_tiny

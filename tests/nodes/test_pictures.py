@@ -215,6 +215,18 @@ def test_stage_a_in_tiles_is_the_same_to_less_than_a_255th(host: Any, dtype: str
     assert dtype != "fp32" or float((whole - expected).abs().max()) < 1e-4
 
 
+def test_tiles_move_the_progress_bar(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    autoencoders = host.pack("nodes.host.autoencoders")
+    monkeypatch.setattr(
+        autoencoders.comfy.utils.ProgressBar, "update_absolute", lambda _self, value, total: told.append((value, total))
+    )
+    latent = {"samples": torch.randn(2, 4, 150, 40)}
+    host.call("CascadeDecode", latent=latent, vae=stage_a(host, "fp32"), tiling="always", tile_size=256)
+    assert told == [(i + 1, len(told)) for i in range(len(told))]
+    assert len(told) >= 4
+
+
 def mix(host: Any, first: Tensor, second: Tensor, **changes: Any) -> Any:
     given = {"share": 0.5, "way": "slerp", "frames": 1, **changes}
     return host.call("CascadeMixLatents", latent_1={"samples": first}, latent_2={"samples": second}, **given)[0]

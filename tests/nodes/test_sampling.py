@@ -250,6 +250,9 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
         Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
     ):
         stage_c(host, latent={"samples": torch.zeros(1, 4, 8, 8)})
+    for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
+        with pytest.raises(Exception, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"):
+            stage_c(host, latent={"samples": torch.zeros(shape)})
     with pytest.raises(Exception, match=r"t_stop 0.9 must not be above t_start 0.5"):
         stage_c(host, guidance_start=0.5, guidance_stop=0.9)
 

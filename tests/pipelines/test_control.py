@@ -91,6 +91,11 @@ def test_it_acts_in_its_part_of_the_run_alone(
     assert (len(seen), sum(each is not None for each in seen)) == (4, expected)
 
 
+def test_hints_of_another_number_of_pictures(parts: Parts) -> None:
+    with pytest.raises(ValueError, match="3 hints, 2 pictures"):
+        latents(parts, Control(net=net(), hint=hint(3)))
+
+
 def test_a_net_for_another_stage_c(parts: Parts) -> None:
     with pytest.raises(ValueError, match="made for a Stage C of width 24, this one's is 16"):
         latents(parts, Control(net=net(width=24), hint=hint()))

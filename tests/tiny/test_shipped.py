@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from cascade import tiny
+from cascade.adapters import read_lora
 from cascade.checkpoints import inspect_file, load_model
 from cascade.models import StageA
 from cascade.pipelines import Parts, generate
 from cascade.tiny import drawing, grammar
 from cascade.tiny.analysis import describe
-from cascade.tiny.evaluation import SETTINGS, judge
+from cascade.tiny.control import evaluate_control
+from cascade.tiny.evaluation import LEARNED, OTHERS, SETTINGS, evaluate_lora, judge
 
 PROMPTS = (
     "a large red circle on a blue background, left",
@@ -69,6 +71,25 @@ def test_the_analysis_would_notice_wrong_pictures(drawn: list[tuple[str, Tensor]
         if judged.question in ("background colour", "shape colour")
     ]
     assert np.mean(answers) < 0.4
+
+
+def test_controlnets_show_in_the_pictures() -> None:
+    nets = {name: load_model(tiny.path(f"controlnet_{name}"), dtype=torch.float32) for name in tiny.CONTROLNETS}
+    rows = evaluate_control(Parts(tiny.parts()), nets, cases=6).rows
+    reached = {row.question: row.reached for row in rows}
+    assert reached["canny: overlap of the outlines (IoU)"] >= 0.65, reached
+    assert reached["canny: the colours are the prompt's"] >= 0.8, reached
+    assert reached["inpainting: the hole has what the prompt says"] >= 0.8, reached
+    assert reached["inpainting: the rest is the source, bit for bit"] == 1, reached
+    assert reached["outpainting: the background goes on"] >= 0.8, reached
+    assert reached["super resolution: the same colours and shapes"] >= 0.6, reached
+
+
+def test_the_lora_draws_what_nothing_else_draws() -> None:
+    rows = evaluate_lora(Parts(tiny.parts()), read_lora(tiny.path("lora_heart")), seeds=10, prompts=5).rows
+    reached = {row.question: row.reached for row in rows}
+    assert reached[LEARNED] >= 0.2, reached
+    assert reached[OTHERS] >= 0.4, reached
 
 
 def test_stage_a_keeps_pictures() -> None:

@@ -208,6 +208,34 @@ def test_the_encoders_learn_to_say_the_captions(folder: Path, tmp_path: Path) ->
     assert last["from_image"] < 0.5 * first["from_image"]
 
 
+def test_the_encoders_may_be_asked_for_some_words_alone(folder: Path, tmp_path: Path) -> None:
+    changes = {"steps": 1, "batch_size": 12, "ema": 0.0}
+    settings = config(folder, "captions", str(tmp_path), changes=changes, words=["circle", "star"], embedding_noise=0.0)
+    task = TASKS["captions"].task(settings)
+    torch.nn.init.zeros_(task.modules["reader"][-1].weight)
+    torch.nn.init.zeros_(task.modules["reader"][-1].bias)
+    _, terms = task.loss(task.batch(0), generator())
+    # A reader that knows nothing says one half of each word.
+    torch.testing.assert_close(terms["from_image"], 2 * torch.tensor(2.0).log())
+    task.loss(task.batch(0), generator())[0].backward()
+    rows = task.modules["reader"][-1].bias.grad.nonzero().flatten()
+    assert 0 < len(rows) <= 2
+    with pytest.raises(InvalidConfig, match="no caption has hexagon"):
+        build(folder, "captions", words=["hexagon"])
+
+
+def test_stage_c_keeps_an_image_encoder_that_is_not_to_be_trained(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "stage_c", str(tmp_path), train_image_encoder=False)
+    task = TASKS["stage_c"].task(settings)
+    before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in task.modules.items()}
+    fit(task, settings)
+    same = {
+        name: all(torch.equal(v, before[name][k]) for k, v in m.state_dict().items())
+        for name, m in task.modules.items()
+    }
+    assert same == {"stage_c": False, "text_encoder": False, "image_encoder": True}
+
+
 def test_stage_c_starts_with_the_encoders_it_is_given(folder: Path, tmp_path: Path) -> None:
     settings = config(folder, "captions", str(tmp_path), changes={"export_dtype": "float32"})
     fit(TASKS["captions"].task(settings), settings)
