@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--lora", action="store_true", help="measure what the included LoRA changes, and what it does not"
     )
+    parser.add_argument("--strength", type=float, default=1.0, help="how strongly the LoRA acts (default: 1)")
     parser.add_argument(
         "--control", action="store_true", help="measure what the included ControlNets do, --prompts cases of each kind"
     )
@@ -51,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
     parts = Parts(sources, device=args.device)
     if args.lora:
         result = evaluation.evaluate_lora(
-            parts, read_lora(tiny.path("lora")), prompts=args.prompts, on_progress=_report
+            parts,
+            read_lora(tiny.path("lora")),
+            strength=args.strength,
+            prompts=args.prompts,
+            on_progress=_report,
         )
     elif args.control:
         result = control.evaluate_control(parts, _controlnets(args), cases=args.prompts, on_progress=_report)

@@ -138,16 +138,22 @@ LORA_AIMS = {LEARNED_WHOLE: None, LEARNED: 0.85, UNTOUCHED: None, OTHERS: None, 
 
 
 def evaluate_lora(
-    parts: Parts, lora: Lora, *, seeds: int = 50, prompts: int = 50, on_progress: OnProgress | None = None
+    parts: Parts,
+    lora: Lora,
+    *,
+    strength: float = 1.0,
+    seeds: int = 50,
+    prompts: int = 50,
+    on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Draw the LoRA's word with `seeds` seeds, and `prompts` prompts without it with and without the LoRA.
 
-    parts: as of `evaluate`, without LoRAs. Raises what `pipelines.generate` raises.
+    parts: as of `evaluate`, without LoRAs. strength: of the LoRA, 1 as trained. Raises what `pipelines.generate` raises.
     """
     judged: list[Judged] = []
     samples: list[Sample] = []
     report = on_progress or (lambda _what, _done, _all: None)
-    taught = replace(parts, loras=(Applied(lora),))
+    taught = replace(parts, loras=(Applied(lora, strength, strength),))
     caption = f"a red {hearts.WORD} on a white background"
     for first in range(0, seeds, BATCH):
         numbers = range(first, min(first + BATCH, seeds))

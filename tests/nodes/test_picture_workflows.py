@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cascade.tiny.analysis import describe
-from tests.nodes.pictures import needs_tiny, wrong
+from tests.nodes.pictures import AT_ITS_SIZE, needs_tiny, wrong
 from tests.nodes.test_workflows import run, with_values
 from tests.nodes.workflows import prompt_of, workflow
 
@@ -63,13 +63,20 @@ def test_they_draw_what_the_prompt_says(drawn: Draw, name: str) -> None:
 
 
 @needs_tiny
+def test_variations_show_what_the_picture_shows(drawn: Draw) -> None:
+    found = [describe(np.asarray(picture)) for picture in drawn("Image Variation")]
+    assert [[(item.colour, item.shape) for item in each.items] for each in found] == [[(SOURCE[0], "square")]] * 4
+    assert {each.background for each in found} == {SOURCE[1]}
+
+
+@needs_tiny
 def test_a_masked_picture_stays_outside_the_mask(drawn: Draw) -> None:
     pixels = np.asarray(drawn("Image to Image with a mask")[0])
     source = np.asarray(drawn("Reconstruction Lab")[0])[:, :256]
     outside = np.ones((256, 256), bool)
     outside[48:208, 48:208] = False
     assert np.array_equal(pixels[outside], source[outside])
-    assert not np.array_equal(pixels[~outside], source[~outside])
+    assert wrong(prompt_of(workflow("Image to Image with a mask")), pixels, AT_ITS_SIZE) == []
 
 
 @needs_tiny

@@ -13,7 +13,7 @@ from PIL import Image
 from cascade.tiny.analysis import describe
 from tests.nodes.hosting import Graph
 from tests.nodes.networks import file_name
-from tests.nodes.pictures import needs_tiny, wrong
+from tests.nodes.pictures import AT_ITS_SIZE, needs_tiny, wrong
 from tests.nodes.workflows import (
     FOLDER,
     NAMES,
@@ -134,7 +134,7 @@ def test_the_released_template_runs_with_files_of_its_kinds(host: Any) -> None:
 def test_templates_draw_what_their_prompts_say(host: Any, name: str) -> None:
     flow = workflow(name)
     [picture] = run(host, flow)
-    assert wrong(prompt_of(flow), np.asarray(picture)) == []
+    assert wrong(prompt_of(flow), np.asarray(picture), AT_ITS_SIZE) == []
 
 
 def with_values(flow: dict[str, Any], host: Any, kind: str, **values: Any) -> dict[str, Any]:
