@@ -38,9 +38,9 @@ def write(path: Path) -> None:
 
 
 def load_and_step(path: Path) -> None:
+    host = boot(os.environ["COMFYUI_PATH"])
     import comfy.sample
 
-    host = boot(os.environ["COMFYUI_PATH"])
     before, start = resident("VmRSS"), time.perf_counter()
     model = host.pack("nodes.host.models").load_stage("stage_c", path, "bf16")
     loaded = time.perf_counter()

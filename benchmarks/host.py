@@ -1,6 +1,6 @@
 """Our nodes against ComfyUI's own on this machine: same weights, same conditionings, both sides taking turns.
 
-    COMFYUI_PATH=.hosts/0.30.0 python benchmarks/host.py           # about 15 minutes on two cores, 14 GB of memory
+    COMFYUI_PATH=.hosts/0.30.0 python benchmarks/host.py           # about 20 minutes on two cores, 14 GB of memory
     COMFYUI_PATH=.hosts/0.30.0 python benchmarks/host.py --small   # a trial of the script in a minute
 
 Whole sampling runs through the host's own sampler, so that a step holds all that the host does around the network.

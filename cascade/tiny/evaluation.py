@@ -148,7 +148,7 @@ def evaluate_lora(
 ) -> Evaluation:
     """Draw the LoRA's word with `seeds` seeds, and `prompts` prompts without it with and without the LoRA.
 
-    parts: as of `evaluate`, without LoRAs. strength: of the LoRA, 1 as trained. Raises what `pipelines.generate` raises.
+    parts: as of `evaluate`, without LoRAs. strength: of the LoRA, 1 as trained. Raises as `pipelines.generate`.
     """
     judged: list[Judged] = []
     samples: list[Sample] = []
