@@ -58,7 +58,7 @@ def _table(values: Any) -> Tensor:
         rows = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values, dtype=np.float32))
     except (TypeError, ValueError) as error:
         raise CascadeError(f"Identity Hint (Stable Cascade): boxes and embeddings are numbers: {error}.") from error
-    rows = rows.detach().float().cpu()
+    rows = torch.atleast_1d(rows.detach().float().cpu())
     return rows.reshape(-1, rows.shape[-1]) if rows.numel() else torch.zeros(0, 4)
 
 
