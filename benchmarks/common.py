@@ -23,11 +23,14 @@ SMALL_B = StageBConfig(
 )
 
 
-def arguments(description: str, repeats: int) -> argparse.Namespace:
+def arguments(description: str, repeats: int, **flags: str) -> argparse.Namespace:
+    """What all scripts take; `flags` are more options, each with its help."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--small", action="store_true", help="small networks: a trial of the script, not a measurement")
     parser.add_argument("--repeats", type=int, default=repeats, help="runs of each side; the median counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch")
+    for name, about in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=about)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     return options

@@ -1,14 +1,17 @@
-"""Decoding with the released Stage A (random weights, bfloat16), whole and in tiles: time and peak memory by size.
+"""Decoding with the released Stage A (random weights), whole and in tiles: time and peak memory by size.
 
-    python benchmarks/decoding.py            # 4096 whole wants about 18 GB; what does not fit is left out and named
-    python benchmarks/decoding.py --small    # a trial of the script in seconds
+    python benchmarks/decoding.py              # bfloat16; 4096 whole wants about 18 GB
+    python benchmarks/decoding.py --float32    # twice the memory, and several times as fast on a CPU without AMX
+    python benchmarks/decoding.py --small      # a trial of the script in seconds
 
-Each decode runs in a process of its own. Memory is the growth of the resident set at its peak, the picture itself (the
-column beside it) among it. Where both fit, the largest difference between whole and tiled is shown, in 255ths.
+What does not fit is left out and named. Each decode runs in a process of its own. Memory is the growth of the resident
+set at its peak, the picture itself (the column beside it) among it. Where both fit, the largest difference between
+whole and tiled is shown, in 255ths.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -30,23 +33,26 @@ SIDES = (1024, 2048, 4096)
 TILE = 1024
 SMALL_SIDES, SMALL_TILE = (256, 512), 160
 BYTES_A_PIXEL = 1100
-"""That a whole decode takes at its peak, measured at 1024 and 2048."""
+"""That a whole decode takes at its peak in bfloat16, measured at 1024 and 2048; in float32 twice as many."""
+FLOAT32 = "float32 in place of bfloat16"
 HEAD = ["picture", "its own size", "whole: time", "peak", "tiles: time", "peak", "tiles / whole", "difference / 255"]
 GB = 1e9
 
 
-def stage_a(small: bool) -> StageA:
-    net = initialize(StageA(replace(STAGE_A, width=32, bottleneck_blocks=2) if small else STAGE_A))
+def stage_a(options: argparse.Namespace) -> StageA:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    net = initialize(StageA(replace(STAGE_A, width=32, bottleneck_blocks=2) if options.small else STAGE_A))
     for name, parameter in net.named_parameters():
         # Initialised to nothing: these let the neighbours of a pixel be seen.
         if name.endswith("gammas"):
             parameter.data.fill_(0.3)
-    return net.bfloat16().eval()
+    return (net if options.float32 else net.bfloat16()).eval()
 
 
-def once(side: int, tile: int | None, small: bool, path: str) -> None:
+def once(side: int, tile: int | None, options: argparse.Namespace, path: str) -> None:
     """One decode; prints seconds and bytes, and leaves the picture in a file."""
-    net = stage_a(small)
+    net = stage_a(options)
     latents = torch.randn(1, 4, side // 4, side // 4, generator=torch.Generator().manual_seed(1)) * 0.3
     before, start = resident("VmRSS"), time.perf_counter()
     with torch.inference_mode():
@@ -55,10 +61,11 @@ def once(side: int, tile: int | None, small: bool, path: str) -> None:
     torch.save(image, path)
 
 
-def measured(side: int, tile: int | None, threads: int, small: bool, path: Path) -> tuple[float, float]:
+def measured(side: int, tile: int | None, options: argparse.Namespace, path: Path) -> tuple[float, float]:
     """Seconds and bytes of a decode in a process of its own."""
-    words = [str(side), str(tile or 0), str(path), *(["--small"] if small else [])]
-    command = [sys.executable, __file__, "--once", *words, "--threads", str(threads)]
+    flags = [f"--{name}" for name in ("small", "float32") if getattr(options, name)]
+    words = [str(side), str(tile or 0), str(path), *flags]
+    command = [sys.executable, __file__, "--once", *words, "--threads", str(options.threads)]
     seconds, memory = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(seconds), float(memory)
 
@@ -70,14 +77,15 @@ def available() -> float:
     return float(found[1]) * 1024 if found else float("inf")
 
 
-def row(side: int, tile: int, threads: int, small: bool, folder: Path) -> list[str]:
+def row(side: int, tile: int, options: argparse.Namespace, folder: Path) -> list[str]:
     paths = {name: folder / f"{name}.pt" for name in ("whole", "tiled")}
-    seconds, peak = measured(side, tile, threads, small, paths["tiled"])
+    seconds, peak = measured(side, tile, options, paths["tiled"])
     cells = [f"{seconds:.1f} s", f"{peak / GB:.2f} GB"]
     head = [f"{side} x {side}", f"{side * side * 12 / GB:.2f} GB"]
-    if not small and side * side * BYTES_A_PIXEL > available():
-        return [*head, "does not fit", f"(about {side * side * BYTES_A_PIXEL / GB:.0f} GB)", *cells, "", ""]
-    whole, whole_peak = measured(side, None, threads, small, paths["whole"])
+    needed = side * side * BYTES_A_PIXEL * (2 if options.float32 else 1)
+    if not options.small and needed > available():
+        return [*head, "does not fit", f"(about {needed / GB:.0f} GB)", *cells, "", ""]
+    whole, whole_peak = measured(side, None, options, paths["whole"])
     images = [torch.load(path) for path in paths.values()]
     apart = float((images[0] - images[1]).abs().max()) * 255
     return [
@@ -95,14 +103,14 @@ def main() -> None:
         at = sys.argv.index("--once")
         side, tile, path = sys.argv[at + 1 : at + 4]
         del sys.argv[at : at + 4]
-        options = arguments("", repeats=1)
-        once(int(side), int(tile) or None, options.small, path)
+        once(int(side), int(tile) or None, arguments("", repeats=1, float32=FLOAT32), path)
         return
-    options = arguments(__doc__ or "", repeats=1)
+    options = arguments(__doc__ or "", repeats=1, float32=FLOAT32)
     sides, tile = (SMALL_SIDES, SMALL_TILE) if options.small else (SIDES, TILE)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row(side, tile, options.threads, options.small, Path(folder)) for side in sides]
-    print(f"{machine()}; tiles of {tile}, one decode of each\n")
+        rows = [row(side, tile, options, Path(folder)) for side in sides]
+    dtype = "float32" if options.float32 else "bfloat16"
+    print(f"{machine()}; {dtype}, tiles of {tile}, one decode of each\n")
     print_table(HEAD, rows)
 
 
