@@ -31,8 +31,10 @@ def write(path: Path) -> None:
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in StageC(STAGE_C_3_6B).state_dict().items()}
     numbers = torch.randn(max(shape.numel() for shape in shapes.values())).bfloat16()
+    # Biases of the size of the weights' sums would grow through the blocks until nothing is finite.
+    scales = {name: 0.01 if len(shape) == 1 else shape[1:].numel() ** -0.5 for name, shape in shapes.items()}
     save_file(
-        {name: (numbers[: shape.numel()] * shape[1:].numel() ** -0.5).view(shape) for name, shape in shapes.items()},
+        {name: (numbers[: shape.numel()] * scales[name]).view(shape) for name, shape in shapes.items()},
         path,
     )
 

@@ -166,7 +166,10 @@ class Page:
     def select(self, node: str) -> None:
         """Click on the title of a node of this type."""
         there = self.show(*self.box(node))
+        # What is under the mouse is known from the frame after.
+        self._settle()
         self.tab.mouse.click(there["x"] + there["width"] / 2, there["y"] + TITLE / 2)
+        self.tab.wait_for_function(f"Object.values(app.canvas.selected_nodes).some((node) => node.type === '{node}')")
 
     def photograph(self, area: Box) -> Image.Image:
         """A part of the graph (left, top, width, height), without the bars that lie over the canvas."""
