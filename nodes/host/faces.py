@@ -33,11 +33,7 @@ def given(boxes: Any, embeddings: Any, pictures: int) -> list[Faces]:
 
 def _each(values: Any, width: int | None, pictures: int) -> list[Tensor]:
     """A tensor [faces, width] for each picture."""
-    if isinstance(values, Tensor | np.ndarray):
-        nested = values.ndim > 2
-    else:
-        nested = isinstance(values, Sequence) and any(_depth(value) > 1 for value in values)
-    tensors = [_table(value) for value in values] if nested else [_table(values)]
+    tensors = [_table(value) for value in values] if _depth(values) > 2 else [_table(values)]
     wrong = [tensor.shape for tensor in tensors if tensor.numel() and width not in (None, tensor.shape[-1])]
     if wrong:
         raise CascadeError(

@@ -76,6 +76,7 @@ def test_a_masked_picture_stays_outside_the_mask(drawn: Draw) -> None:
     outside = np.ones((256, 256), bool)
     outside[48:208, 48:208] = False
     assert np.array_equal(pixels[outside], source[outside])
+    assert not np.array_equal(pixels[~outside], source[~outside])
     assert wrong(prompt_of(workflow("Image to Image with a mask")), pixels, AT_ITS_SIZE) == []
 
 
