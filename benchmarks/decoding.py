@@ -23,10 +23,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from common import arguments, machine, print_table
+from common import arguments, machine, print_table, with_random_weights
 from load_once import resident
 
-from cascade.models import STAGE_A, StageA, initialize
+from cascade.models import STAGE_A, StageA
 from cascade.pipelines import decode
 
 SIDES = (1024, 2048, 4096)
@@ -41,13 +41,10 @@ GB = 1e9
 
 def stage_a(options: argparse.Namespace) -> StageA:
     """The same weights in every process."""
-    torch.manual_seed(0)
-    net = initialize(StageA(replace(STAGE_A, width=32, bottleneck_blocks=2) if options.small else STAGE_A))
-    for name, parameter in net.named_parameters():
-        # Initialised to nothing: these let the neighbours of a pixel be seen.
-        if name.endswith("gammas"):
-            parameter.data.fill_(0.3)
-    return (net if options.float32 else net.bfloat16()).eval()
+    with torch.device("meta"):
+        net = StageA(replace(STAGE_A, width=32, bottleneck_blocks=2) if options.small else STAGE_A)
+    with_random_weights(net)
+    return net if options.float32 else net.bfloat16()
 
 
 def once(side: int, tile: int | None, options: argparse.Namespace, path: str) -> None:
