@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import torch
-from common import machine, print_table
+from common import machine, print_table, with_random_weights
 from load_once import resident
 from safetensors.torch import save_file
 
@@ -27,16 +27,10 @@ from tests.nodes.hosting import boot
 
 
 def write(path: Path) -> None:
-    """A file with the names and shapes of the released one. Every tensor is a piece of the same random numbers."""
+    """A file with the names and shapes of the released one."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in StageC(STAGE_C_3_6B).state_dict().items()}
-    numbers = torch.randn(max(shape.numel() for shape in shapes.values())).bfloat16()
-    # Biases of the size of the weights' sums would grow through the blocks until nothing is finite.
-    scales = {name: 0.01 if len(shape) == 1 else shape[1:].numel() ** -0.5 for name, shape in shapes.items()}
-    save_file(
-        {name: (numbers[: shape.numel()] * scales[name]).view(shape) for name, shape in shapes.items()},
-        path,
-    )
+        net = StageC(STAGE_C_3_6B).bfloat16()
+    save_file(with_random_weights(net).state_dict(), path)
 
 
 def load_and_step(path: Path) -> None:

@@ -136,6 +136,16 @@ class CascadeImageVariation(io.ComfyNode):
                     tooltip="side by side: Stage C hears of each picture. mixed into one: of something between them.",
                 ),
                 *more,
+                field(
+                    io.Int,
+                    "frames",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    tooltip="More than 1: each latent of the sampler's batch hears of a place on the way from the "
+                    "first picture to the last, for frames of Mix Latents. Weights and combine do not count then.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -147,7 +157,14 @@ class CascadeImageVariation(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip_vision: Any, positive: Any, image_1: Any, weight_1: float, combine: str, **more: Any
+        cls,
+        clip_vision: Any,
+        positive: Any,
+        image_1: Any,
+        weight_1: float,
+        combine: str,
+        frames: int = 1,
+        **more: Any,
     ) -> io.NodeOutput:
         if clip_vision is None:
             raise MissingPart("There is no image encoder: the checkpoint that was loaded has none.")
@@ -155,6 +172,8 @@ class CascadeImageVariation(io.ComfyNode):
         given += [(more[name], more.get(name.replace("image", "weight"), 1.0)) for name in MORE if name in more]
         weights = [weight for _, weight in given]
         seen = [pictures.see(clip_vision, pictures.from_image(image)) for image, _ in given]
+        if frames > 1:
+            return io.NodeOutput(pictures.told(positive, [pictures.seen_in_steps(seen, frames)], [1.0], one_each=True))
         if combine == ONE:
             seen, weights = [pictures.seen_as_one(seen, weights)], [1.0]
         return io.NodeOutput(pictures.told(positive, seen, weights))

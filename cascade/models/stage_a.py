@@ -73,6 +73,11 @@ class StageAConfig(Config):
 
 STAGE_A = StageAConfig()
 
+AT_ONCE_CPU, AT_ONCE_GPU = 4096, 65536
+"""Positions that go through a block's MLP at once where no gradient is wanted: its middle is four times as wide as all
+else, and for a whole picture would be most of the memory that decoding takes. A CPU keeps so few in its cache, a GPU
+wants more to be busy."""
+
 
 class ModulatedResBlock(nn.Module):
     """Depthwise convolution and channelwise MLP, each behind a norm and under learned scalar gates."""
@@ -87,6 +92,12 @@ class ModulatedResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gammas = self.gammas.to(x)
         x = x + self.depthwise(self.norm1(x) * (1 + gammas[0]) + gammas[1]) * gammas[2]
+        if torch.is_grad_enabled():
+            return self._mlp(x, gammas)
+        rows = max(1, (AT_ONCE_CPU if x.device.type == "cpu" else AT_ONCE_GPU) // x.shape[3])
+        return torch.cat([self._mlp(part, gammas) for part in x.split(rows, dim=2)], dim=2)
+
+    def _mlp(self, x: Tensor, gammas: Tensor) -> Tensor:
         h = self.norm2(x) * (1 + gammas[3]) + gammas[4]
         return x + channels_first(self.channelwise(channels_last(h))) * gammas[5]
 

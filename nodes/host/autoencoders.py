@@ -21,6 +21,7 @@ from ...cascade.errors import MissingPart
 from ...cascade.images import stitched
 from ...cascade.images.resize import normalise
 from ...cascade.models import EffnetEncoder, Previewer, StageA
+from ...cascade.models.stage_a import AT_ONCE_GPU
 from .files import read
 from .nets import LayerFactory
 
@@ -183,11 +184,15 @@ def _network(cls: Any, path: Path, kind: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _stage_a_geometry(config: Any) -> Geometry:
-    """The finest level decides: its MLP holds three tensors of four times its width, at half the picture's size."""
+    """The finest level decides, at half the picture's size: four tensors of its width at once (measured), and three of
+    four times its width for what goes through its MLP at once.
+    """
     ratio, finest = config.compression, config.width // 2 ** (config.levels - 1)
 
     def memory(pixels: float, dtype: torch.dtype) -> float:
-        return pixels / 4 * finest * 11 * comfy.model_management.dtype_size(dtype)
+        positions = pixels / 4
+        values = (4.5 * positions + 12 * min(positions, AT_ONCE_GPU)) * finest
+        return values * comfy.model_management.dtype_size(dtype)
 
     return Geometry(
         channels=config.latent_channels,

@@ -25,6 +25,7 @@ from ...cascade.errors import CascadeError
 from ...cascade.models.blocks import resize
 from .files import read
 from .nets import HostStageB, HostStageC
+from .pictures import ONE_EACH
 from .previews import Watch
 
 logger = logging.getLogger("cascade")
@@ -79,9 +80,12 @@ class CascadeC(comfy.model_base.StableCascade_C):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         config, device = self.diffusion_model.config, kwargs["device"]
         images = [
-            entry["clip_vision_output"].image_embeds.unsqueeze(0).to(device) * entry["strength"]
+            entry["clip_vision_output"].image_embeds.unsqueeze(1 if entry.get(ONE_EACH) else 0).to(device)
+            * entry["strength"]
             for entry in kwargs.get("unclip_conditioning", ())
         ]
+        rows = max(map(len, images), default=1)
+        images = [comfy.utils.repeat_to_batch_size(image, rows) for image in images]
         found = {
             "clip_text": _embedding(kwargs.get("cross_attn"), config.clip_text, "Stage C", "text"),
             "clip_text_pooled": _embedding(

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...cascade.diffusion import blend
+from ...cascade.diffusion import blend, slerp
 from ...cascade.errors import CascadeError, InvalidPicture
 from ...cascade.images import as_mask, as_rgb, mask_of_latent, resize_for_latent, resize_mask, three_quarters
 from . import guards
 from .decoding import TILE
+
+ONE_EACH = "cascade_one_each"
+"""Of an entry of unclip_conditioning, beside what the host keeps in it."""
 
 
 def from_image(image: Tensor) -> Tensor:
@@ -87,10 +90,28 @@ def seen_as_one(outputs: list[Any], weights: list[float]) -> Any:
     return mixed
 
 
-def told(conditioning: Any, outputs: list[Any], weights: list[float]) -> Any:
-    """The conditioning with pictures to vary, beside those that it has."""
+def seen_in_steps(outputs: list[Any], frames: int) -> Any:
+    """A CLIP_VISION_OUTPUT of an embedding a frame, from the first of all pictures to the last along the sphere.
+
+    Raises CascadeError where there is one picture alone.
+    """
+    seen = torch.cat([output.image_embeds for output in outputs])
+    if len(seen) < 2:
+        raise CascadeError(f"{frames} frames lead from one picture to another: give it two pictures or more.")
+    places = torch.linspace(0, len(seen) - 1, frames)
+    before = places.long().clamp(max=len(seen) - 2)
+    steps = comfy.clip_vision.Output()
+    steps["image_embeds"] = slerp(seen[before], seen[before + 1], places - before)
+    return steps
+
+
+def told(conditioning: Any, outputs: list[Any], weights: list[float], *, one_each: bool = False) -> Any:
+    """The conditioning with pictures to vary, beside those that it has.
+
+    one_each: each picture of a batch is for one latent of the sampler's batch, not all of them for every one.
+    """
     entries = [
-        {"clip_vision_output": output, "strength": weight, "noise_augmentation": 0.0}
+        {"clip_vision_output": output, "strength": weight, "noise_augmentation": 0.0, ONE_EACH: one_each}
         for output, weight in zip(outputs, weights, strict=True)
     ]
     return [

@@ -140,6 +140,22 @@ def test_stage_a_takes_any_size(height: int, width: int) -> None:
     assert net.decode(latents).shape == (1, 3, latents.shape[-2] * 4, latents.shape[-1] * 4)
 
 
+def test_stage_a_in_parts_is_stage_a(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = randomised(models.StageA(models.StageAConfig(width=8, bottleneck_blocks=2, codebook_size=4)))
+    latents = torch.randn(2, 4, 7, 5)
+    whole = net.decode(latents)
+    monkeypatch.setattr("cascade.models.stage_a.AT_ONCE_CPU", 12)
+    with torch.inference_mode():
+        parts = net.decode(latents)
+        assert parts.stride() == whole.stride()
+        assert relative_error(parts, whole) < 1e-6
+        # The middle of an MLP at full size is what decoding would spend its memory on.
+        sizes = []
+        net.up_blocks[-1].channelwise[0].register_forward_hook(lambda _net, _given, made: sizes.append(made.numel()))
+        net.decode(latents)
+    assert max(sizes) < whole[:, 0].numel()
+
+
 def test_an_image_does_not_depend_on_its_batch() -> None:
     net = randomised(StageC(SMALL_C))
     inputs = inputs_c(SMALL_C, 3, (4, 5))

@@ -286,6 +286,25 @@ def test_variation_tells_stage_c_of_the_pictures(host: Any) -> None:
     assert all(relative_error(a, b) > 1e-4 for i, a in enumerate(results) for b in results[:i])
 
 
+def test_each_frame_hears_of_its_place_between_the_pictures(host: Any) -> None:
+    first, second, third = pictures(28, 28), 1 - pictures(28, 28), pictures(28, 28).flip(2)
+    ends = {"image_1": first, "image_2": second, "image_3": third}
+    [[_, extras]] = steps = vary(host, **ends, frames=5)
+    [entry] = extras["unclip_conditioning"]
+    seen = entry["clip_vision_output"].image_embeds
+    [[_, extras]] = vary(host, **ends)
+    told = [entry["clip_vision_output"].image_embeds for entry in extras["unclip_conditioning"]]
+    expected = [told[0], slerp(told[0], told[1], 0.5), told[1], slerp(told[1], told[2], 0.5), told[2]]
+    assert relative_error(seen, torch.cat(expected)) < 1e-5
+    noise = {"samples": torch.zeros(5, 16, 5, 6), "batch_index": [0] * 5}
+    frames = stage_c(host, positive=steps, latent=noise)
+    for row, image in ((0, first), (2, second), (4, third)):
+        alone = stage_c(host, positive=vary(host, image_1=image))
+        assert relative_error(frames[row : row + 1], alone) < 1e-4
+    with pytest.raises(Exception, match="two pictures or more"):
+        vary(host, image_1=first, frames=3)
+
+
 def test_variation_beside_the_hosts_own(host: Any) -> None:
     parts = Graphs()
     graph = parts.graph
