@@ -64,6 +64,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="STRENGTH",
         help="the same for Stage B: less keeps the picture's fine detail; default %(default)s",
     )
+    group.add_argument(
+        "--as-released", action="store_true", help="noise the picture as the released code does: weaker and smoother"
+    )
     group.add_argument("--mask", type=Path, metavar="FILE", help="white is drawn anew, black stays pixel for pixel")
     group.add_argument("--like", type=Path, action="append", metavar="FILE", help="vary this picture; may be repeated")
     group.add_argument(
@@ -131,6 +134,7 @@ def _source(args: argparse.Namespace, image: Tensor | None) -> Any:
         strength=args.strength,
         strength_b=args.strength_b,
         mask=None if args.mask is None else read_picture(args.mask)[:, :1],
+        as_released=args.as_released,
     )
 
 
@@ -140,6 +144,7 @@ def _about_pictures(args: argparse.Namespace) -> dict[str, Any]:
     if args.image is not None:
         about |= {"image": args.image.name, "strength": args.strength, "strength_b": args.strength_b}
         about |= {} if args.mask is None else {"mask": args.mask.name}
+        about |= {"as_released": True} if args.as_released else {}
     if args.like:
         about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
     return about | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +62,9 @@ class LoraSettings:
     alpha is the rank where it is not given. `token_lr` is the learning rate of tokens, else that of the rest.
 
     With `prior` each batch holds as many pictures of it, which count `prior_weight`: pictures of the class, so that it
-    stays what it was (Ruiz et al. 2023, DreamBooth, section 3.3).
+    stays what it was (Ruiz et al. 2023, DreamBooth, section 3.3). `prior_target` is what it learns of them: the pictures
+    themselves, or only to predict of them what the network did before (Li and Hoiem 2016, "Learning without
+    forgetting", section 3), which holds it more closely.
 
     The encoder sees pictures at `effnet_size`, three quarters of their size where it is not given, as the released
     Stage C does. `name` is the file's, to which further `formats` are added.
@@ -83,6 +86,7 @@ class LoraSettings:
     token_lr: float | None = setting(None, minimum=0)
     prior: PictureSettings | None = None
     prior_weight: float = setting(1.0, minimum=0)
+    prior_target: Literal["pictures", "network"] = "pictures"
     drop_caption: float = setting(0.05, minimum=0, maximum=1)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     previewer: Path | None = None
@@ -244,7 +248,13 @@ class LoraTask(DiffusionTask):
     def _look_for_words(self) -> None:
         """A word that no caption has learns nothing: a problem to tell."""
         texts = " ".join(self.data.captions).lower()
+        known = "" if self.prior is None else " ".join(self.prior.captions).lower()
         for token in self.settings.tokens or ():
+            if token.word.lower() in known and self.settings.prior_target == "network":
+                raise InvalidConfig(
+                    f"lora: captions of prior have {token.word}, of which the network as it was knows nothing: "
+                    "rewrite them, or set prior_target to pictures"
+                )
             if token.word.lower() not in texts:
                 self.problems.append(f"no caption has the word {token.word}: it learns nothing")
                 log.warning("%s", self.problems[-1])
@@ -298,9 +308,21 @@ class LoraTask(DiffusionTask):
 
     def loss(self, batch: LoraBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         conditions = self._conditions(batch.texts)
+        retarget = None
+        if self.prior is not None and self.settings.prior_target == "network":
+            texts = batch.texts[self.config.batch_size :]
+            retarget = partial(self._as_before, texts)
         return self.diffusion_loss(
-            lambda x, r: self.net.denoise(x, r, conditions), batch.latents, generator, batch.importance
+            lambda x, r: self.net.denoise(x, r, conditions), batch.latents, generator, batch.importance, retarget
         )
+
+    @torch.no_grad()
+    def _as_before(self, texts: Tensor, x: Tensor, r: Tensor, target: Tensor) -> Tensor:
+        """The target, for the last pictures, which have these texts, what the network says without the adapter."""
+        first = len(x) - len(texts)
+        with self.wiring.off():
+            before = self.net.denoise(x[first:], r[first:], self._conditions(texts))
+        return torch.cat([target[:first], before.to(target)])
 
     def _conditions(self, texts: Tensor) -> Any:
         return text_conditions(self.net, self._embed(texts))
@@ -321,24 +343,21 @@ class LoraTask(DiffusionTask):
         if self.previewer is None:
             return None
         lora = self._lora(modules["adapter"])
-        self.wiring.on = False
-        try:
-            with (
-                attach(
-                    [Applied(lora)],
-                    stage_c=self.net,
-                    text_encoder=self._text_encoder,
-                    tokenizer=self.base_tokenizer,
-                ),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"),
-            ):
-                cond, uncond = (
-                    {"conditions": self._conditions(texts)}
-                    for texts in (self.prompts, self.empty.expand(len(self.prompts)))
-                )
-                latents = self.sample_stage_c(self.net.denoise, len(self.prompts), cond=cond, uncond=uncond)
-        finally:
-            self.wiring.on = True
+        with (
+            self.wiring.off(),
+            attach(
+                [Applied(lora)],
+                stage_c=self.net,
+                text_encoder=self._text_encoder,
+                tokenizer=self.base_tokenizer,
+            ),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"),
+        ):
+            cond, uncond = (
+                {"conditions": self._conditions(texts)}
+                for texts in (self.prompts, self.empty.expand(len(self.prompts)))
+            )
+            latents = self.sample_stage_c(self.net.denoise, len(self.prompts), cond=cond, uncond=uncond)
         return sheet([self.previewer(latents.float())])
 
     def _lora(self, adapter: Any) -> Lora:

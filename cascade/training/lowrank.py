@@ -8,7 +8,8 @@ of each row held fixed in the backward pass (section 4.3).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -163,6 +164,15 @@ class Wiring:
     def __init__(self, adapter: Adapter) -> None:
         self.adapter, self.on = adapter, True
         self._asked: Tensor | None = None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The networks as they were, for as long as this lasts."""
+        self.on = False
+        try:
+            yield
+        finally:
+            self.on = True
 
     def add_changes(
         self, net: nn.Module, kind: str, patterns: Sequence[str], *, rank: int, alpha: float, seed: int, **options: Any

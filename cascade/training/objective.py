@@ -72,10 +72,12 @@ class DiffusionTask(BaseTask):
         x0: Tensor,
         generator: torch.Generator,
         importance: Tensor | None = None,
+        retarget: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted squared error of `predict(noised, r)` at random noise levels for x0 [B, ...].
 
-        `importance` [B] says how much each counts, where that differs.
+        `importance` [B] says how much each counts, where that differs. `retarget(noised, r, target)` exchanges what is
+        to be predicted.
 
         The times of a batch are one from each of B equal parts of (0, 1], which makes the gradient less noisy than
         independent ones do (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
@@ -87,8 +89,9 @@ class DiffusionTask(BaseTask):
         t = (1 - (parts + within) / count).add(0.001).clamp(0.001, 1)
         epsilon = torch.randn(x0.shape, generator=generator, device=device)
         step = diffusion.training_batch(x0, t, epsilon, shift=settings.shift, loss_shift=settings.loss_shift)
+        target = step.target if retarget is None else retarget(step.noised, step.r, step.target)
         prediction = predict(step.noised, step.r)
-        errors = (prediction.float() - step.target.float()).square().flatten(1).mean(dim=1)
+        errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
         diffusion.learn(step.log_snr, errors.detach())
         weight = step.weight if importance is None else step.weight * importance
         return (errors * weight).mean(), {"mse": errors.mean()}

@@ -151,6 +151,17 @@ def test_a_picture_to_start_from_with_a_mask(folder, photo, tmp_path):
     assert (recipe["image"], recipe["mask"], recipe["strength"]) == ("photo.png", "mask.png", 0.8)
 
 
+def test_a_picture_noised_as_the_released_code_does(folder, photo, tmp_path):
+    drawn = []
+    for name, options in {"plain": [], "released": ["--as-released"]}.items():
+        out = tmp_path / f"{name}.png"
+        assert make(folder, out, "--image", str(photo), "--width", "96", "--height", "64", *options) == 0
+        with Image.open(out) as picture:
+            drawn.append(picture.tobytes())
+            assert json.loads(picture.text["cascade"]).get("as_released", False) == bool(options)
+    assert drawn[0] != drawn[1]
+
+
 def test_without_a_size_the_picture_gives_its_proportions(as_tiny, photo, tmp_path):
     out = tmp_path / "out.png"
     options = ["--image", str(photo), "--steps", "1", "--steps-b", "1"]

@@ -52,7 +52,7 @@ def test_hearts_follow_from_seed_and_number() -> None:
 @needs_lora
 def test_the_lora_is_small_and_tells_what_it_is() -> None:
     path = tiny.path("lora")
-    assert path.stat().st_size < 300_000
+    assert path.stat().st_size < 500_000
     lora = read_lora(path)
     assert [token.word for token in lora.tokens] == [hearts.WORD]
     assert lora.training["pictures"] == hearts.COUNT

@@ -87,10 +87,10 @@ def test_controlnets_show_in_the_pictures() -> None:
 
 def test_the_lora_draws_what_nothing_else_draws() -> None:
     lora = read_lora(tiny.path("lora"))
-    rows = evaluate_lora(Parts(tiny.parts()), lora, strength=1.4, seeds=10, prompts=5).rows
+    rows = evaluate_lora(Parts(tiny.parts()), lora, seeds=10, prompts=5).rows
     reached = {row.question: row.reached for row in rows}
-    assert reached[LEARNED] >= 0.2, reached
-    assert reached[OTHERS] >= 0.4, reached
+    assert reached[LEARNED] >= 0.7, reached
+    assert reached[OTHERS] >= 0.6, reached
 
 
 def test_stage_a_keeps_pictures() -> None:

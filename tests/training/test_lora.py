@@ -222,6 +222,26 @@ def test_class_pictures_stand_beside_the_others(folder: Path, tmp_path: Path) ->
     assert 0 < loss.item() < metrics["mse"].item() * 2
 
 
+def test_class_pictures_can_hold_the_network_to_what_it_said(folder: Path, tmp_path: Path) -> None:
+    prior = {"count": 5, "size": 64}
+    section: dict[str, Any] = {"prior": prior, "modules": ["all"], "text_modules": ["all"], "tokens": TOKENS}
+    task = TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", prior_weight=1e6, **section))
+    batch = task.batch(1)
+
+    def loss() -> float:
+        return float(task.loss(batch, torch.Generator().manual_seed(0))[0].detach())
+
+    # Nothing has changed yet, so nothing of a million times the prior's error is left.
+    assert 0 < loss() < 100
+    with torch.no_grad():
+        for change in task.adapter.changes.values():
+            change.up.fill_(0.1)
+    assert loss() > 1000
+    with pytest.raises(InvalidConfig, match=r"captions of prior have \[heart\]"):
+        own = {"source": "folder", "path": str(folder), "size": 64}
+        TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", **{**section, "prior": own}))
+
+
 def test_embeddings_of_a_fixed_text_encoder_are_cached_and_equal(folder: Path, tmp_path: Path) -> None:
     fixed, live = (
         TASKS["lora"].task(config(folder, str(tmp_path), **section))
