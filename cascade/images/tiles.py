@@ -94,8 +94,14 @@ def stitched(
 
 
 def _with_cores(length: int, side: int, overlap: int, align: int) -> list[tuple[Span, Span]]:
-    """Spans, and the part of each that is its own: the seams run through the middle of the overlaps."""
-    found = spans(length, side, overlap + align - 1, align)
+    """Spans, and the part of each that is its own: the seams run through the middle of the overlaps.
+
+    They are as short as so many can be: what two share is worked out twice.
+    """
+    shared = overlap + 2 * (align - 1)
+    count = len(spans(length, side, overlap + align - 1, align))
+    shortest = ceil((length + (count - 1) * shared) / count)
+    found = spans(length, min(side, ceil(shortest / align) * align), overlap + align - 1, align)
     seams = [(after.start + before.stop) // 2 // align * align for before, after in pairwise(found)]
     cores = [Span(start, stop) for start, stop in zip([0, *seams], [*seams, length], strict=True)]
     return list(zip(found, cores, strict=True))

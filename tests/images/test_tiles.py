@@ -51,6 +51,17 @@ def test_stitched_tells_how_far_it_is() -> None:
     assert len(told) > 2
 
 
+def test_stitched_works_out_no_more_than_it_must() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(tuple(x.shape[-2:]))
+        return neighbours(x)
+
+    stitched(watched, torch.rand(1, 1, 34, 10), side=32, margin=2)
+    assert seen == [(19, 10)] * 2
+
+
 @pytest.mark.parametrize("size", [(64, 64), (81, 130)])
 def test_stitched_makes_larger_and_smaller_things(size: tuple[int, int]) -> None:
     def up(x: Tensor) -> Tensor:
