@@ -62,8 +62,8 @@ class LoraSettings:
     alpha is the rank where it is not given. `token_lr` is the learning rate of tokens, else that of the rest.
 
     With `prior` each batch holds as many pictures of it, which count `prior_weight`: pictures of the class, so that it
-    stays what it was (Ruiz et al. 2023, DreamBooth, section 3.3). `prior_target` is what it learns of them: the pictures
-    themselves, or only to predict of them what the network did before (Li and Hoiem 2016, "Learning without
+    stays what it was (Ruiz et al. 2023, DreamBooth, section 3.3). `prior_target` is what it learns of them: the
+    pictures themselves, or only to predict of them what the network did before (Li and Hoiem 2016, "Learning without
     forgetting", section 3), which holds it more closely.
 
     The encoder sees pictures at `effnet_size`, three quarters of their size where it is not given, as the released

@@ -237,9 +237,9 @@ def test_class_pictures_can_hold_the_network_to_what_it_said(folder: Path, tmp_p
         for change in task.adapter.changes.values():
             change.up.fill_(0.1)
     assert loss() > 1000
+    section["prior"] = {"source": "folder", "path": str(folder), "size": 64}
     with pytest.raises(InvalidConfig, match=r"captions of prior have \[heart\]"):
-        own = {"source": "folder", "path": str(folder), "size": 64}
-        TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", **{**section, "prior": own}))
+        TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", **section))
 
 
 def test_embeddings_of_a_fixed_text_encoder_are_cached_and_equal(folder: Path, tmp_path: Path) -> None:
