@@ -184,15 +184,15 @@ def _network(cls: Any, path: Path, kind: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _stage_a_geometry(config: Any) -> Geometry:
-    """The finest level decides, at half the picture's size: four tensors of its width at once (measured), and three of
-    four times its width for what goes through its MLP at once.
+    """The finest level decides, at half the picture's size: more than four tensors of its width at once around the
+    convolution, or three and what a part that goes through the MLP takes.
     """
     ratio, finest = config.compression, config.width // 2 ** (config.levels - 1)
 
     def memory(pixels: float, dtype: torch.dtype) -> float:
         positions = pixels / 4
-        values = (4.5 * positions + 12 * min(positions, AT_ONCE_GPU)) * finest
-        return values * comfy.model_management.dtype_size(dtype)
+        wide = max(4.7 * positions, 3 * positions + 11 * min(positions, AT_ONCE_GPU))
+        return wide * finest * comfy.model_management.dtype_size(dtype)
 
     return Geometry(
         channels=config.latent_channels,

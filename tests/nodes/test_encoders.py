@@ -175,9 +175,9 @@ def test_the_wrong_vae_is_explained(host: Any) -> None:
         )
 
 
-@pytest.mark.parametrize(("side", "measured"), [(1024, 2.2e9), (2048, 8.85e9)])
+@pytest.mark.parametrize(("side", "measured"), [(1024, 1.12e9), (2048, 3.7e9), (4096, 13.2e9)])
 def test_memory_is_asked_for_as_it_is_needed(host: Any, side: int, measured: float) -> None:
-    """Measured: the peak of the released Stage A's activations in float32."""
+    """Measured: the peak of the released Stage A's activations in float32, at 1024 with a GPU's larger parts."""
     geometry = host.pack("nodes.host.autoencoders")._stage_a_geometry(STAGE_A)
     decode = geometry.decode_memory((1, 4, side // 4, side // 4), torch.float32)
     assert measured <= decode < 1.2 * measured
