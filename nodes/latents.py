@@ -7,13 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..cascade.diffusion import lerp, slerp
+from ..cascade.diffusion import lerp, sequence, slerp
 from ..cascade.pipelines import latent_sizes
 from ..cascade.pipelines.sizes import LARGEST, SMALLEST
 from .host import guards, sampling
-from .types import LATENT, field, schema
+from .types import LATENT, field, frames_field, schema
 
 CUSTOM = "custom"
 PRESETS: dict[str, tuple[int, int] | None] = {
@@ -114,14 +113,7 @@ class CascadeMixLatents(io.ComfyNode):
                     tooltip="slerp goes along the sphere and keeps latents strong. straight is the plain weighted sum, "
                     "which is paler in the middle.",
                 ),
-                field(
-                    io.Int,
-                    "frames",
-                    default=1,
-                    min=1,
-                    max=4096,
-                    tooltip="More than 1: a batch that goes from latent_1 to latent_2; share does not count then.",
-                ),
+                frames_field("More than 1: a batch that goes from latent_1 to latent_2; share does not count then."),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="For the sampler of that stage.")],
             search_aliases=["interpolate", "slerp", "blend", "latent"],
@@ -134,7 +126,8 @@ class CascadeMixLatents(io.ComfyNode):
         if second.shape[-2:] != first.shape[-2:]:
             second = F.interpolate(second, first.shape[-2:], mode="bilinear")
         if frames > 1:
-            mixed = _steps(first, second, way, frames)
+            # From the first picture of one latent to the first of the other.
+            mixed = sequence(torch.cat([first[:1], second[:1]]), frames, WAYS[way])
         else:
             batch = max(len(first), len(second))
             mixed = WAYS[way](sampling.repeated(first, batch), sampling.repeated(second, batch), share)
@@ -142,12 +135,6 @@ class CascadeMixLatents(io.ComfyNode):
         # All frames with one noise: what changes from one to the next is the picture.
         places = {"batch_index": [0] * len(mixed)} if frames > 1 else {}
         return io.NodeOutput({**kept, **places, "samples": mixed})
-
-
-def _steps(first: Tensor, second: Tensor, way: str, frames: int) -> Tensor:
-    """From the first picture of one latent to the first of the other [frames, c, h, w]."""
-    ends = (each[:1].expand(frames, -1, -1, -1) for each in (first, second))
-    return WAYS[way](*ends, torch.linspace(0, 1, frames))
 
 
 NODES = [CascadeEmptyLatent, CascadeMixLatents]

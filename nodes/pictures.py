@@ -13,7 +13,7 @@ from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
 from .host import decoding, guards, pictures, sampling, tiling
-from .types import CONDITIONING, LATENT, PICTURES, field, schema, seed_field
+from .types import CONDITIONING, LATENT, PICTURES, field, frames_field, schema, seed_field
 
 SHORT_SIDE, OWN_SIZE = "short side (image to image)", "own size (reconstruction)"
 SEPARATE, ONE = "side by side", "mixed into one"
@@ -136,15 +136,10 @@ class CascadeImageVariation(io.ComfyNode):
                     tooltip="side by side: Stage C hears of each picture. mixed into one: of something between them.",
                 ),
                 *more,
-                field(
-                    io.Int,
-                    "frames",
-                    default=1,
-                    min=1,
-                    max=4096,
+                frames_field(
+                    "More than 1: each latent of the sampler's batch hears of a place on the way from the first "
+                    "picture to the last, for frames of Mix Latents. Weights and combine do not count then.",
                     optional=True,
-                    tooltip="More than 1: each latent of the sampler's batch hears of a place on the way from the "
-                    "first picture to the last, for frames of Mix Latents. Weights and combine do not count then.",
                 ),
             ],
             outputs=[

@@ -39,3 +39,8 @@ def seed_field(tip: str) -> Any:
     """The seed of a picture's noise."""
     limits = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}
     return field(io.Int, "seed", **limits, control_after_generate=True, tooltip=tip)
+
+
+def frames_field(tip: str, **more: Any) -> Any:
+    """How many pictures a sequence has, from one to another."""
+    return field(io.Int, "frames", default=1, min=1, max=4096, **more, tooltip=tip)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from .guidance import Guidance
 from .loss_weights import LOSS_WEIGHTS, LossWeight
-from .mixing import blend, lerp, slerp, weighted
+from .mixing import blend, lerp, sequence, slerp, weighted
 from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
 from .process import RELEASED, Diffusion, TrainingBatch
@@ -48,6 +48,7 @@ __all__ = [
     "blend",
     "lerp",
     "sample",
+    "sequence",
     "slerp",
     "weighted",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(first, second, share [B]) -> what lies between them."""
 
 
 def weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -47,6 +50,13 @@ def slerp(first: Tensor, second: Tensor, share: Tensor | float) -> Tensor:
     # A float32 cosine does not tell smaller angles from none.
     curve = (sine > 2e-3) & (radii[0] > 0) & (radii[1] > 0)
     return torch.where(curve, curved, torch.lerp(first.float(), second.float(), share)).to(first.dtype)
+
+
+def sequence(tensors: Tensor, count: int, way: Way = slerp) -> Tensor:
+    """`count` tensors [count, ...] on the way from the first of tensors [n, ...] past all to the last, n 2 or more."""
+    places = torch.linspace(0, len(tensors) - 1, count)
+    before = places.long().clamp(max=len(tensors) - 2)
+    return way(tensors[before], tensors[before + 1], places - before)
 
 
 def _sides(x: Tensor) -> tuple[int, ...]:

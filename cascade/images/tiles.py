@@ -98,10 +98,10 @@ def _with_cores(length: int, side: int, overlap: int, align: int) -> list[tuple[
 
     They are as short as so many can be: what two share is worked out twice.
     """
-    shared = overlap + 2 * (align - 1)
-    count = len(spans(length, side, overlap + align - 1, align))
-    shortest = ceil((length + (count - 1) * shared) / count)
-    found = spans(length, min(side, ceil(shortest / align) * align), overlap + align - 1, align)
+    overlap += align - 1
+    count = len(spans(length, side, overlap, align))
+    shortest = ceil((length + (count - 1) * (overlap + align - 1)) / count)
+    found = spans(length, min(side, ceil(shortest / align) * align), overlap, align)
     seams = [(after.start + before.stop) // 2 // align * align for before, after in pairwise(found)]
     cores = [Span(start, stop) for start, stop in zip([0, *seams], [*seams, length], strict=True)]
     return list(zip(found, cores, strict=True))

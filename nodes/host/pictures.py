@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...cascade.diffusion import blend, slerp
+from ...cascade.diffusion import blend, sequence
 from ...cascade.errors import CascadeError, InvalidPicture
 from ...cascade.images import as_mask, as_rgb, mask_of_latent, resize_for_latent, resize_mask, three_quarters
 from . import guards
@@ -85,9 +85,7 @@ def seen_as_one(outputs: list[Any], weights: list[float]) -> Any:
         for output, weight in zip(outputs, weights, strict=True)
         for embedding in output.image_embeds
     ]
-    mixed = comfy.clip_vision.Output()
-    mixed["image_embeds"] = blend([embedding for embedding, _ in pairs], [weight for _, weight in pairs])
-    return mixed
+    return _seen(blend([embedding for embedding, _ in pairs], [weight for _, weight in pairs]))
 
 
 def seen_in_steps(outputs: list[Any], frames: int) -> Any:
@@ -98,11 +96,13 @@ def seen_in_steps(outputs: list[Any], frames: int) -> Any:
     seen = torch.cat([output.image_embeds for output in outputs])
     if len(seen) < 2:
         raise CascadeError(f"{frames} frames lead from one picture to another: give it two pictures or more.")
-    places = torch.linspace(0, len(seen) - 1, frames)
-    before = places.long().clamp(max=len(seen) - 2)
-    steps = comfy.clip_vision.Output()
-    steps["image_embeds"] = slerp(seen[before], seen[before + 1], places - before)
-    return steps
+    return _seen(sequence(seen, frames))
+
+
+def _seen(embeddings: Tensor) -> Any:
+    output = comfy.clip_vision.Output()
+    output["image_embeds"] = embeddings
+    return output
 
 
 def told(conditioning: Any, outputs: list[Any], weights: list[float], *, one_each: bool = False) -> Any:
