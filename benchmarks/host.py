@@ -69,7 +69,7 @@ def write_networks(folder: Path, small: bool) -> dict[str, Path]:
 
 
 def native_model(path: Path, kind: str, small: bool) -> Any:
-    """The host's own MODEL; of a small network, which it does not recognise, put together by hand."""
+    """The host's own MODEL; of a small network, which it does not recognize, put together by hand."""
     import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models

@@ -9,7 +9,7 @@ A map of its rooms, each of which imports only from those above it:
 - ``conditioning``: text and image embeddings, and what Stage C and Stage B take from them
 - ``checkpoints``: files on disk: what they are, how their names map to ours, loading, saving, converting
 - ``adapters``: LoRA in its several forms, learned tokens
-- ``pipelines``: whole jobs: sizes, text to picture (C, then B, then A), reconstruction
+- ``pipelines``: whole jobs: sizes, text to image (C, then B, then A), reconstruction
 - ``tiny``: the small trained cascade that ships with this package, its grammar and its evaluation
 - ``training``: configuration, data, loop and state, and one file for each kind of training
 - ``cli``: ``python -m cascade``, one file for each command

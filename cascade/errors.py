@@ -41,12 +41,12 @@ class InvalidConfig(CascadeError):
     """A training configuration that cannot be carried out as it is written."""
 
 
-class InvalidPicture(CascadeError):
-    """A picture or a mask that cannot be used."""
+class InvalidImage(CascadeError):
+    """An image or a mask that cannot be used."""
 
 
 class InvalidSize(CascadeError):
-    """A picture's width or height, or a latent's, that cannot be made."""
+    """An image's width or height, or a latent's, that cannot be made."""
 
 
 class MissingPart(CascadeError):

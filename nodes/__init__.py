@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from . import adapters, conditioning, controlnet, crop, decoding, hints, latents, loaders, pictures, sampling, training
+from . import adapters, conditioning, controlnet, crop, decoding, hints, images, latents, loaders, sampling, training
 
 NODES = [
     *loaders.NODES,
     *conditioning.NODES,
     *latents.NODES,
-    *pictures.NODES,
+    *images.NODES,
     *sampling.NODES,
     *decoding.NODES,
     *adapters.NODES,

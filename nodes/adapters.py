@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..cascade.adapters import WRITABLE, Lora, chart, norms_by_block, summary
 from ..cascade.images import from_pillow
-from .host import adapters, bundles, folders
+from .host import adapters, checkpoint_sets, folders
 from .types import LORA, LoraType, field, schema
 
 NONE = "none"
@@ -75,7 +75,7 @@ class CascadeLoadLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("lora", file)
+        return checkpoint_sets.fingerprint("lora", file)
 
     @classmethod
     def execute(
@@ -123,7 +123,7 @@ class CascadeLoraStack(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
         files = [inputs.get(f"file_{number}", NONE) for number in range(1, SLOTS + 1)]
-        return [bundles.fingerprint("lora", file) for file in files if file != NONE]
+        return [checkpoint_sets.fingerprint("lora", file) for file in files if file != NONE]
 
     @classmethod
     def execute(cls, model: Any = None, clip: Any = None, **slots: Any) -> io.NodeOutput:
@@ -164,7 +164,7 @@ class CascadeLoadEmbedding(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("embedding", file)
+        return checkpoint_sets.fingerprint("embedding", file)
 
     @classmethod
     def execute(cls, clip: Any, file: str, word: str, tokens: str = "") -> io.NodeOutput:
@@ -195,13 +195,13 @@ class CascadeLoraInfo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("lora", file)
+        return checkpoint_sets.fingerprint("lora", file)
 
     @classmethod
     def execute(cls, file: str, lora: Lora | None = None, tokens: str = "") -> io.NodeOutput:
         found = chosen(file, tokens, lora=lora)
-        picture = from_pillow(chart(norms_by_block(found))).movedim(1, -1)
-        return io.NodeOutput("\n".join(summary(found)), picture)
+        image = from_pillow(chart(norms_by_block(found))).movedim(1, -1)
+        return io.NodeOutput("\n".join(summary(found)), image)
 
 
 class CascadeSaveLora(io.ComfyNode):
@@ -245,7 +245,7 @@ class CascadeSaveLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("lora", file)
+        return checkpoint_sets.fingerprint("lora", file)
 
     @classmethod
     def execute(

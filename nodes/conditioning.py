@@ -17,7 +17,7 @@ class CascadeTextEncode(io.ComfyNode):
             node_id="CascadeTextEncode",
             display_name="Text Encode (Stable Cascade)",
             category=CONDITIONING,
-            description="What the picture should show and what it should not, for Stage C and Stage B alike.",
+            description="What the image should show and what it should not, for Stage C and Stage B alike.",
             inputs=[
                 field(io.Clip, "clip", tooltip="The text encoder."),
                 field(
@@ -26,7 +26,7 @@ class CascadeTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="a large red circle on a blue background",
-                    tooltip="What the picture should show. (word:1.2) weighs a word, embedding:name is a learned one.",
+                    tooltip="What the image should show. (word:1.2) weighs a word, embedding:name is a learned one.",
                 ),
                 field(
                     io.String,

@@ -76,7 +76,7 @@ class CascadeApplyControlNet(io.ComfyNode):
             category=CONTROL,
             description="Stage C draws what the prompt says as the hint shows it. Several nets in a row add up.",
             inputs=[
-                field(io.Conditioning, "positive", tooltip="What the picture should show."),
+                field(io.Conditioning, "positive", tooltip="What the image should show."),
                 field(io.Conditioning, "negative", tooltip="What to keep away."),
                 field(io.ControlNet, "control_net", tooltip="From Load ControlNet, ours or ComfyUI's."),
                 field(io.Image, "hint", tooltip="From the hint node of the net's kind. Another kind is refused."),

@@ -1,4 +1,4 @@
-"""The masked part of a picture at full resolution, and back."""
+"""The masked part of an image at full resolution, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..cascade.errors import CascadeError
 from ..cascade.images import Crop, crop_to_mask
-from .host import pictures
+from .host import imaging
 from .types import CONTROL, field, schema
 
 STITCH = io.Custom("CASCADE_STITCH")
@@ -22,10 +22,10 @@ class CascadeCropToMask(io.ComfyNode):
             node_id="CascadeCropToMask",
             display_name="Crop to Mask (Stable Cascade)",
             category=CONTROL,
-            description="The part of a picture around the mask, made as large as the models draw best; Stitch puts it "
-            "back. So a small part of a large picture gets all the detail.",
+            description="The part of an image around the mask, made as large as the models draw best; Stitch puts it "
+            "back. So a small part of a large image gets all the detail.",
             inputs=[
-                field(io.Image, "image", tooltip="The whole picture."),
+                field(io.Image, "image", tooltip="The whole image."),
                 field(io.Mask, "mask", tooltip="White (1): what is to be worked on. Any size."),
                 field(io.Int, "width", default=1024, **side, tooltip="Width of the part. Tiny cascade: 256."),
                 field(io.Int, "height", default=1024, **side, tooltip="Height of the part. Tiny cascade: 256."),
@@ -45,7 +45,7 @@ class CascadeCropToMask(io.ComfyNode):
                     default=8,
                     min=0,
                     max=256,
-                    tooltip="Over so many pixels around the mask the result fades into the picture.",
+                    tooltip="Over so many pixels around the mask the result fades into the image.",
                 ),
             ],
             outputs=[
@@ -58,10 +58,10 @@ class CascadeCropToMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, mask: Any, width: int, height: int, context: float, feather: int) -> io.NodeOutput:
-        images = pictures.from_image(image)
-        masks = pictures.masks_over(mask, images, "Crop to Mask (Stable Cascade)")
+        images = imaging.from_image(image)
+        masks = imaging.masks_over(mask, images, "Crop to Mask (Stable Cascade)")
         crop = crop_to_mask(images, masks, width=width, height=height, context=context, feather=feather)
-        return io.NodeOutput(pictures.to_image(crop.images), crop.mask[:, 0], crop)
+        return io.NodeOutput(imaging.to_image(crop.images), crop.mask[:, 0], crop)
 
 
 class CascadeStitch(io.ComfyNode):
@@ -71,23 +71,23 @@ class CascadeStitch(io.ComfyNode):
             node_id="CascadeStitch",
             display_name="Stitch (Stable Cascade)",
             category=CONTROL,
-            description="Puts a part that was worked on back into its picture. Outside the mask not a pixel changes.",
+            description="Puts a part that was worked on back into its image. Outside the mask not a pixel changes.",
             inputs=[
                 field(io.Image, "image", tooltip="The part as it is now, of any size."),
                 field(STITCH, "stitch", tooltip="From Crop to Mask."),
             ],
-            outputs=[io.Image.Output("image_out", display_name="image", tooltip="The whole picture.")],
+            outputs=[io.Image.Output("image_out", display_name="image", tooltip="The whole image.")],
             search_aliases=["stitch", "paste", "composite", "uncrop"],
         )
 
     @classmethod
     def execute(cls, image: Any, stitch: Crop) -> io.NodeOutput:
-        images = pictures.from_image(image)
+        images = imaging.from_image(image)
         if 1 < len(stitch.whole) != len(images) > 1:
             raise CascadeError(
-                f"Stitch (Stable Cascade): {len(images)} parts for {len(stitch.whole)} pictures. Connect as many."
+                f"Stitch (Stable Cascade): {len(images)} parts for {len(stitch.whole)} images. Connect as many."
             )
-        return io.NodeOutput(pictures.to_image(stitch.stitch(images)))
+        return io.NodeOutput(imaging.to_image(stitch.stitch(images)))
 
 
 NODES = [CascadeCropToMask, CascadeStitch]

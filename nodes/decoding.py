@@ -1,4 +1,4 @@
-"""Latents to pictures."""
+"""Latents to images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host import decoding, guards
+from .host import checks, decoding
 from .types import LATENT, field, schema
 
 AUTO, NEVER, ALWAYS = "auto", "never", "always"
@@ -19,7 +19,7 @@ class CascadeDecode(io.ComfyNode):
             node_id="CascadeDecode",
             display_name="Decode (Stable Cascade)",
             category=LATENT,
-            description="Stage A makes the picture of Stage B's latent. What is too large for memory goes in tiles.",
+            description="Stage A makes the image of Stage B's latent. What is too large for memory goes in tiles.",
             inputs=[
                 field(io.Latent, "latent", tooltip="Stage B's result."),
                 field(io.Vae, "vae", tooltip="Stage A."),
@@ -42,17 +42,17 @@ class CascadeDecode(io.ComfyNode):
                     tooltip="Side of a tile in pixels. Smaller tiles take less memory.",
                 ),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="The picture.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="The image.")],
             search_aliases=["vae decode"],
         )
 
     @classmethod
     def execute(cls, latent: Any, vae: Any, tiling: str, tile_size: int) -> io.NodeOutput:
-        samples = guards.latents(latent, "Stage B")
-        guards.autoencoder(vae, "Stage B")
+        samples = checks.latents(latent, "Stage B")
+        checks.autoencoder(vae, "Stage B")
         tiled = decoding.too_large(vae, samples) if tiling == AUTO else tiling == ALWAYS
         image = decoding.decode_tiled(vae, samples, tile_size) if tiled else vae.decode(samples)
-        return io.NodeOutput(guards.finite(image, "Stage A", "picture"))
+        return io.NodeOutput(checks.finite(image, "Stage A", "image"))
 
 
 class CascadePreviewDecode(io.ComfyNode):
@@ -62,7 +62,7 @@ class CascadePreviewDecode(io.ComfyNode):
             node_id="CascadePreviewDecode",
             display_name="Preview Decode (Stable Cascade)",
             category=LATENT,
-            description="A quick, small picture straight from Stage C's latent, before Stage B has drawn anything.",
+            description="A quick, small image straight from Stage C's latent, before Stage B has drawn anything.",
             inputs=[
                 field(io.Latent, "latent", tooltip="Stage C's result."),
                 field(io.Vae, "vae", tooltip="Encoder and previewer."),
@@ -73,9 +73,9 @@ class CascadePreviewDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: Any, vae: Any) -> io.NodeOutput:
-        samples = guards.latents(latent, "Stage C")
-        guards.autoencoder(vae, "Stage C")
-        return io.NodeOutput(guards.finite(vae.decode(samples), "The previewer", "picture"))
+        samples = checks.latents(latent, "Stage C")
+        checks.autoencoder(vae, "Stage C")
+        return io.NodeOutput(checks.finite(vae.decode(samples), "The previewer", "image"))
 
 
 NODES = [CascadeDecode, CascadePreviewDecode]

@@ -13,20 +13,20 @@ from ..cascade.images import identity_hint as faces_hint
 from ..cascade.images.canny import LEARNED_SIZE
 from ..cascade.images.hints import GRID, MAX_FACES, super_resolution_hint
 from ..cascade.pipelines import latent_sizes
-from .host import faces, guards, pictures
+from .host import checks, faces, imaging
 from .types import CONTROL, field, schema
 
 LEARNED, FULL = f"as learned ({LEARNED_SIZE} x {LEARNED_SIZE})", "full size"
 
 
 def start_of(images: torch.Tensor, mask: torch.Tensor, encoder: Any) -> dict[str, Any]:
-    """Stage C's latent for pictures of this size: empty, or encoded with what of it is drawn anew."""
+    """Stage C's latent for images of this size: empty, or encoded with what of it is drawn anew."""
     _, height, width = latent_sizes(*images.shape[-2:]).stage_c
     if encoder is None:
         return {"samples": torch.zeros(len(images), 16, height, width)}
-    guards.autoencoder(encoder, "Stage C")
-    samples = guards.finite(pictures.encode_stage_c(encoder, images, (height, width)), "Stage C", "latent")
-    return pictures.masked(samples, mask)
+    checks.autoencoder(encoder, "Stage C")
+    samples = checks.finite(imaging.encode_stage_c(encoder, images, (height, width)), "Stage C", "latent")
+    return imaging.masked(samples, mask)
 
 
 def encoder_field() -> Any:
@@ -34,8 +34,8 @@ def encoder_field() -> Any:
         io.Vae,
         "encoder",
         optional=True,
-        tooltip="Encoder and previewer: stage_c is then the picture, with a mask of what is drawn anew, so that the "
-        "rest stays. Without it stage_c is empty, and the hint alone tells of the picture.",
+        tooltip="Encoder and previewer: stage_c is then the image, with a mask of what is drawn anew, so that the "
+        "rest stays. Without it stage_c is empty, and the hint alone tells of the image.",
     )
 
 
@@ -51,10 +51,10 @@ class CascadeCannyHint(io.ComfyNode):
             node_id="CascadeCannyHint",
             display_name="Canny Hint (Stable Cascade)",
             category=CONTROL,
-            description="The edges of a picture, for the canny ControlNet. It learned edges of 224 x 224 pixels, "
+            description="The edges of an image, for the canny ControlNet. It learned edges of 224 x 224 pixels, "
             "made large again: thick and soft. Thin edges at full size have little effect on it.",
             inputs=[
-                field(io.Image, "image", tooltip="The picture whose outlines the result should have."),
+                field(io.Image, "image", tooltip="The image whose outlines the result should have."),
                 field(
                     io.Combo,
                     "detail",
@@ -72,8 +72,8 @@ class CascadeCannyHint(io.ComfyNode):
     @classmethod
     def execute(cls, image: Any, detail: str, low: float, high: float) -> io.NodeOutput:
         size = LEARNED_SIZE if detail == LEARNED else None
-        edges = canny(pictures.from_image(image), size=size, low=min(low, high), high=max(low, high))
-        return io.NodeOutput(pictures.to_image(edges.expand(-1, 3, -1, -1)))
+        edges = canny(imaging.from_image(image), size=size, low=min(low, high), high=max(low, high))
+        return io.NodeOutput(imaging.to_image(edges.expand(-1, 3, -1, -1)))
 
 
 class CascadeInpaintHint(io.ComfyNode):
@@ -83,27 +83,27 @@ class CascadeInpaintHint(io.ComfyNode):
             node_id="CascadeInpaintHint",
             display_name="Inpaint Hint (Stable Cascade)",
             category=CONTROL,
-            description="A picture with a hole, for the inpainting ControlNet: white where the mask is white, the mask "
+            description="An image with a hole, for the inpainting ControlNet: white where the mask is white, the mask "
             "itself as the fourth channel.",
             inputs=[
-                field(io.Image, "image", tooltip="The picture that is to be filled."),
-                field(io.Mask, "mask", tooltip="White (1): draw this anew. Any size; laid over the whole picture."),
+                field(io.Image, "image", tooltip="The image that is to be filled."),
+                field(io.Mask, "mask", tooltip="White (1): draw this anew. Any size; laid over the whole image."),
                 encoder_field(),
             ],
             outputs=[
                 io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet; see-through in a preview."),
                 latent_output(),
-                io.Mask.Output("mask_out", display_name="mask", tooltip="The mask at the picture's size."),
+                io.Mask.Output("mask_out", display_name="mask", tooltip="The mask at the image's size."),
             ],
             search_aliases=["inpaint", "mask", "fill"],
         )
 
     @classmethod
     def execute(cls, image: Any, mask: Any, encoder: Any = None) -> io.NodeOutput:
-        images = pictures.from_image(image)
-        cure = " Connect one mask, or one for each picture."
-        masks = pictures.masks_over(mask, images, "Inpaint Hint (Stable Cascade)", cure)
-        hint = pictures.to_image(inpaint_hint(images, masks))
+        images = imaging.from_image(image)
+        cure = " Connect one mask, or one for each image."
+        masks = imaging.masks_over(mask, images, "Inpaint Hint (Stable Cascade)", cure)
+        hint = imaging.to_image(inpaint_hint(images, masks))
         return io.NodeOutput(hint, start_of(images, masks, encoder), masks[:, 0])
 
 
@@ -115,9 +115,9 @@ class CascadeOutpaintHint(io.ComfyNode):
             node_id="CascadeOutpaintHint",
             display_name="Outpaint Hint (Stable Cascade)",
             category=CONTROL,
-            description="A picture with white margins to be filled, for the inpainting ControlNet.",
+            description="An image with white margins to be filled, for the inpainting ControlNet.",
             inputs=[
-                field(io.Image, "image", tooltip="The picture that is to become larger."),
+                field(io.Image, "image", tooltip="The image that is to become larger."),
                 *(
                     field(io.Int, side, **margin, tooltip=f"Pixels to add at the {side}.")
                     for side in ("left", "top", "right", "bottom")
@@ -128,16 +128,14 @@ class CascadeOutpaintHint(io.ComfyNode):
                     default=16,
                     min=0,
                     max=1024,
-                    tooltip="Over so many pixels the old picture fades into the new, in the mask.",
+                    tooltip="Over so many pixels the old image fades into the new, in the mask.",
                 ),
                 encoder_field(),
             ],
             outputs=[
                 io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet; see-through in a preview."),
                 latent_output(),
-                io.Image.Output(
-                    "image_out", display_name="image", tooltip="The padded picture, to put the result into."
-                ),
+                io.Image.Output("image_out", display_name="image", tooltip="The padded image, to put the result into."),
                 io.Mask.Output("mask", display_name="mask", tooltip="White where the result goes."),
             ],
             search_aliases=["outpaint", "pad", "extend"],
@@ -149,11 +147,11 @@ class CascadeOutpaintHint(io.ComfyNode):
     ) -> io.NodeOutput:
         if not any((left, top, right, bottom)):
             raise CascadeError("Outpaint Hint (Stable Cascade): all margins are 0; give at least one side some pixels.")
-        padded, mask = outpaint(pictures.from_image(image), left, top, right, bottom, feather=feather)
-        # What fades is still the old picture to the net.
+        padded, mask = outpaint(imaging.from_image(image), left, top, right, bottom, feather=feather)
+        # What fades is still the old image to the net.
         hint = inpaint_hint(padded, mask.floor())
         return io.NodeOutput(
-            pictures.to_image(hint), start_of(padded, mask, encoder), pictures.to_image(padded), mask[:, 0]
+            imaging.to_image(hint), start_of(padded, mask, encoder), imaging.to_image(padded), mask[:, 0]
         )
 
 
@@ -164,10 +162,10 @@ class CascadeSuperResolutionHint(io.ComfyNode):
             node_id="CascadeSuperResolutionHint",
             display_name="Super Resolution Hint (Stable Cascade)",
             category=CONTROL,
-            description="A small picture as the encoder's latents, for the super-resolution ControlNet, and the empty "
+            description="A small image as the encoder's latents, for the super-resolution ControlNet, and the empty "
             "latents of the large one.",
             inputs=[
-                field(io.Image, "image", tooltip="The small picture."),
+                field(io.Image, "image", tooltip="The small image."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
                 field(
                     io.Int,
@@ -188,15 +186,15 @@ class CascadeSuperResolutionHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Any, encoder: Any, factor: int) -> io.NodeOutput:
-        guards.autoencoder(encoder, "Stage C")
-        images = pictures.from_image(image)
+        checks.autoencoder(encoder, "Stage C")
+        images = imaging.from_image(image)
         height, width = images.shape[-2:]
         sizes = latent_sizes(height * factor, width * factor)
         grid = max(1, round(height / GRID)), max(1, round(width / GRID))
-        hint = super_resolution_hint(images, lambda x: pictures.encode_stage_c(encoder, x, grid), factor)
-        guards.finite(hint, "Stage C", "latent")
+        hint = super_resolution_hint(images, lambda x: imaging.encode_stage_c(encoder, x, grid), factor)
+        checks.finite(hint, "Stage C", "latent")
         return io.NodeOutput(
-            pictures.to_image(hint),
+            imaging.to_image(hint),
             {"samples": torch.zeros(len(images), *sizes.stage_c)},
             {"samples": torch.zeros(len(images), *sizes.stage_b)},
         )
@@ -212,7 +210,7 @@ class CascadeIdentityHint(io.ComfyNode):
             description="Faces for an identity ControlNet: each face's 512 numbers in its place. Boxes and numbers "
             "come from a face detector's node, or from insightface where it is installed.",
             inputs=[
-                field(io.Image, "image", tooltip="The picture with the faces; it tells the size and the places."),
+                field(io.Image, "image", tooltip="The image with the faces; it tells the size and the places."),
                 field(
                     io.Int,
                     "max_faces",
@@ -239,16 +237,14 @@ class CascadeIdentityHint(io.ComfyNode):
                 io.Image.Output(
                     "hint", display_name="hint", tooltip="512 numbers a place, for Apply ControlNet alone."
                 ),
-                io.Image.Output(
-                    "preview", display_name="preview", tooltip="The picture, with the faces' places marked."
-                ),
+                io.Image.Output("preview", display_name="preview", tooltip="The image, with the faces' places marked."),
             ],
             search_aliases=["face", "identity", "insightface"],
         )
 
     @classmethod
     def execute(cls, image: Any, max_faces: int, boxes: Any = None, embeddings: Any = None) -> io.NodeOutput:
-        images = pictures.from_image(image)
+        images = imaging.from_image(image)
         if (boxes is None) != (embeddings is None):
             missing = "embeddings" if embeddings is None else "boxes"
             raise CascadeError(f"Identity Hint (Stable Cascade): {missing} are missing; both belong to each face.")
@@ -259,7 +255,7 @@ class CascadeIdentityHint(io.ComfyNode):
             raise CascadeError(f"Identity Hint (Stable Cascade): {error}.") from error
         marked = (hint != 0).any(dim=1, keepdim=True).float()
         shown = torch.nn.functional.interpolate(marked, images.shape[-2:], mode="nearest")
-        return io.NodeOutput(pictures.to_image(hint), pictures.to_image(images * (0.4 + 0.6 * shown)))
+        return io.NodeOutput(imaging.to_image(hint), imaging.to_image(images * (0.4 + 0.6 * shown)))
 
 
 NODES = [

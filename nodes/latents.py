@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..cascade.diffusion import lerp, sequence, slerp
 from ..cascade.pipelines import latent_sizes
 from ..cascade.pipelines.sizes import LARGEST, SMALLEST
-from .host import guards, sampling
+from .host import checks, sampling
 from .types import LATENT, field, frames_field, schema
 
 CUSTOM = "custom"
@@ -48,7 +48,7 @@ class CascadeEmptyLatent(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default=next(iter(PRESETS)),
-                    tooltip="The size of the picture. custom: width and height below. Tiny cascade: 256 x 256.",
+                    tooltip="The size of the image. custom: width and height below. Tiny cascade: 256 x 256.",
                 ),
                 field(io.Int, "width", **side, tooltip="Width in pixels, with the preset custom."),
                 field(io.Int, "height", **side, tooltip="Height in pixels, with the preset custom."),
@@ -58,7 +58,7 @@ class CascadeEmptyLatent(io.ComfyNode):
                     default=1,
                     min=1,
                     max=4096,
-                    tooltip="Pictures at once. The first has the sampler's seed, the next that seed + 1, and so on.",
+                    tooltip="Images at once. The first has the sampler's seed, the next that seed + 1, and so on.",
                 ),
             ],
             outputs=[
@@ -77,7 +77,7 @@ class CascadeEmptyLatent(io.ComfyNode):
         width, height = PRESETS[preset] or (width, height)
         sizes = latent_sizes(height, width)
         shapes = [(batch_size, *size) for size in (sizes.stage_c, sizes.stage_b)]
-        guards.affordable(shapes, f"A batch of {batch_size} pictures of {width} x {height}")
+        checks.affordable(shapes, f"A batch of {batch_size} images of {width} x {height}")
         return io.NodeOutput(*({"samples": torch.zeros(shape)} for shape in shapes))
 
 
@@ -93,7 +93,7 @@ class CascadeMixLatents(io.ComfyNode):
             category=LATENT,
             description="What lies between two latents of one stage: a mix, or a sequence from one to the other.",
             inputs=[
-                field(io.Latent, "latent_1", tooltip="Of an encoded picture, or a sampler's result."),
+                field(io.Latent, "latent_1", tooltip="Of an encoded image, or a sampler's result."),
                 field(io.Latent, "latent_2", tooltip="The other, of the same stage; resized to the first."),
                 field(
                     io.Float,
@@ -121,18 +121,18 @@ class CascadeMixLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent_1: Any, latent_2: Any, share: float, way: str, frames: int) -> io.NodeOutput:
-        stage = guards.stage_of(latent_1)
-        first, second = (guards.latents(latent, stage) for latent in (latent_1, latent_2))
+        stage = checks.stage_of(latent_1)
+        first, second = (checks.latents(latent, stage) for latent in (latent_1, latent_2))
         if second.shape[-2:] != first.shape[-2:]:
             second = F.interpolate(second, first.shape[-2:], mode="bilinear")
         if frames > 1:
-            # From the first picture of one latent to the first of the other.
+            # From the first image of one latent to the first of the other.
             mixed = sequence(torch.cat([first[:1], second[:1]]), frames, WAYS[way])
         else:
             batch = max(len(first), len(second))
             mixed = WAYS[way](sampling.repeated(first, batch), sampling.repeated(second, batch), share)
         kept = {name: latent_1[name] for name in ("noise_mask",) if name in latent_1}
-        # All frames with one noise: what changes from one to the next is the picture.
+        # All frames with one noise: what changes from one to the next is the image.
         places = {"batch_index": [0] * len(mixed)} if frames > 1 else {}
         return io.NodeOutput({**kept, **places, "samples": mixed})
 

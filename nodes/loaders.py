@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host import bundles, encoders, folders
+from .host import checkpoint_sets, encoders, folders
 from .host.autoencoders import DTYPES as VAE_DTYPES
 from .host.autoencoders import load_coder, load_stage_a
 from .host.models import DTYPES, load_stage
@@ -18,7 +18,7 @@ DTYPE_TIP = (
 )
 VAE_DTYPE_TIP = "How the weights are held. auto: bf16 where the machine is fast with it. fp32 is exact."
 PREVIEWER_TIP = (
-    "Draws a picture of the latent after every step, with any sampler. auto: the one that came with the file, "
+    "Draws an image of the latent after every step, with any sampler. auto: the one that came with the file, "
     "or one that lies in the vae folder. none: no previews but ComfyUI's own."
 )
 
@@ -28,8 +28,8 @@ def dtype_field(options: Any = DTYPES, tip: str = DTYPE_TIP) -> Any:
 
 
 def previewer_field() -> Any:
-    options = [bundles.AUTO, bundles.NONE, *folders.choices("previewer")]
-    return field(io.Combo, "previewer", options=options, default=bundles.AUTO, tooltip=PREVIEWER_TIP)
+    options = [checkpoint_sets.AUTO, checkpoint_sets.NONE, *folders.choices("previewer")]
+    return field(io.Combo, "previewer", options=options, default=checkpoint_sets.AUTO, tooltip=PREVIEWER_TIP)
 
 
 class CascadeLoadStageC(io.ComfyNode):
@@ -53,12 +53,12 @@ class CascadeLoadStageC(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, previewer: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("stage_c", file, previewer)
+        return checkpoint_sets.fingerprint("stage_c", file, previewer)
 
     @classmethod
     def execute(cls, file: str, dtype: str, previewer: str) -> io.NodeOutput:
         path = folders.find("stage_c", file)
-        return io.NodeOutput(load_stage("stage_c", path, dtype, bundles.previewer(path, file, previewer)))
+        return io.NodeOutput(load_stage("stage_c", path, dtype, checkpoint_sets.previewer(path, file, previewer)))
 
 
 class CascadeLoadStageB(io.ComfyNode):
@@ -81,7 +81,7 @@ class CascadeLoadStageB(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("stage_b", file)
+        return checkpoint_sets.fingerprint("stage_b", file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
@@ -95,7 +95,7 @@ class CascadeLoadStageA(io.ComfyNode):
             node_id="CascadeLoadStageA",
             display_name="Load Stage A (Stable Cascade)",
             category=LOADERS,
-            description="Stage A makes the picture of Stage B's latent, and that latent of a picture.",
+            description="Stage A makes the image of Stage B's latent, and that latent of an image.",
             inputs=[
                 folders.file_field("stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints."),
                 dtype_field(VAE_DTYPES, VAE_DTYPE_TIP),
@@ -106,7 +106,7 @@ class CascadeLoadStageA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("stage_a", file)
+        return checkpoint_sets.fingerprint("stage_a", file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
@@ -121,8 +121,8 @@ class CascadeLoadEncoder(io.ComfyNode):
             display_name="Load Encoder and Previewer (Stable Cascade)",
             category=LOADERS,
             description=(
-                "The VAE of Stage C's latents: the EfficientNet encoder makes them of pictures, "
-                "the previewer draws quick pictures of them."
+                "The VAE of Stage C's latents: the EfficientNet encoder makes them of images, "
+                "the previewer draws quick images of them."
             ),
             inputs=[
                 folders.file_field(
@@ -137,12 +137,12 @@ class CascadeLoadEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, previewer: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("effnet", file, previewer)
+        return checkpoint_sets.fingerprint("effnet", file, previewer)
 
     @classmethod
     def execute(cls, file: str, previewer: str, dtype: str) -> io.NodeOutput:
         path = folders.find("effnet", file)
-        return io.NodeOutput(load_coder(*bundles.coder(path, file, previewer), dtype))
+        return io.NodeOutput(load_coder(*checkpoint_sets.coder(path, file, previewer), dtype))
 
 
 class CascadeLoadTextEncoder(io.ComfyNode):
@@ -165,7 +165,7 @@ class CascadeLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("text_encoder", file)
+        return checkpoint_sets.fingerprint("text_encoder", file)
 
     @classmethod
     def execute(cls, file: str, dtype: str) -> io.NodeOutput:
@@ -193,7 +193,7 @@ class CascadeLoadImageEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return bundles.fingerprint("image_encoder", file)
+        return checkpoint_sets.fingerprint("image_encoder", file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
@@ -217,15 +217,15 @@ class CascadeLoadCheckpoint(io.ComfyNode):
                 field(
                     io.Combo,
                     "checkpoint",
-                    options=[folders.TINY, bundles.SEARCH, *checkpoints],
+                    options=[folders.TINY, checkpoint_sets.SEARCH, *checkpoints],
                     default=folders.TINY,
-                    tooltip=f"Where to look first. {bundles.SEARCH}: the largest networks that fit together, wherever.",
+                    tooltip=f"Where to look first. {checkpoint_sets.SEARCH}: the largest networks that fit together.",
                 ),
                 field(
                     io.Combo,
                     "second_checkpoint",
-                    options=[bundles.AUTO, *checkpoints],
-                    default=bundles.AUTO,
+                    options=[checkpoint_sets.AUTO, *checkpoints],
+                    default=checkpoint_sets.AUTO,
                     tooltip="Where to look next, such as the checkpoint of Stage B. auto: in all of ComfyUI's folders.",
                 ),
                 dtype_field(),
@@ -234,7 +234,7 @@ class CascadeLoadCheckpoint(io.ComfyNode):
                 io.Model.Output("stage_c", display_name="stage_c", tooltip="Stage C."),
                 io.Model.Output("stage_b", display_name="stage_b", tooltip="Stage B."),
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder."),
-                io.Vae.Output("stage_a", display_name="stage_a", tooltip="Stage A, which makes the picture."),
+                io.Vae.Output("stage_a", display_name="stage_a", tooltip="Stage A, which makes the image."),
                 io.Vae.Output("encoder", display_name="encoder", tooltip="EfficientNet encoder and previewer."),
                 io.ClipVision.Output("clip_vision", display_name="clip_vision", tooltip="The image encoder."),
                 io.String.Output("report", display_name="report", tooltip="What was taken from where."),
@@ -244,11 +244,11 @@ class CascadeLoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None, second_checkpoint: str | None, **_: Any) -> Any:
-        return bundles.fingerprint_of_all(checkpoint, second_checkpoint)
+        return checkpoint_sets.fingerprint_of_all(checkpoint, second_checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str, second_checkpoint: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(*bundles.load(checkpoint, second_checkpoint, dtype))
+        return io.NodeOutput(*checkpoint_sets.load(checkpoint, second_checkpoint, dtype))
 
 
 NODES = [

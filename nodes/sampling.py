@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cascade.diffusion import Guidance
 from ..cascade.pipelines import compression_warning
-from .host import guards, sampling
+from .host import checks, sampling
 from .host import tiling as tiles
 from .types import CUSTOM_SAMPLING, SAMPLING, field, schema, seed_field
 
@@ -20,7 +20,7 @@ AUTO, NEVER, ALWAYS = "auto", "never", "always"
 
 def conditioning_fields() -> list[Any]:
     return [
-        field(io.Conditioning, "positive", tooltip="What the picture should show."),
+        field(io.Conditioning, "positive", tooltip="What the image should show."),
         field(io.Conditioning, "negative", tooltip="What to keep away; the empty prompt as the models were trained."),
     ]
 
@@ -57,14 +57,14 @@ def guidance_fields() -> list[Any]:
             "guidance_start",
             default=1.0,
             **share,
-            tooltip="Guidance acts from this time on. Time goes from 1 (noise) to 0 (picture). Less is faster.",
+            tooltip="Guidance acts from this time on. Time goes from 1 (noise) to 0 (image). Less is faster.",
         ),
         field(
             io.Float,
             "guidance_stop",
             default=0.0,
             **share,
-            tooltip="Guidance acts until this time. Time goes from 1 (noise) to 0 (picture). More is faster.",
+            tooltip="Guidance acts until this time. Time goes from 1 (noise) to 0 (image). More is faster.",
         ),
         field(
             io.Combo,
@@ -72,13 +72,13 @@ def guidance_fields() -> list[Any]:
             options=[PER_IMAGE, WHOLE_BATCH],
             default=PER_IMAGE,
             advanced=True,
-            tooltip="Over what rho measures contrast. With the whole batch, a picture depends on its neighbours.",
+            tooltip="Over what rho measures contrast. With the whole batch, an image depends on its neighbors.",
         ),
     ]
 
 
 def shift_field(default: float) -> Any:
-    tip = f"More noise in the middle of the run, for larger pictures. Released: {default:g}."
+    tip = f"More noise in the middle of the run, for larger images. Released: {default:g}."
     return field(
         io.Float, "shift", default=default, min=0.1, max=20.0, step=0.1, round=0.01, advanced=True, tooltip=tip
     )
@@ -91,7 +91,7 @@ def steps_field(default: int) -> Any:
 
 def run_fields(steps: int, guidance: float, shift: float) -> list[Any]:
     return [
-        seed_field("The noise. The same seed gives the same picture, alone and as the first of a batch."),
+        seed_field("The noise. The same seed gives the same image, alone and as the first of a batch."),
         steps_field(steps),
         guidance_field(guidance),
         field(
@@ -136,11 +136,11 @@ class CascadeSampleStageC(io.ComfyNode):
             node_id="CascadeSampleStageC",
             display_name="Sample Stage C (Stable Cascade)",
             category=SAMPLING,
-            description="From the prompt to the small latent, which decides what is in the picture.",
+            description="From the prompt to the small latent, which decides what is in the image.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage C."),
                 *conditioning_fields(),
-                field(io.Latent, "latent", tooltip="Where to start: an empty latent, or an encoded picture."),
+                field(io.Latent, "latent", tooltip="Where to start: an empty latent, or an encoded image."),
                 *run_fields(steps=20, guidance=4.0, shift=2.0),
                 field(
                     io.Combo,
@@ -149,8 +149,8 @@ class CascadeSampleStageC(io.ComfyNode):
                     default=CORRECT,
                     optional=True,
                     advanced=True,
-                    tooltip="How a picture is noised when denoise is below 1. correct: as much as the sampler expects. "
-                    "as released: less (with shift 1), so that more of the picture stays and the result is smoother.",
+                    tooltip="How an image is noised when denoise is below 1. correct: as much as the sampler expects. "
+                    "as released: less (with shift 1), so that more of the image stays and the result is smoother.",
                 ),
             ],
             outputs=[io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage B.")],
@@ -169,13 +169,13 @@ class CascadeSampleStageC(io.ComfyNode):
         noising: str = CORRECT,
         **settings: Any,
     ) -> io.NodeOutput:
-        guards.model(model, "Stage C")
-        samples = guards.latents(latent, "Stage C")
+        checks.model(model, "Stage C")
+        samples = checks.latents(latent, "Stage C")
         level = None
         if noising == AS_RELEASED and settings["denoise"] < 1:
             level = float(sampling.released_sigmas(1, 1.0, t_start=settings["denoise"])[0])
         result = _sample(model, (positive, negative), latent, samples, seed, "stage_c", sampler, settings, level)
-        guards.finite(result["samples"], "Stage C")
+        checks.finite(result["samples"], "Stage C")
         return io.NodeOutput(result)
 
 
@@ -186,17 +186,17 @@ class CascadeSampleStageB(io.ComfyNode):
             node_id="CascadeSampleStageB",
             display_name="Sample Stage B (Stable Cascade)",
             category=SAMPLING,
-            description="From Stage C's small latent to the large one, which Stage A turns into the picture.",
+            description="From Stage C's small latent to the large one, which Stage A turns into the image.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage B."),
                 *conditioning_fields(),
-                field(io.Latent, "stage_c", tooltip="What to draw: Stage C's result, or an encoded picture."),
+                field(io.Latent, "stage_c", tooltip="What to draw: Stage C's result, or an encoded image."),
                 *run_fields(steps=10, guidance=1.1, shift=1.0),
                 field(
                     io.Latent,
                     "latent",
                     optional=True,
-                    tooltip="Where to start: Stage B's empty latent (of the picture's exact size), or a picture that "
+                    tooltip="Where to start: Stage B's empty latent (of the image's exact size), or an image that "
                     "Stage A encoded. Without it, an empty one of the size of Stage C's latent.",
                 ),
                 field(
@@ -206,7 +206,7 @@ class CascadeSampleStageB(io.ComfyNode):
                     default=NEVER,
                     optional=True,
                     advanced=True,
-                    tooltip="Draw in overlapping tiles, each with its part of Stage C's latent: for large pictures. "
+                    tooltip="Draw in overlapping tiles, each with its part of Stage C's latent: for large images. "
                     "auto: when a step on the whole would not fit into memory.",
                 ),
                 field(
@@ -251,17 +251,17 @@ class CascadeSampleStageB(io.ComfyNode):
         tile_overlap: int = 256,
         **settings: Any,
     ) -> io.NodeOutput:
-        guards.model(model, "Stage B")
-        small = guards.latents(stage_c, "Stage C")
+        checks.model(model, "Stage B")
+        small = checks.latents(stage_c, "Stage C")
         latent = sampling.start_of_stage_b(stage_c, small) if latent is None else latent
-        samples = sampling.repeated(guards.latents(latent, "Stage B"), len(small))
+        samples = sampling.repeated(checks.latents(latent, "Stage B"), len(small))
         if warning := compression_warning(small.shape, samples.shape):
-            guards.warn(warning)
+            checks.warn(warning)
         if tiling == ALWAYS or (tiling == AUTO and tiles.too_large(model, samples)):
             model = tiles.tiled(model, tile_size, tile_overlap)
         conditionings = sampling.with_prior(positive, small), sampling.with_prior(negative, None)
         result = _sample(model, conditionings, latent, samples, seed, "stage_b", sampler, settings)
-        guards.finite(result["samples"], "Stage B")
+        checks.finite(result["samples"], "Stage B")
         return io.NodeOutput(result)
 
 

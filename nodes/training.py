@@ -8,11 +8,11 @@ from comfy_api.latest import io
 
 from ..cascade.errors import CascadeError
 from ..cascade.tiny import hearts
-from .host import bundles, folders, training
+from .host import checkpoint_sets, folders, training
 from .types import TRAINING, LoraType, field, schema
 
 HEARTS, SHAPES = "tiny hearts (included)", "tiny shapes (included)"
-"""Pictures that are drawn: a shape that the tiny cascade never saw, and those that it knows."""
+"""Images that are drawn: a shape that the tiny cascade never saw, and those that it knows."""
 GO_ON, ANEW = "go on", "anew"
 AUTO, NONE = "auto", "none"
 MODULES = ("attention", "key_value", "all")
@@ -29,7 +29,7 @@ class CascadeTrainLora(io.ComfyNode):
             display_name="Train LoRA (Stable Cascade)",
             category=TRAINING,
             description=(
-                "Learns a style, or a subject under a new word, from a few pictures. Stop it when you like: it saves, "
+                "Learns a style, or a subject under a new word, from a few images. Stop it when you like: it saves, "
                 "and the next run goes on. The file lands in models/loras."
             ),
             inputs=[
@@ -43,13 +43,13 @@ class CascadeTrainLora(io.ComfyNode):
                     io.String,
                     "folder",
                     default=HEARTS,
-                    tooltip="Pictures, each with a caption of the same name beside it (owl.png, owl.txt): a folder in "
+                    tooltip="Images, each with a caption of the same name beside it (owl.png, owl.txt): a folder in "
                     f"ComfyUI's input folder, a whole path, or a tar. {HEARTS}: {hearts.COUNT} drawn ones, to try it.",
                 ),
                 folders.file_field("stage_c", "The Stage C that is to learn.", name="stage_c"),
                 folders.file_field("text_encoder", "The text encoder that belongs to it.", name="text_encoder"),
                 folders.file_field(
-                    "effnet", "The EfficientNet encoder, which turns pictures into Stage C's latents.", name="effnet"
+                    "effnet", "The EfficientNet encoder, which turns images into Stage C's latents.", name="effnet"
                 ),
                 field(
                     io.Combo,
@@ -79,9 +79,7 @@ class CascadeTrainLora(io.ComfyNode):
                     max=1_000_000,
                     tooltip="Raise it to train a finished run further.",
                 ),
-                field(
-                    io.Int, "batch_size", default=4, min=1, max=256, tooltip="Pictures a step; more take more memory."
-                ),
+                field(io.Int, "batch_size", default=4, min=1, max=256, tooltip="Images a step; more take more memory."),
                 field(
                     io.Float,
                     "learning_rate",
@@ -100,7 +98,7 @@ class CascadeTrainLora(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=64,
-                    tooltip="Pictures are cut to a centred square of this many pixels. 256 for the tiny cascade.",
+                    tooltip="Images are cut to a centerd square of this many pixels. 256 for the tiny cascade.",
                 ),
                 field(io.Int, "seed", default=0, min=0, max=2**53 - 1, tooltip="Another seed, another course."),
                 field(
@@ -149,7 +147,7 @@ class CascadeTrainLora(io.ComfyNode):
                     max=0.9,
                     step=0.05,
                     advanced=True,
-                    tooltip="Leaves out this part of the LoRA's input at random, against learning pictures by heart.",
+                    tooltip="Leaves out this part of the LoRA's input at random, against learning images by heart.",
                 ),
                 field(
                     io.Boolean,
@@ -163,7 +161,7 @@ class CascadeTrainLora(io.ComfyNode):
                     "class_folder",
                     default="",
                     advanced=True,
-                    tooltip="Pictures of the same class (other owls), with captions without the word: keeps the class "
+                    tooltip="Images of the same class (other owls), with captions without the word: keeps the class "
                     f"as it was. Empty: none. {SHAPES}: what the tiny cascade knows.",
                 ),
                 field(
@@ -171,7 +169,7 @@ class CascadeTrainLora(io.ComfyNode):
                     "caption",
                     default="",
                     advanced=True,
-                    tooltip="For pictures without a caption. Empty: the file's name in words.",
+                    tooltip="For images without a caption. Empty: the file's name in words.",
                 ),
                 field(
                     io.String,
@@ -196,13 +194,13 @@ class CascadeTrainLora(io.ComfyNode):
                     options=[GO_ON, ANEW],
                     default=GO_ON,
                     advanced=True,
-                    tooltip="go on continues the run of this name, with its settings and pictures. anew forgets it.",
+                    tooltip="go on continues the run of this name, with its settings and images. anew forgets it.",
                 ),
                 field(
                     io.Image,
                     "images",
                     optional=True,
-                    tooltip="Pictures in the place of the folder, all of one size.",
+                    tooltip="Images in the place of the folder, all of one size.",
                 ),
                 field(
                     io.String,
@@ -217,7 +215,7 @@ class CascadeTrainLora(io.ComfyNode):
                 LoraType.Output("lora", display_name="lora", tooltip="For Load LoRA, LoRA Info and Save LoRA."),
                 io.Image.Output("loss", display_name="loss", tooltip="The loss over the steps."),
                 io.Image.Output("samples", display_name="samples", tooltip="The prompts, drawn at the end."),
-                io.String.Output("report", display_name="report", tooltip="The file, the pictures that were left out."),
+                io.String.Output("report", display_name="report", tooltip="The file, the images that were left out."),
             ],
             is_output_node=True,
             search_aliases=["finetune", "dreambooth", "textual inversion", "lora training"],
@@ -228,7 +226,7 @@ class CascadeTrainLora(io.ComfyNode):
         if start == ANEW:
             return float("nan")
         names = [name for name in (folder, class_folder) if name and name not in (HEARTS, SHAPES)]
-        return bundles.digest([folders.stamp(folders.pictures(name)) for name in names])
+        return checkpoint_sets.digest([folders.stamp(folders.images(name)) for name in names])
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
@@ -240,7 +238,7 @@ def settings(inputs: dict[str, Any]) -> dict[str, Any]:
     """The node's inputs as a training file has them. Raises CascadeError."""
     steps = inputs["steps"]
     section: dict[str, Any] = {
-        "pictures": pictures(inputs),
+        "images": image_settings(inputs),
         "cache": str(folders.run_folder(inputs["name"]) / "cache"),
         **{kind: str(folders.find(kind, inputs[kind])) for kind in ("stage_c", "text_encoder", "effnet")},
         "rank": inputs["rank"],
@@ -250,7 +248,7 @@ def settings(inputs: dict[str, Any]) -> dict[str, Any]:
         "text_modules": None if inputs["text_modules"] == NONE else [inputs["text_modules"]],
         "token_lr": inputs["token_learning_rate"],
     }
-    found = bundles.previewer(folders.find("effnet", inputs["effnet"]), inputs["effnet"], inputs["previewer"])
+    found = checkpoint_sets.previewer(folders.find("effnet", inputs["effnet"]), inputs["effnet"], inputs["previewer"])
     if found is not None:
         section["previewer"] = str(found)
     if inputs["alpha"]:
@@ -275,24 +273,24 @@ def settings(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def pictures(inputs: dict[str, Any]) -> dict[str, Any]:
+def image_settings(inputs: dict[str, Any]) -> dict[str, Any]:
     images = inputs.get("images")
     if images is None:
         return source(inputs["folder"], inputs["size"], inputs["caption"])
     if images.shape[-1] != 3:
-        raise CascadeError(f"Pictures have 3 channels, these have {images.shape[-1]}.")
+        raise CascadeError(f"Images have 3 channels, these have {images.shape[-1]}.")
     lines = [line.strip() for line in inputs.get("captions", "").splitlines() if line.strip()]
-    stored = training.store_pictures(inputs["name"], images, lines or [inputs["caption"].strip()])
+    stored = training.store_images(inputs["name"], images, lines or [inputs["caption"].strip()])
     return {"source": "folder", "path": str(stored), "size": inputs["size"]}
 
 
 def source(folder: str, size: int, caption: str = "") -> dict[str, Any]:
-    """The pictures of a folder, or drawn ones."""
+    """The images of a folder, or drawn ones."""
     drawn = {HEARTS: ("hearts", hearts.COUNT), SHAPES: ("drawn", SHAPE_COUNT)}
     if folder.strip() in drawn:
         name, count = drawn[folder.strip()]
         return {"source": name, "count": count, "size": size}
-    found: dict[str, Any] = {"source": "folder", "path": str(folders.pictures(folder)), "size": size}
+    found: dict[str, Any] = {"source": "folder", "path": str(folders.images(folder)), "size": size}
     return {**found, "caption": caption.strip()} if caption.strip() else found
 
 

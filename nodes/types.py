@@ -16,7 +16,7 @@ CONTROL = f"{CATEGORY}/controlnet"
 SAMPLING = f"{CATEGORY}/sampling"
 LORA = f"{CATEGORY}/lora"
 TRAINING = f"{CATEGORY}/training"
-PICTURES = f"{CATEGORY}/pictures"
+IMAGES = f"{CATEGORY}/images"
 CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
 
 LoraType = io.Custom("CASCADE_LORA")
@@ -36,11 +36,11 @@ def field(kind: Any, name: str, **keywords: Any) -> Any:
 
 
 def seed_field(tip: str) -> Any:
-    """The seed of a picture's noise."""
+    """The seed of an image's noise."""
     limits = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}
     return field(io.Int, "seed", **limits, control_after_generate=True, tooltip=tip)
 
 
 def frames_field(tip: str, **more: Any) -> Any:
-    """How many pictures a sequence has, from one to another."""
+    """How many images a sequence has, from one to another."""
     return field(io.Int, "frames", default=1, min=1, max=4096, **more, tooltip=tip)

@@ -39,7 +39,7 @@ def test_every_block_compiles(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Relative links, pictures too."""
+    """Relative links, images too."""
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))]
     assert [link for link in links if link and "://" not in link and not (page.parent / unquote(link)).exists()] == []
 

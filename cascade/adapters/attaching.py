@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import KINDS, config_of, kind_of
-from ..checkpoints.kinds import variant
+from ..checkpoints.network_kinds import variant
 from ..errors import IncompatibleCheckpoint
 from ..models import StageCConfig
 from .lora import TABLE, Change, Lora

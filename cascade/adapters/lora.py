@@ -207,8 +207,8 @@ def _named(token: Token, name: tuple[str, str | None]) -> tuple[str, Tensor, str
     return word, token.vectors, start
 
 
-RELEASED: Mapping[str, StageCConfig] = {"3.6B": STAGE_C_3_6B, "1B": STAGE_C_1B}
-SIZES = {config.levels[0].width: name for name, config in RELEASED.items()}
+RELEASED_STAGE_C: Mapping[str, StageCConfig] = {"3.6B": STAGE_C_3_6B, "1B": STAGE_C_1B}
+SIZES = {config.levels[0].width: name for name, config in RELEASED_STAGE_C.items()}
 """Width of a released Stage C -> its name."""
 
 WIDTHS = {

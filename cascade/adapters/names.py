@@ -255,7 +255,7 @@ FOREIGN: Sequence[tuple[str, str]] = (
 """LoRA files of other networks, and a pattern that one of their names has; the first that fits is meant."""
 
 
-def recognise_foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def recognize_foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What a file of other names is; None where that is not known either."""
     for title, pattern in FOREIGN:
         if any(re.search(pattern, name) for name in shapes):

@@ -1,4 +1,4 @@
-"""How strongly a LoRA changes each block, as numbers and as a picture."""
+"""How strongly a LoRA changes each block, as numbers and as an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from .lora import Change, Full, Lora, Rows
 
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\d+)\.|text_model\.encoder\.(layers)\.(\d+)\.")
-COLOURS = {"down": "#1f4e8c", "up": "#8c3b1f", "text": "#2f7d4f", "other": "#777777"}
+COLORS = {"down": "#1f4e8c", "up": "#8c3b1f", "text": "#2f7d4f", "other": "#777777"}
 
 
 def norm_of(change: Change) -> float:
@@ -54,13 +54,13 @@ def _order(block: str) -> tuple[int, list[int]]:
 
 
 def chart(norms: Mapping[str, float], *, size: tuple[int, int] = (1024, 420)) -> Image.Image:
-    """A bar for each block; colours tell the way down, the way up, the text encoder and what is outside of blocks."""
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
+    """A bar for each block; colors tell the way down, the way up, the text encoder and what is outside of blocks."""
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
     left, top, right, bottom = 64, 30, size[0] - 16, size[1] - 70
     if not norms:
         draw.text((left, top), "no changes of weights", fill="black")
-        return picture
+        return image
     high = max(norms.values()) or 1.0
     for part in range(5):
         y = bottom - (bottom - top) * part / 4
@@ -69,20 +69,20 @@ def chart(norms: Mapping[str, float], *, size: tuple[int, int] = (1024, 420)) ->
     width = (right - left) / len(norms)
     for place, (block, norm) in enumerate(norms.items()):
         x, y = left + place * width, bottom - (bottom - top) * norm / high
-        colour = COLOURS.get(block.split(" ")[0], COLOURS["other"])
-        draw.rectangle([x + 0.1 * width, min(y, bottom - 1), x + 0.9 * width, bottom], fill=colour)
-        _write_upright(picture, block, (round(x + width / 2), bottom + 4), every=max(1, round(14 / width)), place=place)
+        color = COLORS.get(block.split(" ")[0], COLORS["other"])
+        draw.rectangle([x + 0.1 * width, min(y, bottom - 1), x + 0.9 * width, bottom], fill=color)
+        _write_upright(image, block, (round(x + width / 2), bottom + 4), every=max(1, round(14 / width)), place=place)
     draw.text((left, 8), "norm of the change by block", fill="black")
-    return picture
+    return image
 
 
-def _write_upright(picture: Image.Image, text: str, at: tuple[int, int], *, every: int, place: int) -> None:
+def _write_upright(image: Image.Image, text: str, at: tuple[int, int], *, every: int, place: int) -> None:
     """A label below a bar, turned by a quarter; where bars are narrow only every so many have one."""
     if place % every:
         return
     label = Image.new("RGB", (66, 12), "white")
     ImageDraw.Draw(label).text((0, 0), text[:11], fill="black")
-    picture.paste(label.rotate(90, expand=True), (at[0] - 6, at[1]))
+    image.paste(label.rotate(90, expand=True), (at[0] - 6, at[1]))
 
 
 def summary(lora: Lora) -> list[str]:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.detection import METADATA_KIND, find_parts
-from ..checkpoints.sources import Source, open_source
+from ..checkpoints.detection import METADATA_KIND, detect_parts
+from ..checkpoints.sources import TensorSource, open_tensors
 from ..errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import StageCConfig
 from . import released
 from .lora import TABLE, Change, Full, Lora, LowRank, Rows, Token
-from .names import FORMATS, Place, find_place, format_of, recognise_foreign
+from .names import FORMATS, Place, find_place, format_of, recognize_foreign
 
 METADATA = "cascade.lora"
 """Key of the safetensors metadata under which our files tell tokens and training settings, as JSON."""
@@ -49,7 +49,7 @@ def read_lora(
         UnknownCheckpoint: no LoRA of Stable Cascade; what it is instead, if that is known.
         IncompatibleCheckpoint: one for another size or of other modules than the form can tell; tokens that clash.
     """
-    opened = list(open_source(source).values())
+    opened = list(open_tensors(source).values())
     if len(opened) != 1:
         raise UnknownCheckpoint("a folder of networks, not a LoRA", None if isinstance(source, Mapping) else source)
     found = opened[0]
@@ -61,7 +61,7 @@ def read_lora(
     return lora
 
 
-def _tensors(source: Source) -> dict[str, Tensor]:
+def _tensors(source: TensorSource) -> dict[str, Tensor]:
     with source.reader() as get:
         tensors = {name: get(name) for name in source.tensors}
     for name, tensor in tensors.items():
@@ -70,7 +70,7 @@ def _tensors(source: Source) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(source: Source, config: StageCConfig | None) -> Lora:
+def _read(source: TensorSource, config: StageCConfig | None) -> Lora:
     path = None if source.path is None else str(source.path)
     own, training = _metadata(source)
     if released.is_released(source.tensors):
@@ -92,7 +92,7 @@ def _read(source: Source, config: StageCConfig | None) -> Lora:
     return Lora(changes, _told(tokens, own), training, form, path)
 
 
-def _places(source: Source, names: Sequence[str]) -> dict[str, Place]:
+def _places(source: TensorSource, names: Sequence[str]) -> dict[str, Place]:
     """What each name means.
 
     Raises:
@@ -105,20 +105,20 @@ def _places(source: Source, names: Sequence[str]) -> dict[str, Place]:
     return known
 
 
-def _what_else(source: Source, unknown: Sequence[str]) -> str:
-    foreign = recognise_foreign({name: info.shape for name, info in source.tensors.items()})
+def _what_else(source: TensorSource, unknown: Sequence[str]) -> str:
+    foreign = recognize_foreign({name: info.shape for name, info in source.tensors.items()})
     if foreign:
         return f"this is {foreign}, not for Stable Cascade"
     if len(unknown) < len(source.tensors):
         return f"{len(unknown)} of its {len(source.tensors)} tensors are not known: {', '.join(unknown[:SHOWN])}"
     try:
-        return f"this is a network, not a LoRA: {' and '.join(part.describe() for part in find_parts({'': source}))}"
+        return f"this is a network, not a LoRA: {' and '.join(part.describe() for part in detect_parts({'': source}))}"
     except CheckpointError:
         return f"no LoRA of Stable Cascade ({len(source.tensors)} tensors, the first {', '.join(unknown[:SHOWN])})"
 
 
 def _scaled_by_config(
-    changes: dict[str, dict[str, Change]], training: dict[str, Any], source: Source
+    changes: dict[str, dict[str, Change]], training: dict[str, Any], source: TensorSource
 ) -> tuple[dict[str, dict[str, Change]], dict[str, Any]]:
     """With the alpha of PEFT's adapter_config.json, where one lies beside: its tensors do not tell the scale.
 
@@ -148,7 +148,7 @@ def _scaled_by_config(
     return scaled, training | told
 
 
-def _metadata(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+def _metadata(source: TensorSource) -> tuple[dict[str, Any], dict[str, Any]]:
     """What our own metadata says, and the training settings in ours or in another trainer's."""
     text = source.metadata.get(METADATA)
     if text is None:

@@ -14,10 +14,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..checkpoints.kinds import empty_network, variant
+from ..checkpoints.network_kinds import empty_network, variant
 from ..errors import BrokenCheckpoint, IncompatibleCheckpoint
 from ..models import StageCConfig
-from .lora import RELEASED, TABLE, Change, Lora, LowRank, Rows, Token
+from .lora import RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
 
 VOCABULARY = 49408
 """Tokens of CLIP's vocabulary; new words come after them."""
@@ -118,7 +118,7 @@ def _settled(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig | None
         IncompatibleCheckpoint: it changes something else.
     """
     shapes: list[Shape] = [(up.shape[0], down.shape[1]) for down, up in pairs]
-    sizes = list(RELEASED.values())
+    sizes = list(RELEASED_STAGE_C.values())
     for candidate in sizes if config is None else [config]:
         if _fits(shapes, candidate):
             return candidate
@@ -157,7 +157,7 @@ def write(lora: Lora, config: StageCConfig | None) -> dict[str, Tensor]:
     """
     changes = dict(lora.changes.get("stage_c", {}))
     if config is None:
-        config = RELEASED.get(lora.base or "")
+        config = RELEASED_STAGE_C.get(lora.base or "")
         if config is None and changes:
             raise IncompatibleCheckpoint("for a Stage C of a size that was not released: give config=", lora.path)
     tensors = _ordered(changes, config, lora.path) if changes and config is not None else {}

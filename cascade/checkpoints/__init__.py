@@ -6,8 +6,8 @@
 
 from .clip import ClipTextConfig, ClipVisionConfig
 from .inspection import Inspection, inspect_file
-from .kinds import KINDS, config_of, kind_of
 from .loading import load_model
+from .network_kinds import KINDS, config_of, kind_of
 from .saving import convert, save_model
 
 __all__ = [

@@ -13,11 +13,11 @@ import torch
 from ..errors import BrokenCheckpoint, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import Config
 from .clip import ClipConfig
-from .configs import Inferred, infer
+from .config_from_shapes import Inferred, infer
 from .header import TensorInfo
-from .kinds import KINDS, variant
 from .layouts import COMFYUI_PREFIXES, Piece, matches, rules, split_prefixes, to_ours
-from .sources import Source
+from .network_kinds import KINDS, variant
+from .sources import TensorSource
 
 METADATA_KIND = "cascade.kind"
 METADATA_CONFIG = "cascade.config"
@@ -113,7 +113,7 @@ class Part:
         scales: name -> name of the factor that its float8 values are multiplied by.
     """
 
-    source: Source
+    source: TensorSource
     kind: str
     layout: str
     start: str
@@ -255,7 +255,7 @@ def _same_size(one: ClipConfig, other: ClipConfig) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
-def find_parts(sources: Mapping[str, Source]) -> list[Part]:
+def detect_parts(sources: Mapping[str, TensorSource]) -> list[Part]:
     """The networks of what was opened, at least one.
 
     Raises:
@@ -270,7 +270,7 @@ def find_parts(sources: Mapping[str, Source]) -> list[Part]:
     return parts
 
 
-def _parts(source: Source) -> list[Part]:
+def _parts(source: TensorSource) -> list[Part]:
     whole = _part(source, list(source.tensors), "")
     if whole is not None:
         return [whole]
@@ -282,7 +282,7 @@ def _parts(source: Source) -> list[Part]:
     return found
 
 
-def _part(source: Source, names: Sequence[str], start: str) -> Part | None:
+def _part(source: TensorSource, names: Sequence[str], start: str) -> Part | None:
     tensors = {name[len(start) :]: source.tensors[name] for name in names}
     signature = next((signature for signature in SIGNATURES if signature.fits(tensors)), None)
     if signature is None or (signature.layout == "comfyui" and not start):

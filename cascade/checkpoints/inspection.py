@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .detection import METADATA_KIND, Part, find_parts, folder
-from .kinds import variant
-from .sources import open_source
+from .detection import METADATA_KIND, Part, detect_parts, folder
+from .network_kinds import variant
+from .sources import open_tensors
 
 LAYOUT_TITLES = {
     "cascade": "single file of ours",
@@ -62,7 +62,7 @@ def inspect_file(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Inspe
         CheckpointError: as `load_model`, but for what only reading the tensors could tell.
     """
     path = "" if isinstance(source, Mapping) else os.fspath(source)
-    parts = find_parts(open_source(source))
+    parts = detect_parts(open_tensors(source))
     found = tuple(_inspected(path, part) for part in parts)
     return found[0] if len(found) == 1 else _merged(path, parts, found)
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..errors import BrokenCheckpoint, IncompatibleCheckpoint
 from ..models import Config
 from .clip import place_position_ids
-from .detection import Part, choose, find_parts
-from .kinds import KINDS, empty_network, variant
+from .detection import Part, choose, detect_parts
 from .layouts import Piece
-from .sources import Get, open_source
+from .network_kinds import KINDS, empty_network, variant
+from .sources import Get, open_tensors
 
 logger = logging.getLogger("cascade")
 
@@ -65,7 +65,7 @@ def load_model(
         IncompatibleCheckpoint: the wrong part, or names or shapes that do not fit.
         UnsafeCheckpoint: a pickle that wants to run code.
     """
-    found = choose(find_parts(open_source(source)), part)
+    found = choose(detect_parts(open_tensors(source)), part)
     if config is None:
         config = settled_config(found)
     elif isinstance(config, Mapping):
@@ -166,7 +166,7 @@ def read_tensors(
 
     Raises:
         BrokenCheckpoint: unreadable or, if asked to look, not finite.
-        IncompatibleCheckpoint: integers where numbers are due (a quantised format).
+        IncompatibleCheckpoint: integers where numbers are due (a quantized format).
     """
     unfinite: list[str] = []
     with part.source.reader() as get:
@@ -198,7 +198,7 @@ def converted(part: Part, name: str, tensor: Tensor, expected: Tensor, dtype: to
         return tensor.to(expected.dtype)
     if not tensor.is_floating_point():
         stored = str(tensor.dtype).removeprefix("torch.")
-        found = f"this is {KINDS[part.kind].title} in a quantised format that is not read here ({name} holds {stored})"
+        found = f"this is {KINDS[part.kind].title} in a quantized format that is not read here ({name} holds {stored})"
         raise IncompatibleCheckpoint(found, part.source.path)
     if dtype is None:
         return tensor

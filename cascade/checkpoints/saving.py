@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, IncompatibleCheckpoint
 from ..models import Config
 from .clip import ClipConfig
-from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, find_parts
+from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, detect_parts
 from .header import TensorInfo, header_bytes
-from .kinds import KINDS, config_of, kind_of
 from .layouts import DIFFUSERS_FOLDERS, from_ours, prefix, rules
 from .loading import FLOAT8, converted, expected_network, read_piece, settled_config
-from .sources import open_source
+from .network_kinds import KINDS, config_of, kind_of
+from .sources import open_tensors
 
 LAYOUTS = ("cascade", "comfyui", "diffusers")
 """What can be written: a released single file with our metadata, a ComfyUI checkpoint of one or several networks, a
@@ -110,7 +110,7 @@ def convert(
 
 
 def _chosen(path: str | os.PathLike[str], part: str | None, layout: str) -> list[Part]:
-    parts = find_parts(open_source(path))
+    parts = detect_parts(open_tensors(path))
     return parts if part is None and layout == "comfyui" else [choose(parts, part)]
 
 

@@ -1,6 +1,6 @@
 """Where tensors come from: a file, a folder of shards, a folder of diffusers, a pickle, a state dict.
 
-A `Source` tells names, shapes and types at once and reads a tensor when it is asked for it.
+A `TensorSource` tells names, shapes and types at once and reads a tensor when it is asked for it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_INDEX = 50_000_000
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """Named tensors that can be read.
 
     Attributes:
@@ -93,7 +93,7 @@ class Source:
             yield get
 
 
-def open_source(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, Source]:
+def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, TensorSource]:
     """The tensors of a path or a state dict: one source under "", or one for each network of a pipeline folder.
 
     Raises:
@@ -112,7 +112,7 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[s
     return {"": _from_folder(path)}
 
 
-def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> Source:
+def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> TensorSource:
     nested = state.get("state_dict")
     state = nested if isinstance(nested, Mapping) else state
     for name, value in state.items():
@@ -120,14 +120,14 @@ def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> Source:
             found = f"{str(name)[:80]!r} is a {type(value).__name__}"
             raise BrokenCheckpoint(f"not a table of tensors: {found}", path)
     infos = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in state.items()}
-    return Source(path, infos, held={name: value.detach() for name, value in state.items()})
+    return TensorSource(path, infos, held={name: value.detach() for name, value in state.items()})
 
 
-def _from_file(path: Path) -> Source:
+def _from_file(path: Path) -> TensorSource:
     kind = what_it_is(path)
     if kind == "safetensors":
         header = read_header(path)
-        return Source(path, header.tensors, files=dict.fromkeys(header.tensors, path), metadata=header.metadata)
+        return TensorSource(path, header.tensors, files=dict.fromkeys(header.tensors, path), metadata=header.metadata)
     if kind in ("zip", "pickle"):
         return _from_state_dict(_unpickled(path, mmap=kind == "zip"), path)
     raise BrokenCheckpoint(f"this is {kind}", path)
@@ -177,7 +177,7 @@ def _first_global(path: Path) -> str | None:
     return None
 
 
-def _from_folder(path: Path) -> Source:
+def _from_folder(path: Path) -> TensorSource:
     """The weights of a folder: one file, else the shards of its index, else a pickle; plain ones before variants."""
     config = _read_json(path / "config.json") if (path / "config.json").exists() else None
     for pattern, read in (
@@ -193,11 +193,11 @@ def _from_folder(path: Path) -> Source:
             raise UnknownCheckpoint(f"several files ({', '.join(names[:5])}): name the one that is meant", path)
         if names:
             found = read(path / names[0])
-            return Source(path, found.tensors, found.files, found.held, found.metadata, config)
+            return TensorSource(path, found.tensors, found.files, found.held, found.metadata, config)
     raise UnknownCheckpoint("a folder without weights (.safetensors, an index of shards, or .bin)", path)
 
 
-def _from_index(path: Path) -> Source:
+def _from_index(path: Path) -> TensorSource:
     """The shards that an index.json names, all in its own folder."""
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -219,7 +219,7 @@ def _from_index(path: Path) -> Source:
             tensors[tensor], files[tensor] = info, shard
     if missing := [tensor for tensor in weight_map if tensor not in tensors]:
         raise BrokenCheckpoint(f"{len(missing)} tensors are in no shard, among them {', '.join(missing[:3])}", path)
-    return Source(path, tensors, files, held)
+    return TensorSource(path, tensors, files, held)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

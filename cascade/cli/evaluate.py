@@ -10,21 +10,21 @@ from typing import Any
 from ..errors import CascadeError
 
 SHOWN = 30
-"""Pictures on a contact sheet."""
+"""Images on a contact sheet."""
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure the tiny cascade",
-        description="Draw prompts with fixed seeds, a third of them with combinations of colour, shape and background "
-        "that are kept from training, look at the pictures with plain image analysis, and print a table.",
+        description="Draw prompts with fixed seeds, a third of them with combinations of color, shape and background "
+        "that are kept from training, look at the images with plain image analysis, and print a table.",
     )
     parser.add_argument(
         "model", help="`tiny` for the shipped weights, or a folder with the seven files of another training"
     )
     parser.add_argument("--prompts", type=_positive, default=300, help="how many prompts (default: 300)")
-    parser.add_argument("--seed", type=int, default=0, help="draws other prompts and pictures (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="draws other prompts and images (default: 0)")
     parser.add_argument(
         "--lora", action="store_true", help="measure what the included LoRA changes, and what it does not"
     )
@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="TABLE.md", help="write the table to this file too")
-    parser.add_argument("--sheet", type=Path, metavar="SHEET.png", help=f"save the first {SHOWN} pictures with prompts")
+    parser.add_argument("--sheet", type=Path, metavar="SHEET.png", help=f"save the first {SHOWN} images with prompts")
 
 
 def run(args: argparse.Namespace) -> int:

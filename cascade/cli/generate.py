@@ -1,4 +1,4 @@
-"""`python -m cascade generate`: a prompt, and pictures to start from or to vary, to pictures."""
+"""`python -m cascade generate`: a prompt, and images to start from or to vary, to images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError
-from ._drawing import (
+from ._common import (
     NEEDED,
     Bars,
     add_networks,
@@ -17,7 +17,7 @@ from ._drawing import (
     count,
     output_paths,
     parts_of,
-    read_picture,
+    read_image,
     recipe_of,
     save,
     settings_of,
@@ -28,8 +28,8 @@ from ._drawing import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-DESCRIPTION = """Make pictures from a prompt: with the tiny cascade that ships with this package, or, with --models,
-with the released networks. --image starts from a picture, --like varies one or several."""
+DESCRIPTION = """Make images from a prompt: with the tiny cascade that ships with this package, or, with --models,
+with the released networks. --image starts from an image, --like varies one or several."""
 EXAMPLES = """examples:
   python -m cascade generate "a large red circle on a blue background, left" -o circle.png
   python -m cascade generate "a small yellow star" --negative red --number 4 --seed 7
@@ -43,36 +43,36 @@ def add_parser(subparsers: Any) -> None:
     """Describe the command to argparse."""
     parser = subparsers.add_parser(
         "generate",
-        help="make pictures from a prompt, and from pictures",
+        help="make images from a prompt, and from images",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="what the picture shows")
+    parser.add_argument("prompt", help="what the image shows")
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what to keep away")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
-    parser.add_argument("--number", type=count, default=1, metavar="N", help="how many pictures; default 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture, one more for each next; default 0")
+    parser.add_argument("--number", type=count, default=1, metavar="N", help="how many images; default 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image, one more for each next; default 0")
     add_stages(parser)
-    group = parser.add_argument_group("pictures to start from")
-    group.add_argument("--image", type=Path, metavar="FILE", help="start from this picture")
+    group = parser.add_argument_group("images to start from")
+    group.add_argument("--image", type=Path, metavar="FILE", help="start from this image")
     group.add_argument("--strength", type=share, default=0.7, help="how far to go from it, 0 to 1; default %(default)s")
     group.add_argument(
         "--strength-b",
         type=share,
         default=1.0,
         metavar="STRENGTH",
-        help="the same for Stage B: less keeps the picture's fine detail; default %(default)s",
+        help="the same for Stage B: less keeps the image's fine detail; default %(default)s",
     )
     group.add_argument(
-        "--as-released", action="store_true", help="noise the picture as the released code does: weaker and smoother"
+        "--as-released", action="store_true", help="noise the image as the released code does: weaker and smoother"
     )
     group.add_argument("--mask", type=Path, metavar="FILE", help="white is drawn anew, black stays pixel for pixel")
-    group.add_argument("--like", type=Path, action="append", metavar="FILE", help="vary this picture; may be repeated")
+    group.add_argument("--like", type=Path, action="append", metavar="FILE", help="vary this image; may be repeated")
     group.add_argument(
         "--weight", type=float, action="append", metavar="W", help="of each --like; below 0 leads away; default 1"
     )
-    group = parser.add_argument_group("large pictures")
+    group = parser.add_argument_group("large images")
     group.add_argument(
         "--enlarge", type=float, default=1.0, metavar="TIMES", help="draw once more, so many times larger"
     )
@@ -81,12 +81,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the pictures and write them; 0."""
+    """Make the images and write them; 0."""
     paths = output_paths(args.output, args.number)
     _check(args)
-    image = None if args.image is None else read_picture(args.image)
+    image = None if args.image is None else read_image(args.image)
     settings = replace(settings_of(args, image), enlarge=args.enlarge)
-    like = [read_picture(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
+    like = [read_image(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
     if not args.models:
         tell_of_tiny("" if args.lora else args.prompt)
     from ..images import to_pillow
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             on_progress=bars,
         )
     for path, seed, drawn in zip(paths, seeds, result.images, strict=True):
-        about = {"prompt": args.prompt, "negative": args.negative, "seed": seed, **_about_pictures(args)}
+        about = {"prompt": args.prompt, "negative": args.negative, "seed": seed, **_about_images(args)}
         save(to_pillow(drawn), path, recipe_of(args, settings, **about))
         print(path)
     return 0
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.mask is not None and args.image is None:
-        raise CascadeError("--mask needs --image: the picture that it lies over.")
+        raise CascadeError("--mask needs --image: the image that it lies over.")
     if args.weight and len(args.weight) != len(args.like or ()):
         raise CascadeError(
             f"Each --like has one --weight: {len(args.like or ())} of one, {len(args.weight)} of the other."
@@ -127,18 +127,18 @@ def _check(args: argparse.Namespace) -> None:
 def _source(args: argparse.Namespace, image: Tensor | None) -> Any:
     if image is None:
         return None
-    from ..pipelines import Source
+    from ..pipelines import ImageToImage
 
-    return Source(
+    return ImageToImage(
         images=image.expand(args.number, -1, -1, -1),
         strength=args.strength,
         strength_b=args.strength_b,
-        mask=None if args.mask is None else read_picture(args.mask)[:, :1],
+        mask=None if args.mask is None else read_image(args.mask)[:, :1],
         as_released=args.as_released,
     )
 
 
-def _about_pictures(args: argparse.Namespace) -> dict[str, Any]:
+def _about_images(args: argparse.Namespace) -> dict[str, Any]:
     """What the recipe says of them; nothing without any."""
     about: dict[str, Any] = {}
     if args.image is not None:

@@ -1,4 +1,4 @@
-"""`python -m cascade reconstruct`: a picture through the small latent and back."""
+"""`python -m cascade reconstruct`: an image through the small latent and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._drawing import Bars, add_networks, add_tile, output_paths, parts_of, read_picture, save, tiles_of
+from ._common import Bars, add_networks, add_tile, output_paths, parts_of, read_image, save, tiles_of
 
 COMPRESSION = 42.67
 
@@ -15,11 +15,11 @@ def add_parser(subparsers: Any) -> None:
     """Describe the command to argparse."""
     parser = subparsers.add_parser(
         "reconstruct",
-        help="a picture through the small latent and back",
-        description="Encode a picture to the small latent that Stage C would make, draw it again with Stage B and "
-        "Stage A, and measure how near it is. The picture keeps its size.",
+        help="an image through the small latent and back",
+        description="Encode an image to the small latent that Stage C would make, draw it again with Stage B and "
+        "Stage A, and measure how near it is. The image keeps its size.",
     )
-    parser.add_argument("picture", type=Path, metavar="PICTURE", help="a picture file")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that Stage B starts from; default 0")
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         default=COMPRESSION,
         help="pixels to a side of one latent; trained 32 to 64, default %(default)s",
     )
-    parser.add_argument("--beside", action="store_true", help="write the picture and its reconstruction side by side")
+    parser.add_argument("--beside", action="store_true", help="write the image and its reconstruction side by side")
     add_tile(parser)
     add_networks(parser)
 
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the reconstruction and say how near it is; 0."""
     [path] = output_paths(args.output, 1)
-    picture = read_picture(args.picture)
+    image = read_image(args.image)
     from ..images import psnr, side_by_side, ssim, to_pillow
     from ..pipelines import reconstruct
 
@@ -44,17 +44,17 @@ def run(args: argparse.Namespace) -> int:
     with Bars() as bars:
         result = reconstruct(
             parts,
-            picture,
+            image,
             seeds=[args.seed],
             compression=args.compression,
             tiles=tiles_of(args),
             on_step=lambda i, n, x0: bars("stage_b", i, n, x0),
         )
     again = result.images
-    about = {"reconstructed": args.picture.name, "seed": args.seed, "compression": args.compression}
-    save(to_pillow((side_by_side(picture, again) if args.beside else again)[0]), path, about)
+    about = {"reconstructed": args.image.name, "seed": args.seed, "compression": args.compression}
+    save(to_pillow((side_by_side(image, again) if args.beside else again)[0]), path, about)
     latent = " x ".join(map(str, result.stage_c.shape[1:]))
-    print(f"{path}: latent {latent}, PSNR {psnr(picture, again):.2f} dB, SSIM {ssim(picture[0], again[0]):.3f}")
+    print(f"{path}: latent {latent}, PSNR {psnr(image, again):.2f} dB, SSIM {ssim(image[0], again[0]):.3f}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Pictures to image embeddings, through CLIP's vision tower."""
+"""Images to image embeddings, through CLIP's vision tower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# CLIP's own normalisation (Radford et al. 2021), per channel of RGB.
+# CLIP's own normalization (Radford et al. 2021), per channel of RGB.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -21,7 +21,7 @@ class ImageEncoder:
         self.model = model
 
     def encode(self, images: Tensor) -> Tensor:
-        """Image embeddings [B, 1, c] of pictures [B, 3, H, W] in [0, 1]; gradients flow."""
+        """Image embeddings [B, 1, c] of images [B, 3, H, W] in [0, 1]; gradients flow."""
         parameter = next(self.model.parameters())
         config: Any = self.model.config
         pixels = preprocess(images.to(parameter.device, torch.float32), config.image_size)
@@ -30,12 +30,12 @@ class ImageEncoder:
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:
-    """CLIP's: short side to `size` (bicubic), the square in the middle, normalised. [B, 3, size, size]."""
+    """CLIP's: short side to `size` (bicubic), the square in the middle, normalized. [B, 3, size, size]."""
     height, width = images.shape[-2:]
     scale = size / min(height, width)
     resized = (max(size, int(height * scale)), max(size, int(width * scale)))
     images = F.interpolate(images, resized, mode="bicubic", antialias=True).clamp(0, 1)
-    # Rounded half to even, as torchvision's centre crop does.
+    # Rounded half to even, as torchvision's center crop does.
     top, left = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     images = images[..., top : top + size, left : left + size]
     mean, std = images.new_tensor(MEAN), images.new_tensor(STD)

@@ -38,7 +38,7 @@ class StageCInputs:
 
 @dataclass(frozen=True)
 class StageBInputs:
-    """Stage B's conditions: effnet [B, 16, h, w] (from Stage C or an encoded picture), clip [B, 1, c] pooled text."""
+    """Stage B's conditions: effnet [B, 16, h, w] (from Stage C or an encoded image), clip [B, 1, c] pooled text."""
 
     effnet: Tensor
     clip: Tensor

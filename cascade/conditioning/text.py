@@ -63,7 +63,7 @@ class TextEncoder:
         """Token ids and attention mask, both [B, chunks, 77], padded with the end token, which the mask then hides.
 
         Prompts of fewer chunks than the longest get the chunk of the empty prompt. That changes what Stage C makes of
-        them (its text shares one softmax with the picture), so encode prompts of one length together where it matters.
+        them (its text shares one softmax with the image), so encode prompts of one length together where it matters.
         """
         split = [self.chunks(prompt) for prompt in prompts]
         longest = max(len(chunks) for chunks in split)

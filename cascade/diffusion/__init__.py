@@ -20,7 +20,7 @@ from .loss_weights import LOSS_WEIGHTS, LossWeight
 from .mixing import blend, lerp, sequence, slerp, weighted
 from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
-from .process import RELEASED, Diffusion, TrainingBatch
+from .process import RELEASED_DIFFUSION, Diffusion, TrainingBatch
 from .samplers import SAMPLERS
 from .sampling import Kept, sample
 from .scalings import SCALINGS, Scaling
@@ -30,7 +30,7 @@ from .targets import TARGETS, Target
 __all__ = [
     "LOSS_WEIGHTS",
     "NOISE_CONDITIONS",
-    "RELEASED",
+    "RELEASED_DIFFUSION",
     "SAMPLERS",
     "SCALINGS",
     "SCHEDULES",

@@ -20,7 +20,7 @@ class Guidance:
     rho: share of the rescaling that brings the result back to the deviation of the conditional prediction; 0 is none.
     t_start, t_stop: guidance acts for t_stop <= t <= t_start.
     per_image: deviations of each image by itself. False takes them over the whole batch as the released code does,
-        which makes an image depend on its neighbours.
+        which makes an image depend on its neighbors.
     """
 
     scale: float | tuple[float, float] = 4.0

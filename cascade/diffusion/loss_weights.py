@@ -27,7 +27,7 @@ class LossWeight:
         """Take in the losses [B] at log_snr [B]; only adaptive weights do anything with them."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learnt; empty for fixed weights."""
+        """What was learned; empty for fixed weights."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

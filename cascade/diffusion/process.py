@@ -64,7 +64,7 @@ class Diffusion:
         self.loss_weight.learn(log_snr, loss)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the adaptive parts have learnt, for a checkpoint of the training; empty where none is adaptive."""
+        """What the adaptive parts have learned, for a checkpoint of the training; empty where none is adaptive."""
         parts = (("schedule", self.schedule), ("loss_weight", self.loss_weight))
         return {f"{part}.{name}": value for part, owner in parts for name, value in owner.state_dict().items()}
 
@@ -76,4 +76,4 @@ class Diffusion:
             owner.load_state_dict({name: state[f"{part}.{name}"] for name in owner.state_dict()})
 
 
-RELEASED = Diffusion()
+RELEASED_DIFFUSION = Diffusion()

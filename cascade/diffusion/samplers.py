@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .registry import Registry
 
-Level = tuple[float, float]
-Step = Callable[[Tensor, Tensor, Level, Level, Callable[[], Tensor]], Tensor]
+NoiseLevel = tuple[float, float]
+Step = Callable[[Tensor, Tensor, NoiseLevel, NoiseLevel, Callable[[], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class DDIM:
 
     eta: float = 0.0
 
-    def __call__(self, x0: Tensor, epsilon: Tensor, here: Level, there: Level, noise: Callable[[], Tensor]) -> Tensor:
+    def __call__(
+        self, x0: Tensor, epsilon: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Callable[[], Tensor]
+    ) -> Tensor:
         (a, b), (a_next, b_next) = here, there
         sigma = self.eta * b_next / b * math.sqrt(max(1 - (a / a_next) ** 2, 0))
         x = a_next * x0 + math.sqrt(max(b_next**2 - sigma**2, 0)) * epsilon
         return x + sigma * noise() if sigma > 0 else x
 
 
-def lcm(x0: Tensor, epsilon: Tensor, here: Level, there: Level, noise: Callable[[], Tensor]) -> Tensor:
+def lcm(x0: Tensor, epsilon: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Callable[[], Tensor]) -> Tensor:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1; Luo et al. 2023): fresh noise on x0."""
     return there[0] * x0 + there[1] * noise()
 

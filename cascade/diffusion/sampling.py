@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .guidance import Guidance
 from .noise import Noise, SeededNoise
-from .process import RELEASED, Diffusion
+from .process import RELEASED_DIFFUSION, Diffusion
 from .samplers import SAMPLERS, Step
 from .schedules import SCHEDULES, Schedule
 
-Conditions = Mapping[str, Any]
+NetworkArguments = Mapping[str, Any]
 """Keyword arguments of the network: name -> tree (tensor, batch first; None; tuple, list or NamedTuple of trees)."""
 
 DEFAULT_GUIDANCE = Guidance()
@@ -60,8 +60,8 @@ def sample(
     model: Network,
     x: Tensor,
     *,
-    cond: Conditions,
-    uncond: Conditions | None = None,
+    cond: NetworkArguments,
+    uncond: NetworkArguments | None = None,
     steps: int,
     sampler: str | Step = "ddpm",
     schedule: str | Schedule | None = None,
@@ -72,13 +72,13 @@ def sample(
     noise: Noise | None = None,
     kept: Kept | None = None,
     on_step: OnStep | None = None,
-    diffusion: Diffusion = RELEASED,
+    diffusion: Diffusion = RELEASED_DIFFUSION,
 ) -> Tensor:
     """Take x [B, ...], noised to t_start, down to t_end in `steps` equal steps of t; the x0 predicted by the last step.
 
     model: called with x in the dtype given and r [B] in float32; the arithmetic in between is float32 at least.
-    cond, uncond: see `Conditions`. One call of 2 B where both have the same shapes, else two calls. Without `uncond`,
-        or where the guidance scale is 1, only the conditional call is made.
+    cond, uncond: see `NetworkArguments`. One call of 2 B where both have the same shapes, else two calls. Without
+        `uncond`, or where the guidance scale is 1, only the conditional call is made.
     sampler, schedule: a name of `SAMPLERS`, `SCHEDULES`, or what their factories make; default schedule: diffusion's.
     noise: (like, step) -> standard normal noise. The default draws each image's noise from a seed made of its x; give
         `SeededNoise(seeds)` for seeds of your own.
@@ -129,12 +129,12 @@ class GuidedModel:
     """A network with its conditions and guidance: (x [B, ...], r scalar, t) -> prediction [B, ...]."""
 
     def __init__(
-        self, model: Network, cond: Conditions, uncond: Conditions | None, guidance: Guidance, batch: int
+        self, model: Network, cond: NetworkArguments, uncond: NetworkArguments | None, guidance: Guidance, batch: int
     ) -> None:
         self.model = model
         self.cond, self.uncond = cond, uncond
         self.guidance = guidance
-        self.both = None if uncond is None else join_conditions(cond, uncond, batch)
+        self.both = None if uncond is None else join_arguments(cond, uncond, batch)
 
     def __call__(self, x: Tensor, r: Tensor, t: float) -> Tensor:
         rs = r.expand(len(x))
@@ -152,7 +152,7 @@ class Unjoinable(Exception):
     """Two trees of conditions have no common batch."""
 
 
-def join_conditions(cond: Conditions, uncond: Conditions, batch: int) -> Conditions | None:
+def join_arguments(cond: NetworkArguments, uncond: NetworkArguments, batch: int) -> NetworkArguments | None:
     """Both as one batch, cond first; None where structure, shapes or dtypes differ or a tensor is not of this batch."""
     if cond.keys() != uncond.keys():
         return None

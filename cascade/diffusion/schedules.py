@@ -17,7 +17,7 @@ from .registry import Registry
 
 
 def as_float(value: Tensor | float) -> Tensor:
-    """Float32 at least: half precision cannot tell neighbouring times apart."""
+    """Float32 at least: half precision cannot tell neighboring times apart."""
     value = torch.as_tensor(value)
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
@@ -57,7 +57,7 @@ class Schedule:
         """Take in the losses [B] at log_snr [B]; only adaptive schedules do anything with them."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learnt; empty for fixed schedules."""
+        """What was learned; empty for fixed schedules."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -223,7 +223,7 @@ class InterpolatedSchedule(Schedule):
 def running_mean(means: Tensor, bucket: Tensor, value: Tensor, decay: float) -> None:
     """means[bucket] <- decay * old + (1 - decay) * mean of the values [B] there, in place; other buckets stay.
 
-    Values that are not finite are left out: one overflowing step must not spoil what was learnt.
+    Values that are not finite are left out: one overflowing step must not spoil what was learned.
     """
     bucket, value = bucket.detach().cpu().reshape(-1), value.detach().to("cpu", means.dtype).reshape(-1)
     good = torch.isfinite(value)

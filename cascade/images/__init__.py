@@ -1,4 +1,4 @@
-"""Pixels in, pixels out: pictures are float tensors [B, 3, H, W] in [0, 1]."""
+"""Pixels in, pixels out: images are float tensors [B, 3, H, W] in [0, 1]."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .pillow import from_pillow, to_pillow
 from .resize import (
     effnet_input,
     fit,
-    normalise,
+    normalize,
     resize_for_latent,
     resize_short_side,
     short_side_size,
@@ -50,7 +50,7 @@ __all__ = [
     "identity_hint",
     "inpaint_hint",
     "mask_of_latent",
-    "normalise",
+    "normalize",
     "outpaint",
     "psnr",
     "resize_for_latent",

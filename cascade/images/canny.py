@@ -15,11 +15,11 @@ LEARNED_SIZE = 224
 
 
 def canny(images: Tensor, *, size: int | None = LEARNED_SIZE, low: float = 100.0, high: float = 200.0) -> Tensor:
-    """Edges [B, 1, H, W] in [0, 1] of pictures [B, 3, H, W] in [0, 1] (Canny 1986).
+    """Edges [B, 1, H, W] in [0, 1] of images [B, 3, H, W] in [0, 1] (Canny 1986).
 
     Args:
-        size: the pictures are shrunk (or grown) to a square of this side first, and the edges are brought back to the
-            pictures' size, both bilinear: the edges that the released net was trained on, several pixels wide at 1024.
+        size: the images are shrunk (or grown) to a square of this side first, and the edges are brought back to the
+            images' size, both bilinear: the edges that the released net was trained on, several pixels wide at 1024.
             None: at full size, one pixel wide.
         low, high: gradients |dx| + |dy| on a scale of 0 to 255 per pixel of a Sobel filter. From `high` on an edge
             begins, down to `low` it goes on.
@@ -27,16 +27,16 @@ def canny(images: Tensor, *, size: int | None = LEARNED_SIZE, low: float = 100.0
     whole = images.shape[-2:]
     if size is not None:
         images = F.interpolate(images.float(), (size, size), mode="bilinear")
-    # Cut off, not rounded, as the released training's pictures were.
+    # Cut off, not rounded, as the released training's images were.
     pixels = (images.detach().float().clamp(0, 1) * 255).to(torch.uint8).movedim(1, -1).cpu().numpy()
-    found = torch.from_numpy(np.stack([_edges(picture, low, high) for picture in pixels])).float()
+    found = torch.from_numpy(np.stack([_edges(image, low, high) for image in pixels])).float()
     edges = found[:, None].to(images.device)
     return edges if size is None else F.interpolate(edges, whole, mode="bilinear")
 
 
-def _edges(picture: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Edges [h, w] of a picture uint8 [h, w, 3]."""
-    dx, dy = _slope(picture.astype(np.int32), 1), _slope(picture.astype(np.int32), 0)
+def _edges(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Edges [h, w] of an image uint8 [h, w, 3]."""
+    dx, dy = _slope(image.astype(np.int32), 1), _slope(image.astype(np.int32), 0)
     norm = np.abs(dx) + np.abs(dy)
     # Of the channels the one with the steepest slope, at each pixel.
     steepest = norm.argmax(axis=-1)[..., None]
@@ -48,7 +48,7 @@ def _edges(picture: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _slope(pixels: np.ndarray, axis: int) -> np.ndarray:
-    """Sobel's filter along an axis of [h, w, channels]; beyond the border the picture goes on as it ends."""
+    """Sobel's filter along an axis of [h, w, channels]; beyond the border the image goes on as it ends."""
     smooth = ndimage.correlate1d(pixels, [1, 2, 1], axis=1 - axis, mode="nearest")
     return ndimage.correlate1d(smooth, [-1, 0, 1], axis=axis, mode="nearest")
 
@@ -58,17 +58,17 @@ FLAT, STEEP = round((np.sqrt(2) - 1) * (1 << 15)), round((np.sqrt(2) - 1) * (1 <
 
 
 def _ridge(dx: np.ndarray, dy: np.ndarray, norm: np.ndarray) -> np.ndarray:
-    """Where the gradient is largest across the edge. Of equal neighbours one counts: the left or upper one does not."""
+    """Where the gradient is largest across the edge. Of equal neighbors one counts: the left or upper one does not."""
     framed = np.pad(norm, 1)
 
-    def neighbour(down: int, right: int) -> np.ndarray:
+    def neighbor(down: int, right: int) -> np.ndarray:
         height, width = norm.shape
         return framed[1 + down : 1 + down + height, 1 + right : 1 + right + width]
 
     x, y = np.abs(dx).astype(np.int64), np.abs(dy).astype(np.int64) << 15
-    across = (norm > neighbour(0, -1)) & (norm >= neighbour(0, 1))
-    along = (norm > neighbour(-1, 0)) & (norm >= neighbour(1, 0))
-    falling = (norm > neighbour(-1, -1)) & (norm > neighbour(1, 1))
-    rising = (norm > neighbour(-1, 1)) & (norm > neighbour(1, -1))
+    across = (norm > neighbor(0, -1)) & (norm >= neighbor(0, 1))
+    along = (norm > neighbor(-1, 0)) & (norm >= neighbor(1, 0))
+    falling = (norm > neighbor(-1, -1)) & (norm > neighbor(1, 1))
+    rising = (norm > neighbor(-1, 1)) & (norm > neighbor(1, -1))
     diagonal = np.where((dx < 0) != (dy < 0), rising, falling)
     return np.where(y < x * FLAT, across, np.where(y > x * STEEP, along, diagonal))

@@ -1,4 +1,4 @@
-"""The part of a picture around a mask, to be worked on at full resolution, and back into the picture."""
+"""The part of an image around a mask, to be worked on at full resolution, and back into the image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of pictures, resized.
+    """A part of images, resized.
 
     Attributes:
         images: [B, 3, h, w].
         mask: [B or 1, 1, h, w], 1 where to fill.
-        box: left, top, right, bottom in the whole pictures.
-        whole: the pictures that it was taken from [B, 3, H, W].
+        box: left, top, right, bottom in the whole images.
+        whole: the images that it was taken from [B, 3, H, W].
         whole_mask: their mask [B or 1, 1, H, W], softened by `feather` pixels outwards.
     """
 
@@ -28,7 +28,7 @@ class Crop:
     whole_mask: Tensor
 
     def stitch(self, images: Tensor) -> Tensor:
-        """The whole pictures [B, 3, H, W], with `images` [B, 3, h', w'] where the mask is; elsewhere they are as they
+        """The whole images [B, 3, H, W], with `images` [B, 3, h', w'] where the mask is; elsewhere they are as they
         were, bit for bit."""
         left, top, right, bottom = self.box
         size = (bottom - top, right - left)
@@ -44,16 +44,16 @@ class Crop:
 def crop_to_mask(
     images: Tensor, mask: Tensor, *, width: int, height: int, context: float = 0.5, feather: int = 0
 ) -> Crop:
-    """The part of pictures [B, 3, H, W] around what a mask [B or 1, 1, H, W] marks, at width x height.
+    """The part of images [B, 3, H, W] around what a mask [B or 1, 1, H, W] marks, at width x height.
 
-    The part has the proportions of width x height (as far as the pictures reach), and reaches beyond the mask by
+    The part has the proportions of width x height (as far as the images reach), and reaches beyond the mask by
     `context` of its longer side on each side. `feather` softens the mask outwards for the way back.
 
     Raises:
-        ValueError: an empty mask, or one of another size than the pictures.
+        ValueError: an empty mask, or one of another size than the images.
     """
     if mask.shape[-2:] != images.shape[-2:]:
-        raise ValueError(f"the mask is {_size(mask)}, the picture {_size(images)}: they must be of one size")
+        raise ValueError(f"the mask is {_size(mask)}, the image {_size(images)}: they must be of one size")
     marked = mask.amax(dim=(0, 1)) > 0
     if not bool(marked.any()):
         raise ValueError("the mask is empty: there is nothing to fill")

@@ -1,4 +1,4 @@
-"""What the released ControlNets read: pictures, masks, latents and faces as hints."""
+"""What the released ControlNets read: images, masks, latents and faces as hints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_FACES = 4
 
 
 def inpaint_hint(images: Tensor, mask: Tensor) -> Tensor:
-    """[B, 4, H, W] of pictures [B, 3, H, W] and masks [B or 1, 1, H, W], 1 where to fill: white there, the mask fourth.
+    """[B, 4, H, W] of images [B, 3, H, W] and masks [B or 1, 1, H, W], 1 where to fill: white there, the mask fourth.
 
     The nets know masks of 0 and 1 alone; what lies between goes to the nearer.
     """
@@ -24,16 +24,16 @@ def inpaint_hint(images: Tensor, mask: Tensor) -> Tensor:
 
 
 class Padded(NamedTuple):
-    """Pictures [B, 3, H, W] with a margin, and the mask [1, 1, H, W] of what is to be drawn."""
+    """Images [B, 3, H, W] with a margin, and the mask [1, 1, H, W] of what is to be drawn."""
 
     images: Tensor
     mask: Tensor
 
 
 def outpaint(images: Tensor, left: int, top: int, right: int, bottom: int, *, feather: int = 0) -> Padded:
-    """Pictures [B, 3, h, w] with margins of so many pixels, in which the picture's border goes on.
+    """Images [B, 3, h, w] with margins of so many pixels, in which the image's border goes on.
 
-    The mask is 1 in the margins and falls to 0 over `feather` pixels inside the picture, along padded sides only.
+    The mask is 1 in the margins and falls to 0 over `feather` pixels inside the image, along padded sides only.
     """
     height, width = images.shape[-2:]
     if min(left, top, right, bottom) < 0:
@@ -55,7 +55,7 @@ def _margin(length: int, before: int, after: int, feather: int, like: Tensor) ->
 
 
 def shrink(images: Tensor, factor: int = 2) -> Tensor:
-    """Pictures [B, c, H, W] a `factor`-th of their sides, by the nearest pixel as the released training shrank them."""
+    """Images [B, c, H, W] a `factor`-th of their sides, by the nearest pixel as the released training shrank them."""
     return F.interpolate(images, scale_factor=1 / factor, mode="nearest")
 
 
@@ -65,23 +65,23 @@ def enlarge(images: Tensor, factor: int = 2) -> Tensor:
 
 
 def super_resolution_hint(small: Tensor, encode: Callable[[Tensor], Tensor], factor: int = 2) -> Tensor:
-    """[B, 16, h, w]: the encoder's latents of pictures at a `factor`-th of the size that is wanted, repeated.
+    """[B, 16, h, w]: the encoder's latents of images at a `factor`-th of the size that is wanted, repeated.
 
     Args:
-        small: pictures [B, 3, H, W] in [0, 1].
-        encode: pictures to latents, a 32nd of their sides.
+        small: images [B, 3, H, W] in [0, 1].
+        encode: images to latents, a 32nd of their sides.
     """
     return enlarge(encode(small), factor)
 
 
-def fit_hint(hint: Tensor, height: int, width: int, *, picture: bool) -> Tensor:
+def fit_hint(hint: Tensor, height: int, width: int, *, image: bool) -> Tensor:
     """A hint [B, c, H, W] as a ControlNet reads it for latents of height x width.
 
-    Its middle, in the latents' proportions; for a picture (`ControlNetConfig.reads_pictures`) 32 pixels to a side of
+    Its middle, in the latents' proportions; for an image (`ControlNetConfig.reads_images`) 32 pixels to a side of
     one latent, bilinear, else the latents' own grid up to a multiple of 8, by the nearest number, as ComfyUI does it.
     """
     # The released sizes are rounded up, so proportions differ a little even where both are meant to be the same.
-    if picture:
+    if image:
         return F.interpolate(_middle(hint, height, width), (height * GRID, width * GRID), mode="bilinear")
     height, width = -(-height // 8) * 8, -(-width // 8) * 8
     return F.interpolate(_middle(hint, height, width), (height, width), mode="nearest-exact")
@@ -96,7 +96,7 @@ def _middle(hint: Tensor, height: int, width: int) -> Tensor:
 
 
 class Faces(NamedTuple):
-    """The faces of one picture: boxes [n, 4] (left, top, right, bottom, in pixels) and embeddings [n, 512]."""
+    """The faces of one image: boxes [n, 4] (left, top, right, bottom, in pixels) and embeddings [n, 512]."""
 
     boxes: Tensor
     embeddings: Tensor
@@ -105,14 +105,14 @@ class Faces(NamedTuple):
 def identity_hint(faces: Sequence[Faces], height: int, width: int, *, limit: int = MAX_FACES) -> Tensor:
     """[B, 512, ceil(height / 32), ceil(width / 32)]: each face's embedding in its box, zeros elsewhere.
 
-    Of more than `limit` faces in a picture the largest are taken; where boxes overlap the larger face stands in front.
-    A face smaller than a field of the grid, or outside the picture, gets the field that is nearest to it.
+    Of more than `limit` faces in an image the largest are taken; where boxes overlap the larger face stands in front.
+    A face smaller than a field of the grid, or outside the image, gets the field that is nearest to it.
 
     Raises:
-        ValueError: boxes and embeddings of unequal number or width, or no face in any picture.
+        ValueError: boxes and embeddings of unequal number or width, or no face in any image.
     """
     if not any(len(each.boxes) for each in faces):
-        raise ValueError("no face: there is neither a box nor an embedding in any picture")
+        raise ValueError("no face: there is neither a box nor an embedding in any image")
     channels = max(each.embeddings.shape[-1] for each in faces if len(each.boxes))
     rows, columns = -(-height // GRID), -(-width // GRID)
     hint = torch.zeros(len(faces), channels, rows, columns)

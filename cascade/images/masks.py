@@ -1,21 +1,21 @@
-"""Masks: [B, 1, H, W] in [0, 1], 1 where a picture is drawn anew, soft in between."""
+"""Masks: [B, 1, H, W] in [0, 1], 1 where an image is drawn anew, soft in between."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidPicture
+from ..errors import InvalidImage
 
 
 def as_mask(mask: Tensor) -> Tensor:
     """[B, 1, H, W] float32 in [0, 1] of [H, W], [B, H, W] or [B, 1, H, W].
 
-    Raises InvalidPicture for a mask that is empty: nothing would be drawn anew.
+    Raises InvalidImage for a mask that is empty: nothing would be drawn anew.
     """
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().nan_to_num().clamp(0, 1)
     if not bool(mask.any()):
-        raise InvalidPicture(
+        raise InvalidImage(
             "The mask is empty: nothing would be drawn anew. Paint what should change, or invert the mask."
         )
     return mask
@@ -30,7 +30,7 @@ def mask_of_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask [B, 1, H, W] stretched over a picture of size (H', W')."""
+    """A mask [B, 1, H, W] stretched over an image of size (H', W')."""
     if mask.shape[-2:] == tuple(size):
         return mask
     return F.interpolate(mask, size, mode="bilinear", antialias=True).clamp(0, 1)

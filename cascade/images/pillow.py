@@ -1,4 +1,4 @@
-"""Pillow pictures and tensors."""
+"""Pillow images and tensors."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 
-def from_pillow(picture: Image.Image) -> Tensor:
+def from_pillow(image: Image.Image) -> Tensor:
     """[1, 3, H, W] in [0, 1]; turned the way its camera held it, transparency dropped, 16 bits to a channel kept."""
-    upright = ImageOps.exif_transpose(picture)
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
         # Pillow cuts what is above 255 when it converts these.
-        grey = torch.from_numpy(np.array(upright).astype(np.float32)) / 65535
-        return grey.clamp(0, 1).expand(1, 3, *grey.shape).clone()
+        gray = torch.from_numpy(np.array(upright).astype(np.float32)) / 65535
+        return gray.clamp(0, 1).expand(1, 3, *gray.shape).clone()
     return torch.from_numpy(np.array(upright.convert("RGB"))).movedim(-1, 0)[None].float() / 255
 
 
 def to_pillow(image: Tensor) -> Image.Image:
-    """A picture of [3, H, W]; values outside [0, 1] are clipped."""
+    """An image of [3, H, W]; values outside [0, 1] are clipped."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.movedim(0, -1).cpu().numpy())

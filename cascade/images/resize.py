@@ -1,4 +1,4 @@
-"""Resizing and normalising as the released models were used."""
+"""Resizing and normalizing as the released models were used."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 EFFNET_FACTOR = 32
-"""Pixels of the encoder's picture to a side of one latent."""
+"""Pixels of the encoder's image to a side of one latent."""
 COMPRESSION = EFFNET_FACTOR * 4 / 3
-"""Pixels of the picture, of which the encoder sees 3/4, to a side of one latent: 42.67, as released."""
+"""Pixels of the image, of which the encoder sees 3/4, to a side of one latent: 42.67, as released."""
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def resize_short_side(images: Tensor, size: int) -> Tensor:
 def three_quarters(images: Tensor, compression: float = COMPRESSION) -> Tensor:
     """The released reconstruction size: 3/4 of each side, down to a multiple of 32 (at least 32), nearest pixel.
 
-    compression: pixels of a picture to a side of one latent; another than the released one gives another part.
+    compression: pixels of an image to a side of one latent; another than the released one gives another part.
     """
     if math.isclose(compression, COMPRESSION, abs_tol=0.005):
         compression = COMPRESSION  # As people write it: 42.67.
@@ -55,7 +55,7 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_for_latent(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures [B, 3, H, W] at the size of which the EfficientNet encoder makes latents of size (h, w).
+    """Images [B, 3, H, W] at the size of which the EfficientNet encoder makes latents of size (h, w).
 
     Bilinear and antialiased, as released for image to image (short side 768 where the latents' is 24).
     """
@@ -64,16 +64,16 @@ def resize_for_latent(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def stage_c_input(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """What the EfficientNet encoder wants of pictures [B, 3, H, W] in [0, 1] for latents of size (h, w)."""
-    return normalise(resize_for_latent(images, size))
+    """What the EfficientNet encoder wants of images [B, 3, H, W] in [0, 1] for latents of size (h, w)."""
+    return normalize(resize_for_latent(images, size))
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """ImageNet's mean and deviation taken out of [B, 3, H, W] in [0, 1]."""
     mean, std = images.new_tensor(MEAN), images.new_tensor(STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def effnet_input(images: Tensor, compression: float = COMPRESSION) -> Tensor:
-    """What the EfficientNet encoder wants of pictures [B, 3, H, W] in [0, 1] at their full size."""
-    return normalise(three_quarters(images, compression))
+    """What the EfficientNet encoder wants of images [B, 3, H, W] in [0, 1] at their full size."""
+    return normalize(three_quarters(images, compression))

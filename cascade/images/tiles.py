@@ -23,7 +23,7 @@ class Span(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A part of a picture or latent."""
+    """A part of an image or latent."""
 
     rows: Span
     columns: Span
@@ -38,7 +38,7 @@ class Box(NamedTuple):
 
 
 def spans(length: int, side: int, overlap: int, align: int = 1) -> list[Span]:
-    """Spans of about `side` that cover `length`, evenly, neighbours overlapping by `overlap` or more.
+    """Spans of about `side` that cover `length`, evenly, neighbors overlapping by `overlap` or more.
 
     Starts are multiples of `align`. Raises ValueError where the tiles would not get on.
     """
@@ -128,7 +128,7 @@ def blended(function: Callable[[Tensor, Box], Tensor], x: Tensor, *, side: int, 
 
 
 def _ramps(found: list[Span]) -> list[Tensor]:
-    """A weight for each position of each span: rising from and falling to its neighbours, 1 in between."""
+    """A weight for each position of each span: rising from and falling to its neighbors, 1 in between."""
     ramps = [torch.ones(span.stop - span.start) for span in found]
     for (before, after), (left, right) in zip(pairwise(found), pairwise(ramps), strict=True):
         shared = before.stop - after.start

@@ -103,13 +103,13 @@ def spatial_norm(x: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":
         return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
-    # On a CPU that one runs over the picture channel by channel and takes two to five times as long. What is added
+    # On a CPU that one runs over the image channel by channel and takes two to five times as long. What is added
     # is too small to count, and keeps the root's slope finite where a channel is zero everywhere.
     return x.float().square().sum(dim=(1, 2), keepdim=True).add_(1e-30).sqrt()
 
 
 class GlobalResponseNorm(nn.Module):
-    """Global response normalisation of [B, h, w, c] (Woo et al. 2023, ConvNeXt V2, algorithm 1)."""
+    """Global response normalization of [B, h, w, c] (Woo et al. 2023, ConvNeXt V2, algorithm 1)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Attention2d(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Attention of the picture over the conditions' tokens and, usually, over itself, in one softmax."""
+    """Attention of the image over the conditions' tokens and, usually, over itself, in one softmax."""
 
     def __init__(
         self, width: int, heads: int, condition_channels: int, self_attention: bool, attention: Attention, ops: Any

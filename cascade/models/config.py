@@ -75,10 +75,10 @@ class StackConfig(Config):
         patch_size: pixels of the latent that are folded into channels before the first level.
         timestep_channels: size of a timestep's sinusoidal embedding.
         timestep_conditions: names of the extra conditions that are embedded as timesteps are.
-        condition_channels: width of the tokens that attention reads beside the picture's own.
+        condition_channels: width of the tokens that attention reads beside the image's own.
         condition_tokens: tokens made from one pooled text or image embedding.
         kernel_size: of the depthwise convolutions.
-        self_attention: whether attention reads the picture beside the tokens.
+        self_attention: whether attention reads the image beside the tokens.
         levels: from the finest resolution to the coarsest.
     """
 

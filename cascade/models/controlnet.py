@@ -25,7 +25,7 @@ class ControlNetConfig(Config):
         in_channels: channels of the hint.
         width: channels of the Stage C that it controls.
         blocks: the residual blocks of Stage C that get a residual, in order of execution.
-        backbone: effnet reads pictures, simple a hint on the latents' grid, large the encoder's latents.
+        backbone: effnet reads images, simple a hint on the latents' grid, large the encoder's latents.
         features: channels that an effnet or large backbone gives the projections.
         stem, stages: the effnet's sizes, as in `EffnetConfig`.
         inside: channels of a large backbone: of its first convolution, and of its residual blocks.
@@ -43,8 +43,8 @@ class ControlNetConfig(Config):
     depth: int = 8
 
     @property
-    def reads_pictures(self) -> bool:
-        """Whether the hint is as large as the picture, not on the latents' grid."""
+    def reads_images(self) -> bool:
+        """Whether the hint is as large as the image, not on the latents' grid."""
         return self.backbone == "effnet"
 
     def to_dict(self) -> dict[str, Any]:

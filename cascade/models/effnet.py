@@ -1,4 +1,4 @@
-"""The EfficientNet encoder: pictures to the 16-channel latents in which Stage C works, a 32nd of their size."""
+"""The EfficientNet encoder: images to the 16-channel latents in which Stage C works, a 32nd of their size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EffnetConfig(Config):
     """Sizes of an EfficientNetV2 (Tan and Le 2021, table 4) with a mapper to latents.
 
     Args:
-        in_channels: channels of the picture.
+        in_channels: channels of the image.
         stem: channels of the first convolution.
         stages: the stages between the first and the last convolution.
         head: channels of the last convolution.
@@ -80,7 +80,7 @@ EFFNET_V2_S = EffnetConfig()
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what the whole picture holds (Hu et al. 2018)."""
+    """Channels weighted by what the whole image holds (Hu et al. 2018)."""
 
     def __init__(self, width: int, squeezed: int, ops: Any) -> None:
         super().__init__()
@@ -154,6 +154,6 @@ class EffnetEncoder(nn.Module):
         mapper = ops.Conv2d(config.head, config.latent_channels, 1, bias=False)
         self.mapper = nn.Sequential(mapper, BatchNorm2d(config.latent_channels, affine=False))
 
-    def forward(self, normalised_images: Tensor) -> Tensor:
-        """Latents [B, 16, ceil(H/32), ceil(W/32)] of images [B, 3, H, W] normalised as ImageNet's are."""
-        return self.mapper(self.backbone(normalised_images.contiguous(memory_format=torch.channels_last)))
+    def forward(self, normalized_images: Tensor) -> Tensor:
+        """Latents [B, 16, ceil(H/32), ceil(W/32)] of images [B, 3, H, W] normalized as ImageNet's are."""
+        return self.mapper(self.backbone(normalized_images.contiguous(memory_format=torch.channels_last)))

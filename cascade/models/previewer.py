@@ -1,4 +1,4 @@
-"""The previewer: a small picture straight from Stage C's latents."""
+"""The previewer: a small image straight from Stage C's latents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PreviewerConfig(Config):
     Args:
         latent_channels: channels of the latents.
         width: channels of the first convolutions; a half, then a quarter of it later.
-        out_channels: channels of the picture.
+        out_channels: channels of the image.
     """
 
     latent_channels: int = 16

@@ -24,7 +24,7 @@ from .blocks import (
 from .config import Level, StackConfig
 from .layers import layer_factory
 
-Control = Sequence[Tensor | None]
+Residuals = Sequence[Tensor | None]
 
 
 class Conditions(NamedTuple):
@@ -111,7 +111,7 @@ class Stack(nn.Module):
         pooled = pooled.unsqueeze(1) if pooled.dim() == 2 else pooled
         return mapper(pooled).unflatten(-1, (self.config.condition_tokens, -1)).flatten(1, 2)
 
-    def denoise(self, x: Tensor, r: Tensor, conditions: Conditions, *, control: Control | None = None) -> Tensor:
+    def denoise(self, x: Tensor, r: Tensor, conditions: Conditions, *, control: Residuals | None = None) -> Tensor:
         """The prediction [B, c, h, w] for latents x [B, c, h, w] at noise conditions r [B] in [0, 1].
 
         Args:
@@ -162,7 +162,7 @@ class Stack(nn.Module):
 
 
 class _Run:
-    """One pass through a stack: hands every block what it reads beside the picture."""
+    """One pass through a stack: hands every block what it reads beside the image."""
 
     def __init__(
         self,

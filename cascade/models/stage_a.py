@@ -1,4 +1,4 @@
-"""Stage A: pictures to latents of a quarter of their size, and back."""
+"""Stage A: images to latents of a quarter of their size, and back."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class StageAConfig(Config):
     """Sizes of a Stage A.
 
     Args:
-        levels: resolutions; the picture is folded by 2 at the first and halved between each two.
+        levels: resolutions; the image is folded by 2 at the first and halved between each two.
         bottleneck_blocks: residual blocks at the coarsest resolution on the way up.
         width: channels at the coarsest resolution, halved for each finer one.
         latent_channels: channels of the latents.
-        codebook_size: entries of the quantiser, which training uses and encoding does not.
+        codebook_size: entries of the quantizer, which training uses and encoding does not.
         scale_factor: latents are divided by it when encoded.
     """
 
@@ -57,7 +57,7 @@ class StageAConfig(Config):
 
     @property
     def compression(self) -> int:
-        """Pixels of the picture to a side of one latent."""
+        """Pixels of the image to a side of one latent."""
         return 2**self.levels
 
     @property
@@ -75,7 +75,7 @@ STAGE_A = StageAConfig()
 
 AT_ONCE_CPU, AT_ONCE_GPU = 4096, 65536
 """Positions that go through a block's MLP at once where no gradient is wanted: its middle is four times as wide as all
-else, and for a whole picture would be most of the memory that decoding takes. A CPU keeps so few in its cache, a GPU
+else, and for a whole image would be most of the memory that decoding takes. A CPU keeps so few in its cache, a GPU
 wants more to be busy."""
 
 
@@ -119,12 +119,12 @@ class VectorQuantizer(nn.Module):
         """x [B, c, h, w] with every position replaced by its nearest entry; the gradient passes straight through."""
         rows, entries = channels_last(x).flatten(0, 2), self.entries.to(x)
         nearest = torch.cat([torch.cdist(part.float(), entries.float()).argmin(dim=1) for part in rows.split(4096)])
-        quantised = channels_first(F.embedding(nearest, entries).unflatten(0, (x.shape[0], *x.shape[-2:])))
-        return x + (quantised - x).detach()
+        quantized = channels_first(F.embedding(nearest, entries).unflatten(0, (x.shape[0], *x.shape[-2:])))
+        return x + (quantized - x).detach()
 
 
 class StageA(nn.Module):
-    """Stage A, a quantising autoencoder (Pernias et al. 2023, Wuerstchen, section 3; Rampas et al. 2022, Paella)."""
+    """Stage A, a quantizing autoencoder (Pernias et al. 2023, Wuerstchen, section 3; Rampas et al. 2022, Paella)."""
 
     def __init__(self, config: StageAConfig, *, ops: Any = nn) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class StageA(nn.Module):
         self.out_block = nn.Sequential(ops.Conv2d(widths[0], 12, 1), nn.PixelShuffle(2))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents [B, 4, ceil(H/4), ceil(W/4)] of images [B, 3, H, W] in [0, 1]; not quantised.
+        """Latents [B, 4, ceil(H/4), ceil(W/4)] of images [B, 3, H, W] in [0, 1]; not quantized.
 
         Sides that are no multiple of 4 are filled by repeating the last row and column.
         """
@@ -165,7 +165,7 @@ class StageA(nn.Module):
         latents = latents.contiguous(memory_format=torch.channels_last)
         return self.out_block(self.up_blocks(latents * self.config.scale_factor))
 
-    def quantise(self, latents: Tensor) -> Tensor:
+    def quantize(self, latents: Tensor) -> Tensor:
         """Latents [B, 4, h, w] with every position replaced by the codebook's nearest entry."""
         return self.vquantizer(latents * self.config.scale_factor) / self.config.scale_factor
 

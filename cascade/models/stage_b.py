@@ -23,7 +23,7 @@ class StageBConfig(StackConfig):
     Args:
         clip: channels of the text encoder's projected embedding.
         effnet: channels of the EfficientNet encoder's latents.
-        pixels: channels of the optional small picture.
+        pixels: channels of the optional small image.
     """
 
     latent_channels: int = 4
@@ -125,7 +125,7 @@ class StageB(Stack):
         pixels: Tensor | None = None,
         sca: Tensor | None = None,
     ) -> Conditions:
-        """All that depends on the embeddings and pictures alone, for `denoise` of latents of `size` (h, w).
+        """All that depends on the embeddings and images alone, for `denoise` of latents of `size` (h, w).
 
         Other arguments as in `forward`.
         """
@@ -154,7 +154,7 @@ class StageB(Stack):
             r: noise conditions [B] in [0, 1].
             effnet: the EfficientNet encoder's or Stage C's latents [B, 16, h', w'], any size; zeros for none.
             clip: pooled text embedding [B, 1, clip] or [B, clip].
-            pixels: a small picture [B, 3, h'', w'']; zeros where not given.
+            pixels: a small image [B, 3, h'', w'']; zeros where not given.
             sca: extra timestep condition [B]; 0 where not given.
         """
         conditions = self.conditions(effnet, clip, size=x.shape[-2:], pixels=pixels, sca=sca)

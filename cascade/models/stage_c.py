@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .blocks import Attention, resize, scaled_dot_product_attention
 from .config import Level, StackConfig, reference_levels
 from .layers import layer_factory
-from .stack import Conditions, Control, Rescale, Stack
+from .stack import Conditions, Rescale, Residuals, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ class StageC(Stack):
         *,
         sca: Tensor | None = None,
         crp: Tensor | None = None,
-        control: Control | None = None,
+        control: Residuals | None = None,
     ) -> Tensor:
         """The prediction [B, 16, h, w].
 

@@ -1,13 +1,13 @@
-"""Whole jobs: from prompts or pictures, through one stage after another, to pictures."""
+"""Whole jobs: from prompts or images, through one stage after another, to images."""
 
 from __future__ import annotations
 
 from .control import Control
-from .find import find_parts
-from .generate import Generated, Settings, Source, generate
+from .generate import Generated, ImageToImage, Settings, generate
 from .mix import mix
-from .parts import Parts
+from .networks import Parts
 from .reconstruct import reconstruct
+from .search import find_parts
 from .sizes import LatentSizes, compression_warning, latent_sizes, with_short_side
 from .stages import (
     STAGE_B_SETTINGS,
@@ -29,11 +29,11 @@ __all__ = [
     "STAGE_C_SETTINGS",
     "Control",
     "Generated",
+    "ImageToImage",
     "LatentSizes",
     "Parts",
     "SamplingSettings",
     "Settings",
-    "Source",
     "Start",
     "Tiles",
     "compression_warning",

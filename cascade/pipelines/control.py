@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..diffusion import RELEASED
+from ..diffusion import RELEASED_DIFFUSION
 from ..images import fit_hint
 from ..models import Conditions, ControlNet, StageC
 
@@ -19,9 +19,9 @@ class Control:
     """A ControlNet and what it is shown.
 
     net: of the Stage C's width.
-    hint: [B or 1, c, H, W], as `images` makes it: one for each picture, or one for all.
+    hint: [B or 1, c, H, W], as `images` makes it: one for each image, or one for all.
     strength: a factor of what it adds; 0 is as without it.
-    start, end: the part of the run in which it acts, from 0 (noise) up to, not including, 1 (picture).
+    start, end: the part of the run in which it acts, from 0 (noise) up to, not including, 1 (image).
     """
 
     net: ControlNet
@@ -31,14 +31,14 @@ class Control:
     end: float = 1.0
 
     def of(self, rows: Sequence[int]) -> Control:
-        """For some of the pictures."""
+        """For some of the images."""
         return self if len(self.hint) == 1 else replace(self, hint=self.hint[list(rows)])
 
     @torch.no_grad()
     def residuals(self, height: int, width: int, batch: int) -> list[Tensor | None]:
         """What it adds [batch, width, h, w] before each residual block, for latents of height x width."""
         parameter = next(self.net.parameters())
-        hint = fit_hint(self.hint.float(), height, width, picture=self.net.config.reads_pictures)
+        hint = fit_hint(self.hint.float(), height, width, image=self.net.config.reads_images)
         found = self.net(hint.to(parameter))
         return [None if each is None else (self.strength * each).expand(batch, -1, -1, -1) for each in found]
 
@@ -68,13 +68,13 @@ def controlled(
 
 def _time(r: Tensor, shift: float) -> float:
     """The time of the run [1 to 0] of the noise condition r, which does not know of the shift."""
-    log_snr = RELEASED.schedule(r[0].double().cpu(), 1.0) + 2 * math.log(shift)
+    log_snr = RELEASED_DIFFUSION.schedule(r[0].double().cpu(), 1.0) + 2 * math.log(shift)
     # Rounded, so that an end that was typed belongs to it.
-    return round(float(RELEASED.noise_condition(log_snr)), 5)
+    return round(float(RELEASED_DIFFUSION.noise_condition(log_snr)), 5)
 
 
 def _added(acting: Sequence[list[Tensor | None]], x: Tensor) -> list[Tensor | None]:
-    """The sum of several nets' residuals, for a batch that may hold the pictures twice (with guidance)."""
+    """The sum of several nets' residuals, for a batch that may hold the images twice (with guidance)."""
     total: list[Tensor | None] = [None] * max(map(len, acting))
     for residuals in acting:
         for block, residual in enumerate(residuals):

@@ -1,4 +1,4 @@
-"""Prompts and pictures to pictures: text, Stage C, Stage B, Stage A, one network in memory at a time."""
+"""Prompts and images to images: text, Stage C, Stage B, Stage A, one network in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbeddi
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
 from .control import Control
-from .parts import Parts
+from .networks import Parts
 from .sizes import LatentSizes, latent_sizes
 from .stages import (
     STAGE_B_SETTINGS,
@@ -37,11 +37,11 @@ OnProgress = Callable[[str, int, int, Tensor], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Size of the pictures and how each stage is sampled; the defaults are the released ones.
+    """Size of the images and how each stage is sampled; the defaults are the released ones.
 
-    enlarge: the pictures become so many times as large as width and height: Stage C first runs at these, then once more
+    enlarge: the images become so many times as large as width and height: Stage C first runs at these, then once more
         on its enlarged latents with `enlarge_strength`, which keeps what is where and adds detail.
-    tiles: Stage B and Stage A work in such tiles; for pictures too large for memory.
+    tiles: Stage B and Stage A work in such tiles; for images too large for memory.
     """
 
     width: int = 1024
@@ -54,26 +54,26 @@ class Settings:
 
     @property
     def final(self) -> tuple[int, int]:
-        """Height and width of the pictures that come out."""
+        """Height and width of the images that come out."""
         return round(self.height * self.enlarge), round(self.width * self.enlarge)
 
     @property
     def sizes(self) -> LatentSizes:
-        """Of the latents of the pictures that come out. Raises InvalidSize."""
+        """Of the latents of the images that come out. Raises InvalidSize."""
         return latent_sizes(*self.final)
 
 
-RELEASED = Settings()
+RELEASED_SETTINGS = Settings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Pictures to start from: image to image.
+class ImageToImage:
+    """Images to start from: image to image.
 
     images: [B, 3, H, W] in [0, 1], one for each prompt. Another size than that of the settings is fitted to cover it.
-    strength: how far Stage C goes from the picture to the prompt, in (0, 1].
-    strength_b: the same for Stage B, which below 1 starts from the pictures as Stage A encodes them: fine detail stays.
-    mask: [B or 1, 1, H, W] in [0, 1]; where it is 0 the picture stays as it is, pixel for pixel.
+    strength: how far Stage C goes from the image to the prompt, in (0, 1].
+    strength_b: the same for Stage B, which below 1 starts from the images as Stage A encodes them: fine detail stays.
+    mask: [B or 1, 1, H, W] in [0, 1]; where it is 0 the image stays as it is, pixel for pixel.
     as_released: see `Start`.
     """
 
@@ -86,7 +86,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Generated:
-    """Pictures [B, 3, H, W] in [0, 1] (float32, on the CPU), and the latents of Stage C and Stage B they came from."""
+    """Images [B, 3, H, W] in [0, 1] (float32, on the CPU), and the latents of Stage C and Stage B they came from."""
 
     images: Tensor
     stage_c: Tensor
@@ -100,31 +100,31 @@ def generate(
     *,
     seeds: Sequence[int],
     negative: str = "",
-    source: Source | None = None,
+    source: ImageToImage | None = None,
     variation_of: Tensor | Sequence[Tensor] | None = None,
     variation_weights: Sequence[float] | None = None,
     controls: Sequence[Control] = (),
-    settings: Settings = RELEASED,
+    settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """One picture for each prompt, from the seed at the same place; it is the same alone as among others.
+    """One image for each prompt, from the seed at the same place; it is the same alone as among others.
 
     parts: "text_encoder", "stage_c", "stage_b", "stage_a"; with a source "effnet", for variations "image_encoder" too.
     negative: what to keep away; the empty prompt is the released unconditional one.
-    source: pictures to start from, with or without a mask.
-    variation_of: pictures [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several such.
+    source: images to start from, with or without a mask.
+    variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several such.
     variation_weights: how much each of several counts; a negative one leads away from it. Default: 1 each.
     controls: ControlNets with their hints; what they add to Stage C is added up.
 
-    Raises ValueError for prompts, seeds, pictures and hints of unequal number, InvalidSize, InvalidPicture,
+    Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize, InvalidImage,
     MissingPart, or what loading a part raises.
     """
     varied = [variation_of] if isinstance(variation_of, Tensor) else list(variation_of or ())
-    pictures = [*varied, *([] if source is None else [source.images])]
-    if {len(prompts)} != {len(prompts), len(seeds), *map(len, pictures)} or not prompts:
-        raise ValueError(f"each picture needs a prompt and a seed: {len(prompts)} prompts, {len(seeds)} seeds")
+    images = [*varied, *([] if source is None else [source.images])]
+    if {len(prompts)} != {len(prompts), len(seeds), *map(len, images)} or not prompts:
+        raise ValueError(f"each image needs a prompt and a seed: {len(prompts)} prompts, {len(seeds)} seeds")
     if wrong := [len(control.hint) for control in controls if len(control.hint) not in (1, len(prompts))]:
-        raise ValueError(f"one hint for each picture, or one for all: {wrong[0]} hints, {len(prompts)} pictures")
+        raise ValueError(f"one hint for each image, or one for all: {wrong[0]} hints, {len(prompts)} images")
     sizes = settings.sizes
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, [*prompts, negative]))
     clip_img = None
@@ -147,7 +147,7 @@ class Starts:
     mask: Tensor | None = None
 
 
-def _encoded(parts: Parts, source: Source, settings: Settings, sizes: LatentSizes) -> Starts:
+def _encoded(parts: Parts, source: ImageToImage, settings: Settings, sizes: LatentSizes) -> Starts:
     images = fit(as_rgb(source.images), *settings.final)
     mask = None if source.mask is None else resize_mask(as_mask(source.mask), settings.final)
     small, large = sizes.stage_c[-2:], sizes.stage_b[-2:]
@@ -201,7 +201,7 @@ class Run:
         return torch.stack([latents[i] for i in range(len(self.texts))])
 
     def _stage_c_of(self, net: StageC, group: list[int], number: int, groups: int) -> Tensor:
-        """Stage C's latents of some of the pictures, in one pass or two."""
+        """Stage C's latents of some of the images, in one pass or two."""
         inputs, settings = self._stage_c_inputs(net, group), self.settings
         twice = settings.enlarge != 1 and self.starts.stage_c is None
         first, final = latent_sizes(settings.height, settings.width).stage_c, settings.sizes.stage_c
@@ -240,7 +240,7 @@ class Run:
         )
 
     def _groups(self) -> list[list[int]]:
-        """Places of the pictures that Stage C can sample together: those with text of one length."""
+        """Places of the images that Stage C can sample together: those with text of one length."""
         groups: dict[int, list[int]] = {}
         for i, text in enumerate(self.texts):
             groups.setdefault(text.hidden.shape[1], []).append(i)
@@ -261,7 +261,7 @@ class Run:
 
 
 def _rows(start: Start | None, rows: list[int]) -> Start | None:
-    """The start of some of the pictures."""
+    """The start of some of the images."""
     if start is None:
         return None
     mask = start.mask if start.mask is None or len(start.mask) == 1 else start.mask[rows]

@@ -1,4 +1,4 @@
-"""Two pictures to the pictures between them."""
+"""Two images to the images between them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ..conditioning import ImageEncoder
 from ..diffusion import slerp
 from ..images import as_rgb, fit
-from .generate import RELEASED, Generated, OnProgress, Run, Settings, Starts
-from .parts import Parts
+from .generate import RELEASED_SETTINGS, Generated, OnProgress, Run, Settings, Starts
+from .networks import Parts
 from .stages import Start, encode_prompts, encode_stage_c
 
 
@@ -26,18 +26,18 @@ def mix(
     prompt: str = "",
     negative: str = "",
     strength: float = 0.6,
-    settings: Settings = RELEASED,
+    settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """A picture for each share, from `first` (0) to `second` (1), each [1, 3, H, W] in [0, 1] of any size.
+    """An image for each share, from `first` (0) to `second` (1), each [1, 3, H, W] in [0, 1] of any size.
 
     Both the latents and the image embeddings are mixed along the sphere. Stage C starts from the mixed latents, noised
     up to `strength`, and is told the mixed embedding: so things turn into one another where a plain mix of latents
-    (strength near 0) shows both. All pictures have the noise of `seed`.
+    (strength near 0) shows both. All images have the noise of `seed`.
 
     parts: all that `generate` can use. Raises as `generate`.
     """
-    images = [fit(as_rgb(picture), *settings.final) for picture in (first, second)]
+    images = [fit(as_rgb(each), *settings.final) for each in (first, second)]
     sizes, amount = settings.sizes, len(shares)
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, [prompt, negative]))
     embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(image) for image in images])

@@ -1,4 +1,4 @@
-"""Pictures through the EfficientNet encoder and back: what Stage B and Stage A make of the small latents."""
+"""Images through the EfficientNet encoder and back: what Stage B and Stage A make of the small latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..conditioning import StageBInputs
 from ..images import as_rgb
 from ..images.resize import COMPRESSION
 from .generate import Generated
-from .parts import Parts
+from .networks import Parts
 from .sizes import compression_warning, latent_sizes
 from .stages import STAGE_B_SETTINGS, SamplingSettings, Tiles, decode, encode_effnet, encode_prompts, sample_stage_b
 
@@ -31,13 +31,13 @@ def reconstruct(
     tiles: Tiles | None = None,
     on_step: Callable[[int, int, Tensor], Any] | None = None,
 ) -> Generated:
-    """Pictures [B, 3, H, W] in [0, 1] encoded and drawn again from their latents, without a prompt.
+    """Images [B, 3, H, W] in [0, 1] encoded and drawn again from their latents, without a prompt.
 
     parts: "text_encoder" (for the empty prompt), "effnet", "stage_b", "stage_a". compression: pixels to a side of one
-    latent. tiles: for large pictures. In the result, `stage_c` holds the encoder's latents. Raises as `generate`.
+    latent. tiles: for large images. In the result, `stage_c` holds the encoder's latents. Raises as `generate`.
     """
     if len(seeds) != len(images):
-        raise ValueError(f"each picture needs a seed: {len(images)} pictures, {len(seeds)} seeds")
+        raise ValueError(f"each image needs a seed: {len(images)} images, {len(seeds)} seeds")
     images = as_rgb(images)
     height, width = images.shape[-2:]
     sizes = latent_sizes(height, width)

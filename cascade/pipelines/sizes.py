@@ -1,4 +1,4 @@
-"""From the size of a picture to the sizes of its latents."""
+"""From the size of an image to the sizes of its latents."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..images import short_side_size
 STAGE_C_FACTOR = 42.67
 STAGE_B_FACTOR = 4
 TRAINED_COMPRESSION = (32, 64)
-"""Pixels to a side of one of Stage C's latents in Stage B's training: encoder pictures of all to half the size."""
+"""Pixels to a side of one of Stage C's latents in Stage B's training: encoder images of all to half the size."""
 SMALLEST = 32
 LARGEST = 16384
 
 
 @dataclass(frozen=True)
 class LatentSizes:
-    """Channels, height and width of the latents of one picture."""
+    """Channels, height and width of the latents of one image."""
 
     stage_c: tuple[int, int, int]
     stage_b: tuple[int, int, int]
@@ -32,7 +32,7 @@ def latent_sizes(height: int, width: int) -> LatentSizes:
     """
     for name, side in (("height", height), ("width", width)):
         if not SMALLEST <= side <= LARGEST:
-            raise InvalidSize(f"A picture's {name} must be {SMALLEST} to {LARGEST} pixels, not {side}.")
+            raise InvalidSize(f"An image's {name} must be {SMALLEST} to {LARGEST} pixels, not {side}.")
     return LatentSizes(
         stage_c=(16, ceil(height / STAGE_C_FACTOR), ceil(width / STAGE_C_FACTOR)),
         stage_b=(4, ceil(height / STAGE_B_FACTOR), ceil(width / STAGE_B_FACTOR)),
@@ -40,9 +40,9 @@ def latent_sizes(height: int, width: int) -> LatentSizes:
 
 
 def with_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of a picture made so large that its short side is `short_side`; the long one rounded down.
+    """Height and width of an image made so large that its short side is `short_side`; the long one rounded down.
 
-    Raises InvalidSize as `latent_sizes`, for a picture that is too long for it.
+    Raises InvalidSize as `latent_sizes`, for an image that is too long for it.
     """
     scaled = short_side_size(height, width, short_side)
     latent_sizes(*scaled)
@@ -58,7 +58,7 @@ def compression_warning(stage_c: Sequence[int], stage_b: Sequence[int]) -> str |
         return None
     height, width = (side for side, _ in pairs)
     return (
-        f"Stage C's latent of {pairs[0][1]} x {pairs[1][1]} for a picture of {height} x {width} pixels is a "
+        f"Stage C's latent of {pairs[0][1]} x {pairs[1][1]} for an image of {height} x {width} pixels is a "
         f"compression of {max(side / small for side, small in pairs):.0f}; Stage B was trained with {most} to {least}. "
         f"Sizes that fit: {ceil(height / STAGE_C_FACTOR)} x {ceil(width / STAGE_C_FACTOR)} (height x width)."
     )

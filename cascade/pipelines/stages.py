@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncoder
-from ..diffusion import RELEASED, Guidance, Kept, SeededNoise, sample
+from ..diffusion import RELEASED_DIFFUSION, Guidance, Kept, SeededNoise, sample
 from ..images import Box, blended, effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
 from ..models import EffnetEncoder, StageA, StageB, StageC
@@ -55,7 +55,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles for pictures that are too large for memory in one piece; pixels."""
+    """Tiles for images that are too large for memory in one piece; pixels."""
 
     side: int = 1024
     overlap: int = 256
@@ -64,7 +64,7 @@ class Tiles:
 def encode_prompts(model: nn.Module, prompts: Iterable[str]) -> dict[str, TextEmbedding]:
     """prompt -> embedding of batch 1, as long as the prompt needs.
 
-    Each by itself, so that a prompt's embedding, and with it its picture, does not depend on its neighbours.
+    Each by itself, so that a prompt's embedding, and with it its image, does not depend on its neighbors.
     """
     encoder = TextEncoder(model)
     return {prompt: encoder.encode([prompt]) for prompt in dict.fromkeys(prompts)}
@@ -125,7 +125,7 @@ def _in_tiles(net: StageB, tiles: Tiles) -> Callable[..., Tensor]:
 
     def predict(x: Tensor, r: Tensor, effnet: Tensor, clip: Tensor) -> Tensor:
         def part(x: Tensor, box: Box) -> Tensor:
-            # Conditions are not kept: those of all tiles together would take as much memory as the whole picture.
+            # Conditions are not kept: those of all tiles together would take as much memory as the whole image.
             return net(x, r, box.scaled(1, patch).of(effnet), clip)
 
         side, overlap = tiles.side // STAGE_B_FACTOR, tiles.overlap // STAGE_B_FACTOR
@@ -135,12 +135,12 @@ def _in_tiles(net: StageB, tiles: Tiles) -> Callable[..., Tensor]:
 
 
 def encode_stage_c(net: EffnetEncoder, images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Latents [B, 16, *size] of pictures [B, 3, H, W] in [0, 1], with the released image to image's preprocessing."""
+    """Latents [B, 16, *size] of images [B, 3, H, W] in [0, 1], with the released image to image's preprocessing."""
     return net(stage_c_input(images, size).to(next(net.parameters())))
 
 
 def encode_effnet(net: EffnetEncoder, images: Tensor, compression: float = COMPRESSION) -> Tensor:
-    """Latents [B, 16, h, w] of pictures [B, 3, H, W] in [0, 1], with the released reconstruction's preprocessing.
+    """Latents [B, 16, h, w] of images [B, 3, H, W] in [0, 1], with the released reconstruction's preprocessing.
 
     compression: pixels to a side of one latent.
     """
@@ -148,7 +148,7 @@ def encode_effnet(net: EffnetEncoder, images: Tensor, compression: float = COMPR
 
 
 def encode_stage_a(net: StageA, images: Tensor, tile: int | None = None) -> Tensor:
-    """Stage B's latents [B, 4, h, w], float32, on the CPU, of pictures [B, 3, H, W] in [0, 1], one after another.
+    """Stage B's latents [B, 4, h, w], float32, on the CPU, of images [B, 3, H, W] in [0, 1], one after another.
 
     tile: side in pixels of tiles that are encoded by themselves, which takes less memory and changes nothing.
     """
@@ -167,9 +167,9 @@ def encode_stage_a(net: StageA, images: Tensor, tile: int | None = None) -> Tens
 
 
 def decode(net: StageA, latents: Tensor, tile: int | None = None) -> Tensor:
-    """Pictures [B, 3, 4 h, 4 w] in [0, 1], float32, on the CPU, of latents [B, 4, h, w].
+    """Images [B, 3, 4 h, 4 w] in [0, 1], float32, on the CPU, of latents [B, 4, h, w].
 
-    One picture after another: decoding takes the most memory of all, and is no faster in a batch.
+    One image after another: decoding takes the most memory of all, and is no faster in a batch.
 
     tile: side in pixels of tiles that are decoded by themselves, which takes less memory and changes nothing.
     """
@@ -223,6 +223,6 @@ def _sample(
 def _noised(start: Start, epsilon: Tensor, shift: float) -> tuple[Tensor, Kept | None]:
     """The latents of a start with noise, and what of them is kept."""
     latents = start.latents.to(epsilon)
-    log_snr = RELEASED.schedule(start.strength, 1.0 if start.as_released else shift)
+    log_snr = RELEASED_DIFFUSION.schedule(start.strength, 1.0 if start.as_released else shift)
     kept = None if start.mask is None else Kept(latents, start.mask.to(epsilon), epsilon)
-    return RELEASED.noised(latents, epsilon, log_snr), kept
+    return RELEASED_DIFFUSION.noised(latents, epsilon, log_snr), kept

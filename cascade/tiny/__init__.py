@@ -1,6 +1,6 @@
 """The tiny cascade: a whole Stable Cascade of a few megabytes that ships with the pack.
 
-Here lie its weights and its card, what it was trained on (`grammar`, `drawing`), and how its pictures are judged
+Here lie its weights and its card, what it was trained on (`grammar`, `drawing`), and how its images are judged
 (`analysis`, `evaluation`).
 """
 

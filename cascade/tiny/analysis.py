@@ -1,8 +1,8 @@
-"""What is in a picture: plain image analysis of shapes on a plain background, no learned judge.
+"""What is in an image: plain image analysis of shapes on a plain background, no learned judge.
 
 The background is the median of the border. What differs from it falls into connected pieces; a piece has the median
-colour of its core, and its outline is where the picture is half that colour and half the background (blurring does not
-move this line). The shape is the one whose drawn outline, as distance from the centre by angle, fits best.
+color of its core, and its outline is where the image is half that color and half the background (blurring does not
+move this line). The shape is the one whose drawn outline, as distance from the center by angle, fits best.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from .drawing import DISTANCES, OUTLINES, PALETTE, SIDE
 
-# Lengths are parts of the picture's side, as in drawing.
+# Lengths are parts of the image's side, as in drawing.
 SMOOTH = 1 / 128  # Against noise, before looking for pieces.
-DIFFERENT = 22.0  # CIELAB distance from the background; the nearest two colours of the palette are about 40 apart.
+DIFFERENT = 22.0  # CIELAB distance from the background; the nearest two colors of the palette are about 40 apart.
 SMALLEST = 0.005  # Area of a piece that counts, a quarter of the smallest star.
 LARGE = 0.172  # Half the longer side of the box: small ones end at 0.161, large ones start at 0.182.
 OFF_CENTER = (0.5 - SIDE) / 2
@@ -29,12 +29,12 @@ ANGLES = 90
 
 @dataclass(frozen=True)
 class Found:
-    """One piece of a picture. `shape` is None when it has none of the outlines.
+    """One piece of an image. `shape` is None when it has none of the outlines.
 
-    `center` (x, y) and `radius` (half the longer side of its box) are parts of the side, `area` is part of the picture.
+    `center` (x, y) and `radius` (half the longer side of its box) are parts of the side, `area` is part of the image.
     """
 
-    colour: str
+    color: str
     shape: str | None
     size: str
     place: str
@@ -44,31 +44,31 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What is in a picture; the largest item first."""
+class Description:
+    """What is in an image; the largest item first."""
 
     background: str
     items: tuple[Found, ...]
 
 
-def describe(image: Any, shapes: Sequence[str] = tuple(DISTANCES)) -> Picture:
-    """Look at one picture, an array or tensor [H, W, 3] or [3, H, W], uint8 or float in [0, 1].
+def describe(image: Any, shapes: Sequence[str] = tuple(DISTANCES)) -> Description:
+    """Look at one image, an array or tensor [H, W, 3] or [3, H, W], uint8 or float in [0, 1].
 
     shapes: those that an item may have, of `drawing.OUTLINES`.
     """
     seen = _see(image)
     items = [item for piece in seen.pieces for item in _items(seen, piece, shapes)]
-    return Picture(name(seen.background), tuple(sorted(items, key=lambda item: -item.area)))
+    return Description(name(seen.background), tuple(sorted(items, key=lambda item: -item.area)))
 
 
 def foreground(image: Any) -> np.ndarray:
-    """True [H, W] where a picture, as in `describe`, is more of an item than of the background."""
+    """True [H, W] where an image, as in `describe`, is more of an item than of the background."""
     seen = _see(image)
     return np.any([np.zeros(seen.smooth.shape[:2], bool), *(_cover(seen, p)[1] > 0.5 for p in seen.pieces)], axis=0)
 
 
 class _Seen(NamedTuple):
-    """A picture without its noise [H, W, 3], its background [3], the distance from that [H, W], the pieces [H, W]."""
+    """An image without its noise [H, W, 3], its background [3], the distance from that [H, W], the pieces [H, W]."""
 
     smooth: np.ndarray
     background: np.ndarray
@@ -90,7 +90,7 @@ def _see(image: Any) -> _Seen:
 
 
 def name(rgb: np.ndarray) -> str:
-    """The colour of the palette that is nearest to `rgb` [3] in [0, 1]."""
+    """The color of the palette that is nearest to `rgb` [3] in [0, 1]."""
     distances = np.linalg.norm(_palette() - _lab(rgb), axis=-1)
     return list(PALETTE)[int(distances.argmin())]
 
@@ -103,7 +103,7 @@ def _palette() -> np.ndarray:
 def _pixels(image: Any) -> np.ndarray:
     array = np.asarray(image.detach().float().cpu() if hasattr(image, "detach") else image)
     if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
-        raise ValueError(f"a picture is [H, W, 3] or [3, H, W], not {list(array.shape)}")
+        raise ValueError(f"an image is [H, W, 3] or [3, H, W], not {list(array.shape)}")
     if array.shape[-1] != 3:
         array = array.transpose(1, 2, 0)
     is_bytes = getattr(image, "dtype", None) is not None and "uint8" in str(image.dtype)
@@ -120,7 +120,7 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def _connected(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of a mask numbered from 1, and the part of the picture that each number (0: none) covers."""
+    """The pieces of a mask numbered from 1, and the part of the image that each number (0: none) covers."""
     labelled: Any = ndimage.label(mask)
     return labelled[0], np.bincount(labelled[0].ravel()) / mask.size
 
@@ -130,32 +130,32 @@ def _large(sizes: np.ndarray) -> list[int]:
 
 
 def _cover(seen: _Seen, piece: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A piece's colour, and how much of it is in a pixel [H, W]: 0 background, 1 item; blurring keeps this linear."""
+    """A piece's color, and how much of it is in a pixel [H, W]: 0 background, 1 item; blurring keeps this linear."""
     smooth, background, different = seen.smooth, seen.background, seen.different
-    colour = np.median(smooth[piece & (different >= np.quantile(different[piece], 0.6))], axis=0)
-    axis = (colour - background) / np.sum((colour - background) ** 2)
+    color = np.median(smooth[piece & (different >= np.quantile(different[piece], 0.6))], axis=0)
+    axis = (color - background) / np.sum((color - background) ** 2)
     near = ndimage.binary_dilation(piece, iterations=2)
-    return colour, np.where(near, np.clip((smooth - background) @ axis, 0, 1), 0)
+    return color, np.where(near, np.clip((smooth - background) @ axis, 0, 1), 0)
 
 
 def _items(seen: _Seen, piece: np.ndarray, shapes: Sequence[str]) -> list[Found]:
-    """The items in a piece: one, or more when blur made a thin bridge between things of one colour."""
-    colour, cover = _cover(seen, piece)
+    """The items in a piece: one, or more when blur made a thin bridge between things of one color."""
+    color, cover = _cover(seen, piece)
     parts, sizes = _connected(cover > 0.5)
     boxes, found = ndimage.find_objects(parts), []
     for i in _large(sizes):
         mask = ndimage.binary_dilation(parts == i, iterations=3) if len(sizes) > 2 else 1
-        found.append(_item(name(colour), boxes[i - 1], cover * mask, shapes))
+        found.append(_item(name(color), boxes[i - 1], cover * mask, shapes))
     return found
 
 
-def _item(colour: str, box: tuple[slice, slice], cover: np.ndarray, shapes: Sequence[str]) -> Found:
+def _item(color: str, box: tuple[slice, slice], cover: np.ndarray, shapes: Sequence[str]) -> Found:
     side = len(cover)
     rows, columns = box
     x, y = (columns.start + columns.stop) / 2 / side, (rows.start + rows.stop) / 2 / side
     radius = max(columns.stop - columns.start, rows.stop - rows.start) / 2 / side
     size = "large" if radius > LARGE else "small"
-    return Found(colour, _shape(cover, shapes), size, _place(x, y), (x, y), radius, float(cover.mean()))
+    return Found(color, _shape(cover, shapes), size, _place(x, y), (x, y), radius, float(cover.mean()))
 
 
 def _place(x: float, y: float) -> str:

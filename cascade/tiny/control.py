@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import canny, inpaint_hint, normalise, outpaint, psnr, shrink, super_resolution_hint
+from ..images import canny, inpaint_hint, normalize, outpaint, psnr, shrink, super_resolution_hint
 from ..models import ControlNet
-from ..pipelines import Control, Generated, Parts, Source, generate
+from ..pipelines import Control, Generated, ImageToImage, Parts, generate
 from . import grammar
 from .analysis import describe, foreground
 from .evaluation import BATCH, SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
@@ -22,12 +22,12 @@ from .grammar import Item, Scene
 
 AIMS = {
     "canny: overlap of the outlines (IoU)": 0.85,
-    "canny: the colours are the prompt's": 0.90,
+    "canny: the colors are the prompt's": 0.90,
     "inpainting: the hole has what the prompt says": 0.85,
     "inpainting: the rest is the source, bit for bit": 1.0,
     "outpainting: the background goes on": 0.90,
-    "super resolution: closer to the true picture than bicubic": 0.90,
-    "super resolution: the same colours and shapes": None,
+    "super resolution: closer to the true image than bicubic": 0.90,
+    "super resolution: the same colors and shapes": None,
 }
 """The questions in the order of the table, and what is wanted."""
 
@@ -61,7 +61,7 @@ def evaluate_control(
 
 @dataclass(frozen=True)
 class _Cases:
-    """Some cases: a seed each, and where their pictures are kept."""
+    """Some cases: a seed each, and where their images are kept."""
 
     parts: Parts
     seeds: Sequence[int]
@@ -75,7 +75,7 @@ class _Cases:
         return drawn_scenes(scenes, self.seeds, 4)
 
     def generate(self, scenes: Sequence[Scene], hints: Tensor, net: ControlNet, **options: Any) -> Tensor:
-        """Pictures of the scenes' captions, as the hints show them."""
+        """Images of the scenes' captions, as the hints show them."""
         captions = [grammar.write(scene) for scene in scenes]
         control = Control(net=net, hint=hints)
         made: Generated = generate(
@@ -92,31 +92,31 @@ def _scene(rng: np.random.Generator, pair: bool | None) -> Scene:
             return scene
 
 
-def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same shapes in the same places, all colours others than before."""
+def _recolored(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same shapes in the same places, all colors others than before."""
     while True:
-        items = tuple(replace(item, colour=str(rng.choice(grammar.COLOURS))) for item in scene.items)
-        new = Scene(items, str(rng.choice(grammar.COLOURS)))
-        changed = [a.colour != b.colour for a, b in zip(items, scene.items)]
+        items = tuple(replace(item, color=str(rng.choice(grammar.COLORS))) for item in scene.items)
+        new = Scene(items, str(rng.choice(grammar.COLORS)))
+        changed = [a.color != b.color for a, b in zip(items, scene.items)]
         if all(changed) and new.background != scene.background and grammar.fits(new):
             return new
 
 
 def _canny(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
-    """Edges of a drawn picture, with a prompt of other colours."""
+    """Edges of a drawn image, with a prompt of other colors."""
     scenes = cases.scenes()
     drawn = cases.drawn(scenes)
-    prompts = [_recoloured(scene, np.random.default_rng((seed, 0, 5))) for scene, seed in zip(scenes, cases.seeds)]
+    prompts = [_recolored(scene, np.random.default_rng((seed, 0, 5))) for scene, seed in zip(scenes, cases.seeds)]
     for prompt, image, source in zip(prompts, cases.generate(prompts, canny(drawn), net), drawn):
         found, wanted = foreground(image), foreground(source)
         yield Judged("canny: overlap of the outlines (IoU)", float((found & wanted).sum() / (found | wanted).sum()))
-        yield Judged("canny: the colours are the prompt's", float(_colours(image, prompt)))
+        yield Judged("canny: the colors are the prompt's", float(_colors(image, prompt)))
 
 
-def _colours(image: Tensor, scene: Scene) -> bool:
-    picture = describe(image)
-    return picture.background == scene.background and sorted(item.colour for item in picture.items) == sorted(
-        item.colour for item in scene.items
+def _colors(image: Tensor, scene: Scene) -> bool:
+    seen = describe(image)
+    return seen.background == scene.background and sorted(item.color for item in seen.items) == sorted(
+        item.color for item in scene.items
     )
 
 
@@ -141,36 +141,36 @@ def _inpaint(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
         left, top, right, bottom = (round(256 * side) for side in _HOLES[str(scene.items[place].place)])
         mask[:, top:bottom, left:right] = 1
     images = cases.generate(
-        prompts, inpaint_hint(drawn, masks), net, source=Source(images=drawn, strength=1.0, mask=masks)
+        prompts, inpaint_hint(drawn, masks), net, source=ImageToImage(images=drawn, strength=1.0, mask=masks)
     )
     for scene, prompt, image, source, mask in zip(scenes, prompts, images, drawn, masks):
         new = next(b for a, b in zip(scene.items, prompt.items) if a != b)
         found = [item for item in describe(image).items if item.place == new.place]
-        right = len(found) == 1 and (found[0].colour, found[0].shape) == (new.colour, new.shape)
+        right = len(found) == 1 and (found[0].color, found[0].shape) == (new.color, new.shape)
         yield Judged("inpainting: the hole has what the prompt says", float(right))
         kept = torch.equal(image[:, mask[0] == 0], source[:, mask[0] == 0])
         yield Judged("inpainting: the rest is the source, bit for bit", float(kept))
 
 
 def _exchanged(scene: Scene, place: int, rng: np.random.Generator) -> Scene:
-    """The scene with another colour and shape in one of its places."""
+    """The scene with another color and shape in one of its places."""
     while True:
         old = scene.items[place]
-        new = Item(str(rng.choice(grammar.COLOURS)), str(rng.choice(grammar.SHAPES)), place=old.place)
+        new = Item(str(rng.choice(grammar.COLORS)), str(rng.choice(grammar.SHAPES)), place=old.place)
         changed = Scene(tuple(new if i == place else item for i, item in enumerate(scene.items)), scene.background)
-        if new.colour != old.colour and new.shape != old.shape and grammar.fits(changed):
+        if new.color != old.color and new.shape != old.shape and grammar.fits(changed):
             return changed
 
 
 def _outpaint(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
-    """A shape on the left, and the right side of the picture is not there yet."""
+    """A shape on the left, and the right side of the image is not there yet."""
     scenes = [
         Scene((replace(scene.items[0], size="small", place="left"),), scene.background)
         for scene in cases.scenes(pair=False)
     ]
     drawn = cases.drawn(scenes)
     padded, mask = outpaint(drawn[..., :-MARGIN], 0, 0, MARGIN, 0)
-    source = Source(images=padded, strength=1.0, mask=mask)
+    source = ImageToImage(images=padded, strength=1.0, mask=mask)
     images = cases.generate(scenes, inpaint_hint(padded, mask), net, source=source)
     for scene, image in zip(scenes, images):
         # What is not background in the margin, beyond a seam, would be something new.
@@ -181,7 +181,7 @@ def _outpaint(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
 
 
 def _enlarge(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
-    """A drawn picture at half its size, made large again."""
+    """A drawn image at half its size, made large again."""
     scenes = cases.scenes()
     drawn = cases.drawn(scenes)
     small = shrink(drawn)
@@ -189,16 +189,16 @@ def _enlarge(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
     bicubic = F.interpolate(small, drawn.shape[-2:], mode="bicubic").clamp(0, 1)
     for image, true, plain in zip(cases.generate(scenes, hints, net), drawn, bicubic):
         closer = psnr(image, true) > psnr(plain, true)
-        yield Judged("super resolution: closer to the true picture than bicubic", float(closer))
+        yield Judged("super resolution: closer to the true image than bicubic", float(closer))
         shown, wanted = describe(image), describe(true)
         same = shown.background == wanted.background and _things(shown) == _things(wanted)
-        yield Judged("super resolution: the same colours and shapes", float(same))
+        yield Judged("super resolution: the same colors and shapes", float(same))
 
 
 @torch.no_grad()
 def _small_hint(encoder: Any, small: Tensor) -> Tensor:
-    return super_resolution_hint(small, lambda x: encoder(normalise(x).to(next(encoder.parameters()))))
+    return super_resolution_hint(small, lambda x: encoder(normalize(x).to(next(encoder.parameters()))))
 
 
-def _things(picture: Any) -> list[tuple[str, str]]:
-    return sorted((item.colour, str(item.shape)) for item in picture.items)
+def _things(seen: Any) -> list[tuple[str, str]]:
+    return sorted((item.color, str(item.shape)) for item in seen.items)

@@ -1,4 +1,4 @@
-"""Draws the pictures of the grammar: plain shapes on a plain background, anti-aliased, each a little different."""
+"""Draws the images of the grammar: plain shapes on a plain background, anti-aliased, each a little different."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from . import grammar
 from .grammar import Item, Scene
 
-# sRGB in [0, 1]. Every channel of a drawn colour lies within HUE of these, of white and black within GREY.
+# sRGB in [0, 1]. Every channel of a drawn color lies within HUE of these, of white and black within GRAY.
 PALETTE = {
     "red": (0.86, 0.09, 0.11),
     "green": (0.12, 0.62, 0.20),
@@ -20,70 +20,70 @@ PALETTE = {
     "white": (0.965, 0.965, 0.965),
     "black": (0.035, 0.035, 0.035),
 }
-HUE, GREY = 0.035, 0.03
+HUE, GRAY = 0.035, 0.03
 
-# Lengths are parts of the picture's side; a radius is that of the circle, the other shapes look about as large.
+# Lengths are parts of the image's side; a radius is that of the circle, the other shapes look about as large.
 RADIUS = {"small": (0.115, 0.14), "large": (0.205, 0.24), None: (0.14, 0.18)}
 CENTER, SIDE, SIDE_OF_PAIR = 0.5, 0.315, 0.26
 AWAY = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "center": (0, 0)}
 WANDER = 0.025
 TILT = np.radians(7.0)
 EDGE = 1.5  # pixels from all background to all shape
-# How often a training caption is only a word or two for something in the picture, so that negative prompts are known.
+# How often a training caption is only a word or two for something in the image, so that negative prompts are known.
 MENTIONS = 0.06
 
 
 class Drawings(NamedTuple):
-    """`pictures` uint8 [n, size, size, 3], their captions, and the complete scenes (what was left out, filled in)."""
+    """`images` uint8 [n, size, size, 3], their captions, and the complete scenes (what was left out, filled in)."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     captions: list[str]
     scenes: list[Scene]
 
 
 def draw(scene: Scene, rng: np.random.Generator, *, size: int = 256) -> np.ndarray:
-    """The picture of a scene as uint8 [size, size, 3]; what the scene leaves out is chosen by `rng`."""
+    """The image of a scene as uint8 [size, size, 3]; what the scene leaves out is chosen by `rng`."""
     scene = grammar.complete(scene, rng)
     assert scene.background is not None
-    picture = np.empty((size, size, 3), np.uint8)
-    background = _colour(scene.background, rng)
-    picture[:] = np.round(background)
+    image = np.empty((size, size, 3), np.uint8)
+    background = _color(scene.background, rng)
+    image[:] = np.round(background)
     for item in scene.items:
         side = SIDE_OF_PAIR if len(scene.items) == 2 else SIDE
-        _paint(picture, item, side, background, rng)
-    return picture
+        _paint(image, item, side, background, rng)
+    return image
 
 
 def batch(seed: int, n: int, *, start: int = 0, size: int = 256) -> Drawings:
-    """Training pictures `start` to `start + n` of a seed; a picture depends on the seed and its number alone."""
-    pictures = np.empty((n, size, size, 3), np.uint8)
+    """Training images `start` to `start + n` of a seed; an image depends on the seed and its number alone."""
+    images = np.empty((n, size, size, 3), np.uint8)
     captions, scenes = [], []
     for i in range(n):
         rng = np.random.default_rng((seed, start + i))
         scene = grammar.sample(rng)
         scenes.append(grammar.complete(scene, rng))
-        pictures[i] = draw(scenes[-1], rng, size=size)
+        images[i] = draw(scenes[-1], rng, size=size)
         only_mention = rng.random() < MENTIONS
         captions.append(grammar.mention(scenes[-1], rng) if only_mention else grammar.write(scene))
-    return Drawings(pictures, captions, scenes)
+    return Drawings(images, captions, scenes)
 
 
-def _colour(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A colour near the named one, float32 [3] in [0, 255]."""
-    near = rng.uniform(-1, 1, 3) * HUE if name not in ("white", "black") else rng.uniform(-1, 1) * GREY
+def _color(name: str, rng: np.random.Generator) -> np.ndarray:
+    """A color near the named one, float32 [3] in [0, 255]."""
+    near = rng.uniform(-1, 1, 3) * HUE if name not in ("white", "black") else rng.uniform(-1, 1) * GRAY
     return (255 * np.clip(np.asarray(PALETTE[name]) + near, 0, 1)).astype(np.float32)
 
 
-def _paint(picture: np.ndarray, item: Item, side: float, background: np.ndarray, rng: np.random.Generator) -> None:
-    """Paint one item into the picture, working only on the part around it."""
-    size = picture.shape[0]
+def _paint(image: np.ndarray, item: Item, side: float, background: np.ndarray, rng: np.random.Generator) -> None:
+    """Paint one item into the image, working only on the part around it."""
+    size = image.shape[0]
     assert item.place is not None
     away = (CENTER - side) * np.asarray(AWAY[item.place])
     x, y = size * (CENTER + away + rng.uniform(-WANDER, WANDER, 2))
     radius = size * rng.uniform(*RADIUS[item.size])
     tilt = rng.uniform(-TILT, TILT)
-    colour = _colour(item.colour, rng)
-    # No shape reaches farther than 1.3 radii from its centre (the corners of a square).
+    color = _color(item.color, rng)
+    # No shape reaches farther than 1.3 radii from its center (the corners of a square).
     reach = 1.3 * radius + EDGE
     left, top = max(0, int(x - reach)), max(0, int(y - reach))
     right, bottom = min(size, int(x + reach) + 2), min(size, int(y + reach) + 2)
@@ -92,11 +92,11 @@ def _paint(picture: np.ndarray, item: Item, side: float, background: np.ndarray,
     cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
     distance = OUTLINES[item.shape](cos * dx + sin * dy, cos * dy - sin * dx, radius)
     cover = np.clip(0.5 - distance / np.float32(EDGE), 0, 1)[:, :, None]
-    picture[top:bottom, left:right] = background + cover * (colour - background) + np.float32(0.5)
+    image[top:bottom, left:right] = background + cover * (color - background) + np.float32(0.5)
 
 
-# Signed distances in pixels, negative inside, of points [h, w] around the shape's centre (y grows downwards).
-# The centre is that of the upright bounding box, so that place and size read the same for every shape.
+# Signed distances in pixels, negative inside, of points [h, w] around the shape's center (y grows downwards).
+# The center is that of the upright bounding box, so that place and size read the same for every shape.
 
 
 def _circle(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -108,7 +108,7 @@ def _square(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    # Equilateral; its centroid lies a quarter of the circumradius below the centre of the box.
+    # Equilateral; its centroid lies a quarter of the circumradius below the center of the box.
     y = y - np.float32(0.25 * 1.15 * radius)
     slopes = np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y
     return np.maximum(slopes, y) - np.float32(0.5 * 1.15 * radius)

@@ -1,4 +1,4 @@
-"""How well a tiny cascade draws: prompts with fixed seeds, the pictures measured by `analysis`, beside the aims."""
+"""How well a tiny cascade draws: prompts with fixed seeds, the images measured by `analysis`, beside the aims."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..images import psnr, to_pillow
 from ..models import StageA
 from ..pipelines import Parts, Settings, generate, reconstruct
 from . import grammar, hearts
-from .analysis import Found, Picture, describe
+from .analysis import Description, Found, describe
 from .drawing import HEART, OUTLINES, draw
 from .grammar import Item, Scene
 
@@ -26,12 +26,12 @@ SETTINGS = Settings(width=256, height=256)
 
 BATCH = 20
 # Of every this many prompts one measures a variation, and one a reconstruction.
-PROMPTS_PER_PICTURE, PROMPTS_PER_NEGATIVE = 3, 40
+PROMPTS_PER_IMAGE, PROMPTS_PER_NEGATIVE = 3, 40
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The answer to a question about one picture: 1 or 0, or a value in dB. `unseen`: training never saw such a one."""
+    """The answer to a question about one image: 1 or 0, or a value in dB. `unseen`: training never saw such a one."""
 
     question: str
     answer: float
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture [3, H, W] in [0, 1] and the prompt it was drawn from."""
+    """An image [3, H, W] in [0, 1] and the prompt it was drawn from."""
 
     prompt: str
     image: Tensor
@@ -67,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The rows of the table, and the pictures of the prompts."""
+    """The rows of the table, and the images of the prompts."""
 
     rows: tuple[Row, ...]
     samples: tuple[Sample, ...]
@@ -80,8 +80,8 @@ class Evaluation:
 
 
 AIMS = {
-    "background colour": 0.97,
-    "shape colour": 0.95,
+    "background color": 0.97,
+    "shape color": 0.95,
     "shape": 0.90,
     "place": 0.95,
     "size": 0.90,
@@ -91,14 +91,14 @@ AIMS = {
     "reconstruction (encoder, Stage B, Stage A), PSNR": 24.0,
     "reconstruction, same shapes": 0.95,
     "Stage A alone, PSNR": 34.0,
-    "image variation, same colour and shape": 0.85,
-    "negative prompt of a colour, colour is away": None,
+    "image variation, same color and shape": 0.85,
+    "negative prompt of a color, color is away": None,
     "the same without the negative prompt": None,
 }
 """The questions in the order of the table, and what is wanted."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is being measured and the pictures done of how many."""
+"""Called with what is being measured and the images done of how many."""
 
 
 def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: OnProgress | None = None) -> Evaluation:
@@ -116,10 +116,10 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
         samples += [Sample(caption, image) for caption, image in zip(captions, images)]
         judged += [answer for scene, image in zip(some, images) for answer in judge(scene, describe(image))]
         report("prompts", first + len(some), prompts)
-    pictures = math.ceil(prompts / PROMPTS_PER_PICTURE)
+    count = math.ceil(prompts / PROMPTS_PER_IMAGE)
     for what, measure, scenes in (
-        ("reconstructions", _reconstruct, held_out_scenes(pictures, seed + 1)),
-        ("variations", _vary, [s for s in held_out_scenes(2 * pictures, seed + 2) if len(s.items) == 1][:pictures]),
+        ("reconstructions", _reconstruct, held_out_scenes(count, seed + 1)),
+        ("variations", _vary, [s for s in held_out_scenes(2 * count, seed + 2) if len(s.items) == 1][:count]),
     ):
         for first, some in _batches(scenes):
             judged += measure(parts, some, _seeds(seed, first, len(some)))
@@ -128,9 +128,9 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
     return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
 
-LEARNED_WHOLE = "the learned shape, in its colour on its background"
+LEARNED_WHOLE = "the learned shape, in its color on its background"
 LEARNED = "the learned shape"
-UNTOUCHED = "prompts without its word, PSNR to the pictures without the LoRA"
+UNTOUCHED = "prompts without its word, PSNR to the images without the LoRA"
 OTHERS = "prompts without its word, as they say"
 OTHERS_BEFORE = "the same without the LoRA"
 LORA_AIMS = {LEARNED_WHOLE: None, LEARNED: 0.85, UNTOUCHED: None, OTHERS: None, OTHERS_BEFORE: None}
@@ -158,9 +158,9 @@ def evaluate_lora(
     for first in range(0, seeds, BATCH):
         numbers = range(first, min(first + BATCH, seeds))
         for image in generate(taught, [caption] * len(numbers), seeds=numbers, settings=SETTINGS).images:
-            picture = describe(image, tuple(OUTLINES))
-            shown = bool(picture.items) and picture.items[0].shape == HEART
-            right = shown and (picture.items[0].colour, picture.background) == ("red", "white")
+            seen = describe(image, tuple(OUTLINES))
+            shown = bool(seen.items) and seen.items[0].shape == HEART
+            right = shown and (seen.items[0].color, seen.background) == ("red", "white")
             judged += [Judged(LEARNED, float(shown)), Judged(LEARNED_WHOLE, float(right))]
             samples.append(Sample(caption, image))
         report("the learned word", numbers[-1] + 1, seeds)
@@ -181,7 +181,7 @@ def held_out_scenes(count: int, seed: int) -> list[Scene]:
     """Prompts in a fixed mixture: a third have a combination never trained on, a third of both kinds are pairs."""
     scenes = []
     for i in range(count):
-        # Three numbers, where training pictures have two: none of these is one of those.
+        # Three numbers, where training images have two: none of these is one of those.
         rng = np.random.default_rng((seed, i, 1))
         pair, unseen = i // 3 % 3 == 2, i % 3 == 0
         while True:
@@ -202,24 +202,24 @@ def _with_unseen(scene: Scene, rng: np.random.Generator) -> Scene:
     combinations = grammar.held_out_combinations()
     changed = int(rng.integers(len(scene.items)))
     while True:
-        colour, shape, background = combinations[int(rng.integers(len(combinations)))]
+        color, shape, background = combinations[int(rng.integers(len(combinations)))]
         items = tuple(
-            Item(colour, shape, item.size, item.place) if i == changed else item for i, item in enumerate(scene.items)
+            Item(color, shape, item.size, item.place) if i == changed else item for i, item in enumerate(scene.items)
         )
         if grammar.fits(Scene(items, background), unseen=True):
             return Scene(items, background)
 
 
-def judge(scene: Scene, picture: Picture) -> Iterator[Judged]:
-    """What the prompt of `scene` says, as questions about the picture; parts left out are not asked for."""
-    items = _in_order(scene, picture)
+def judge(scene: Scene, seen: Description) -> Iterator[Judged]:
+    """What the prompt of `scene` says, as questions about the image; parts left out are not asked for."""
+    items = _in_order(scene, seen)
     if len(scene.items) == 2:
         answers = {"both of two shapes": all(map(_same, scene.items, items)) and len(items) == 2}
     else:
         answers = _judge_one(scene.items[0], items[0] if items else None)
-    answers["the right number of shapes"] = len(picture.items) == len(scene.items)
+    answers["the right number of shapes"] = len(seen.items) == len(scene.items)
     if scene.background is not None:
-        answers["background colour"] = picture.background == scene.background
+        answers["background color"] = seen.background == scene.background
     answers["all that the prompt says"] = all(answers.values())
     unseen = is_unseen(scene)
     yield from (Judged(question, float(answer), unseen) for question, answer in answers.items())
@@ -227,7 +227,7 @@ def judge(scene: Scene, picture: Picture) -> Iterator[Judged]:
 
 def _judge_one(item: Item, found: Found | None) -> dict[str, bool]:
     answers = {
-        "shape colour": found is not None and found.colour == item.colour,
+        "shape color": found is not None and found.color == item.color,
         "shape": found is not None and found.shape == item.shape,
     }
     if item.place is not None:
@@ -237,21 +237,21 @@ def _judge_one(item: Item, found: Found | None) -> dict[str, bool]:
     return answers
 
 
-def _in_order(scene: Scene, picture: Picture) -> list[Found]:
+def _in_order(scene: Scene, seen: Description) -> list[Found]:
     """As many of the largest items as the scene has, in its order: from the left, or from the top."""
     axis = 0 if scene.items[0].place in ("left", "right") else 1
-    return sorted(picture.items[: len(scene.items)], key=lambda found: found.center[axis])
+    return sorted(seen.items[: len(scene.items)], key=lambda found: found.center[axis])
 
 
 def _same(item: Item, found: Found) -> bool:
-    return (found.colour, found.shape, found.place) == (item.colour, item.shape, item.place)
+    return (found.color, found.shape, found.place) == (item.color, item.shape, item.place)
 
 
 def drawn_scenes(scenes: Sequence[Scene], seeds: Sequence[int], stream: int) -> Tensor:
-    """Pictures [n, 3, 256, 256] in [0, 1] of scenes; `stream` keeps a seed's random numbers apart from its others."""
+    """Images [n, 3, 256, 256] in [0, 1] of scenes; `stream` keeps a seed's random numbers apart from its others."""
     rngs = [np.random.default_rng((seed, 0, stream)) for seed in seeds]
-    pictures = np.stack([draw(scene, rng) for scene, rng in zip(scenes, rngs)])
-    return torch.from_numpy(pictures).movedim(-1, 1).float() / 255
+    images = np.stack([draw(scene, rng) for scene, rng in zip(scenes, rngs)])
+    return torch.from_numpy(images).movedim(-1, 1).float() / 255
 
 
 def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
@@ -279,25 +279,25 @@ def _vary(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterat
     varied = generate(parts, [""] * len(scenes), seeds=seeds, variation_of=drawn, settings=SETTINGS).images
     for scene, image in zip(scenes, varied):
         found, wanted = describe(image).items[:1], scene.items[0]
-        same = [(item.colour, item.shape) for item in found] == [(wanted.colour, wanted.shape)]
-        yield Judged("image variation, same colour and shape", float(same), is_unseen(scene))
+        same = [(item.color, item.shape) for item in found] == [(wanted.color, wanted.shape)]
+        yield Judged("image variation, same color and shape", float(same), is_unseen(scene))
 
 
 def _keep_away(parts: Parts, count: int, seed: int) -> Iterator[Judged]:
-    """The empty prompt, with each colour as the negative prompt, and without."""
+    """The empty prompt, with each color as the negative prompt, and without."""
     seeds = _seeds(seed, 0, count)
 
-    def colours(negative: str) -> Iterator[tuple[str, ...]]:
+    def colors(negative: str) -> Iterator[tuple[str, ...]]:
         images = generate(parts, [""] * count, seeds=seeds, negative=negative, settings=SETTINGS).images
-        for picture in map(describe, images):
-            yield picture.background, *(item.colour for item in picture.items)
+        for seen in map(describe, images):
+            yield seen.background, *(item.color for item in seen.items)
 
-    without = list(colours(""))
-    for colour in grammar.COLOURS:
-        for present in colours(colour):
-            yield Judged("negative prompt of a colour, colour is away", float(colour not in present))
+    without = list(colors(""))
+    for color in grammar.COLORS:
+        for present in colors(color):
+            yield Judged("negative prompt of a color, color is away", float(color not in present))
         for present in without:
-            yield Judged("the same without the negative prompt", float(colour not in present))
+            yield Judged("the same without the negative prompt", float(color not in present))
 
 
 def _batches(scenes: Sequence[Scene]) -> Iterator[tuple[int, Sequence[Scene]]]:
@@ -346,7 +346,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 6) -> Image.Image:
-    """The pictures side by side, each with its prompt below."""
+    """The images side by side, each with its prompt below."""
     side, text = max(sample.image.shape[-1] for sample in samples), 40
     rows = math.ceil(len(samples) / columns)
     sheet = Image.new("RGB", (columns * (side + 4), rows * (side + text)), "white")

@@ -1,7 +1,7 @@
 """The captions that the tiny cascade understands: write them, read them, sample them.
 
-    a {size} {colour} {shape} on a {colour} background, {place}
-    a {colour} {shape} on the left and a {colour} {shape} on the right, {colour} background
+    a {size} {color} {shape} on a {color} background, {place}
+    a {color} {shape} on the left and a {color} {shape} on the right, {color} background
 
 Size, place and background may be left out (then any); two shapes may also stand at the top and at the bottom.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 T = TypeVar("T")
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "large")
 PLACES = ("left", "right", "top", "bottom", "center")
@@ -26,15 +26,15 @@ PAIRS = (("left", "right"), ("top", "bottom"))
 # How often `sample` draws two shapes, and how often it leaves a part of a one-shape caption out.
 TWO_SHAPES, NO_SIZE, NO_PLACE, NO_BACKGROUND = 0.4, 0.25, 0.25, 0.15
 
-FORM = "a {size} {colour} {shape} on a {colour} background, {place}"
-FORM_OF_TWO = "a {colour} {shape} on the left and a {colour} {shape} on the right, {colour} background"
+FORM = "a {size} {color} {shape} on a {color} background, {place}"
+FORM_OF_TWO = "a {color} {shape} on the left and a {color} {shape} on the right, {color} background"
 
 
 @dataclass(frozen=True)
 class Item:
     """One shape. `size` or `place` None: the caption does not say. In a pair the size is always None."""
 
-    colour: str
+    color: str
     shape: str
     size: str | None = None
     place: str | None = None
@@ -51,18 +51,18 @@ class Scene:
 def write(scene: Scene) -> str:
     """The caption of a scene; the inverse of `parse`."""
     if len(scene.items) == 2:
-        sides = [f"{_article(item.colour)} {item.shape} on the {item.place}" for item in scene.items]
+        sides = [f"{_article(item.color)} {item.shape} on the {item.place}" for item in scene.items]
         return " and ".join(sides) + (f", {scene.background} background" if scene.background else "")
     (item,) = scene.items
-    words = " ".join(word for word in (item.size, item.colour, item.shape) if word)
+    words = " ".join(word for word in (item.size, item.color, item.shape) if word)
     on = f" on {_article(scene.background)} background" if scene.background else ""
     return _article(words) + on + (f", {item.place}" if item.place else "")
 
 
 def mention(scene: Scene, rng: np.random.Generator) -> str:
-    """A word or two for something in the scene, as negative prompts say it: a colour, a shape, or both."""
+    """A word or two for something in the scene, as negative prompts say it: a color, a shape, or both."""
     item = _choice(rng, scene.items)
-    words = [item.colour, item.shape, f"{item.colour} {item.shape}"]
+    words = [item.color, item.shape, f"{item.color} {item.shape}"]
     return _choice(rng, (*words, scene.background) if scene.background else tuple(words))
 
 
@@ -75,13 +75,13 @@ def _any(words: tuple[str, ...], name: str) -> str:
 
 
 _ONE = re.compile(
-    rf"an? ({_any(SIZES, 'size')} )?{_any(COLOURS, 'colour')} {_any(SHAPES, 'shape')}"
-    rf"( on an? {_any(COLOURS, 'background')} background)?( ?, ?{_any(PLACES, 'place')})?"
+    rf"an? ({_any(SIZES, 'size')} )?{_any(COLORS, 'color')} {_any(SHAPES, 'shape')}"
+    rf"( on an? {_any(COLORS, 'background')} background)?( ?, ?{_any(PLACES, 'place')})?"
 )
 _TWO = re.compile(
-    rf"an? {_any(COLOURS, 'colour')} {_any(SHAPES, 'shape')} on the {_any(PLACES, 'place')}"
-    rf" and an? {_any(COLOURS, 'colour2')} {_any(SHAPES, 'shape2')} on the {_any(PLACES, 'place2')}"
-    rf"( ?, ?{_any(COLOURS, 'background')} background)?"
+    rf"an? {_any(COLORS, 'color')} {_any(SHAPES, 'shape')} on the {_any(PLACES, 'place')}"
+    rf" and an? {_any(COLORS, 'color2')} {_any(SHAPES, 'shape2')} on the {_any(PLACES, 'place2')}"
+    rf"( ?, ?{_any(COLORS, 'background')} background)?"
 )
 
 
@@ -92,13 +92,13 @@ def parse(caption: str) -> Scene | None:
     """
     text = _normal(caption)
     if found := _ONE.fullmatch(text):
-        item = Item(found["colour"], found["shape"], found["size"], found["place"])
+        item = Item(found["color"], found["shape"], found["size"], found["place"])
         return Scene((item,), found["background"])
     found = _TWO.fullmatch(text)
     if found is None or (found["place"], found["place2"]) not in PAIRS:
         return None
-    first = Item(found["colour"], found["shape"], place=found["place"])
-    second = Item(found["colour2"], found["shape2"], place=found["place2"])
+    first = Item(found["color"], found["shape"], place=found["place"])
+    second = Item(found["color2"], found["shape2"], place=found["place2"])
     return Scene((first, second), found["background"])
 
 
@@ -109,10 +109,10 @@ def hint(caption: str) -> str | None:
         return None
     scene = parse(text)
     if scene is not None:
-        if any(item.colour == scene.background for item in scene.items):
-            return "A shape in the colour of its background cannot be seen."
+        if any(item.color == scene.background for item in scene.items):
+            return "A shape in the color of its background cannot be seen."
         return None
-    known = {*COLOURS, *SHAPES, *SIZES, *PLACES, "a", "an", "on", "and", "the", "background"}
+    known = {*COLORS, *SHAPES, *SIZES, *PLACES, "a", "an", "on", "and", "the", "background"}
     unknown = list(dict.fromkeys(word for word in re.findall(r"[^\s,.]+", text) if word not in known))
     if unknown:
         words = ", ".join(repr(word) for word in unknown[:4])
@@ -124,17 +124,17 @@ def _normal(caption: str) -> str:
     return " ".join(caption.lower().split()).removesuffix(".").strip()
 
 
-def held_out(colour: str, shape: str, background: str) -> bool:
-    """Whether this combination is kept for the evaluation: 24 of the 224, each colour, shape and background alike."""
-    c, s, b = COLOURS.index(colour), SHAPES.index(shape), COLOURS.index(background)
-    # Every colour is held out with three of the four shapes. The steps keep the counts of the backgrounds equal too:
+def held_out(color: str, shape: str, background: str) -> bool:
+    """Whether this combination is kept for the evaluation: 24 of the 224, each color, shape and background alike."""
+    c, s, b = COLORS.index(color), SHAPES.index(shape), COLORS.index(background)
+    # Every color is held out with three of the four shapes. The steps keep the counts of the backgrounds equal too:
     # (s + step[s]) mod 4 takes every value once.
     return c % 4 != s and b == (c + (1, 2, 6, 3)[s]) % 8
 
 
 def held_out_combinations() -> tuple[tuple[str, str, str], ...]:
-    """All that are `held_out`, as (colour, shape, background)."""
-    return tuple(combination for combination in product(COLOURS, SHAPES, COLOURS) if held_out(*combination))
+    """All that are `held_out`, as (color, shape, background)."""
+    return tuple(combination for combination in product(COLORS, SHAPES, COLORS) if held_out(*combination))
 
 
 def fits(scene: Scene, *, unseen: bool = False) -> bool:
@@ -143,18 +143,18 @@ def fits(scene: Scene, *, unseen: bool = False) -> bool:
 
 
 def _fits(item: Item, background: str, unseen: bool = False) -> bool:
-    return item.colour != background and (unseen or not held_out(item.colour, item.shape, background))
+    return item.color != background and (unseen or not held_out(item.color, item.shape, background))
 
 
 def sample(rng: np.random.Generator) -> Scene:
     """A training scene: parts may be left out; nothing in it is held out, whatever the left-out parts become."""
     if rng.random() < TWO_SHAPES:
         places = _choice(rng, PAIRS)
-        items = tuple(Item(_choice(rng, COLOURS), _choice(rng, SHAPES), place=place) for place in places)
+        items = tuple(Item(_choice(rng, COLORS), _choice(rng, SHAPES), place=place) for place in places)
     else:
         size = None if rng.random() < NO_SIZE else _choice(rng, SIZES)
         place = None if rng.random() < NO_PLACE else _choice(rng, PLACES)
-        items = (Item(_choice(rng, COLOURS), _choice(rng, SHAPES), size, place),)
+        items = (Item(_choice(rng, COLORS), _choice(rng, SHAPES), size, place),)
     background = None if rng.random() < NO_BACKGROUND else _background(rng, items)
     return Scene(items, background)
 
@@ -170,7 +170,7 @@ def complete(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _background(rng: np.random.Generator, items: tuple[Item, ...]) -> str:
-    return _choice(rng, tuple(colour for colour in COLOURS if all(_fits(item, colour) for item in items)))
+    return _choice(rng, tuple(color for color in COLORS if all(_fits(item, color) for item in items)))
 
 
 def _choice(rng: np.random.Generator, values: tuple[T, ...]) -> T:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
 from .config import TrainingConfig, setting
-from .data import Order, PictureSettings, Progress, to_images
+from .data import ImageSettings, OnChunk, Order, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import load_encoders, new_clip
-from .stage_c import latents_and_small_pictures
+from .networks import load_encoders, new_clip
+from .stage_c import latents_and_small_images
 from .text import tokenize_captions
 
 READER = "reader"
@@ -34,7 +34,7 @@ class CaptionsSettings:
     rest than beside it.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     effnet: Path
     effnet_size: int = setting(192, minimum=32)
@@ -47,24 +47,24 @@ class CaptionsSettings:
 
 
 class CaptionsBatch(NamedTuple):
-    """ids and mask [B, 1, n]; targets [B, n], the caption's tokens as rows of the vocabulary that is in use; pictures
+    """ids and mask [B, 1, n]; targets [B, n], the caption's tokens as rows of the vocabulary that is in use; images
     [B, 3, s, s]."""
 
     ids: Tensor
     mask: Tensor
     targets: Tensor
-    pictures: Tensor
+    images: Tensor
 
 
 class CaptionsTask(BaseTask):
     """Trains `text_encoder` and `image_encoder` so that one small network reads the caption from either's embedding:
     which tokens it has, and which is at which place.
 
-    Both embeddings then say the same of a picture, in one space, and order and places of the words are in them: what a
-    CLIP that was trained on millions of pictures brings to the released Stage C.
+    Both embeddings then say the same of an image, in one space, and order and places of the words are in them: what a
+    CLIP that was trained on millions of images brings to the released Stage C.
     """
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: CaptionsSettings = config.settings
         self.device = pick_device(config.device)
@@ -73,7 +73,7 @@ class CaptionsTask(BaseTask):
         if settings.start is not None:
             load_encoders(settings.start, text, image)
         size = int(image.config.image_size)
-        self.data = latents_and_small_pictures(settings, config.precision, size, self.device, on_chunk)
+        self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         encoder = TextEncoder(text)
         self.ids, self.mask, self.texts = tokenize_captions(encoder, self.data.captions)
@@ -98,14 +98,14 @@ class CaptionsTask(BaseTask):
     def batch(self, index: int) -> CaptionsBatch:
         rows = self.order.rows(index, self.config.batch_size)
         texts = self.texts[torch.from_numpy(rows)]
-        pictures = to_images(self.data.take("small", rows, self.device))
+        images = to_images(self.data.take("small", rows, self.device))
         device = self.device
-        return CaptionsBatch(self.ids[texts], self.mask[texts], self.targets[texts].to(device), pictures)
+        return CaptionsBatch(self.ids[texts], self.mask[texts], self.targets[texts].to(device), images)
 
     def loss(self, batch: CaptionsBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross entropy of the caption's tokens, or of the `words`, read from the text and from the picture."""
+        """The cross entropy of the caption's tokens, or of the `words`, read from the text and from the image."""
         text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask).pooled[:, 0]
-        image = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)[:, 0]
+        image = ImageEncoder(self.modules["image_encoder"]).encode(batch.images)[:, 0]
         from_text, from_image = (self._read(e, batch.targets, generator) for e in (text, image))
         return from_text + from_image, {"from_text": from_text, "from_image": from_image}
 
@@ -118,7 +118,7 @@ class CaptionsTask(BaseTask):
         words = F.binary_cross_entropy_with_logits(anywhere, present, reduction="none").sum(dim=0) / len(targets)
         if self.settings.words:
             return words[self.asked].sum()
-        # Where a word stands hangs on those before it, which a picture does not say: which words there are teaches an
+        # Where a word stands hangs on those before it, which an image does not say: which words there are teaches an
         # image encoder far sooner than which stands where.
         return F.cross_entropy(at_places.reshape(-1, self.used), targets.flatten()) + words.sum()
 

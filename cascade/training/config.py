@@ -34,7 +34,7 @@ class TrainingConfig:
     """What every training shares. `settings` holds the task's own dataclass, in the file the section named as the task.
 
     The learning rate rises over `warmup` steps to `lr` and falls on a cosine to `lr_final * lr` at `steps`.
-    `batch_size` is that of one micro-step; an optimiser step sees `batch_size * accumulation` samples.
+    `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples.
     """
 
     task: str

@@ -17,10 +17,10 @@ from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
 from .config import TrainingConfig, setting
-from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, to_images
+from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
 from .filters import REFERENCE_NAMES, build_filter
 from .loop import Modules, derive_seed, pick_device
-from .nets import (
+from .networks import (
     encode_latents,
     frozen,
     model_config,
@@ -30,11 +30,11 @@ from .nets import (
     with_training_attention,
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
-from .stage_c import pictures_in_batch, repeat_conditions
+from .stage_c import images_in_batch, repeat_conditions
 from .text import text_conditions, tokenize_captions
 
 SHOWN = 8
-"""Pictures on a sheet of samples."""
+"""Images on a sheet of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class ControlNetSettings:
 
     `start` is a ControlNet of the same sizes to go on from, trained for this Stage C or for one like it.
 
-    Hints are made at `hint_size` pixels (for super resolution, of pictures of that size shrunk). A batch holds
-    batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each hint and caption once.
+    Hints are made at `hint_size` pixels (for super resolution, of images of that size shrunk). A batch holds
+    batch_size / `repeats` images, each at `repeats` noise levels, and reads each hint and caption once.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     stage_c: Path
     text_encoder: Path
@@ -82,10 +82,10 @@ class ControlBatch(NamedTuple):
 class ControlNetTask(DiffusionTask):
     """Trains `controlnet_FILTER` on cached latents and hints; its projections begin at zero."""
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: ControlNetSettings = config.settings
-        self.count = pictures_in_batch(config)
+        self.count = images_in_batch(config)
         self.device = pick_device(config.device)
         self.stage_c = with_training_attention(frozen(settings.stage_c, self.device), self.device)
         self.text = TextEncoder(frozen(settings.text_encoder, self.device))
@@ -120,20 +120,20 @@ class ControlNetTask(DiffusionTask):
             raise InvalidConfig(f"controlnet: model: {'; '.join(reasons)}")
         return config
 
-    def _cache(self, encoder: Any, on_chunk: Progress | None) -> Cache:
+    def _cache(self, encoder: Any, on_chunk: OnChunk | None) -> Cache:
         settings = self.settings
 
         @torch.no_grad()
-        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+        def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
             latents, hints = [], []
-            for part in np.array_split(pictures, max(1, len(pictures) // 64)):
+            for part in np.array_split(pixels, max(1, len(pixels) // 64)):
                 images = to_images(torch.from_numpy(part).to(self.device))
                 latents.append(encode_latents(encoder, images, settings.effnet_size))
                 hints.append(self.filter.compute(images))
             return {"latents": np.concatenate(latents), "hints": np.concatenate(hints)}
 
         key = f"{fingerprint(settings.effnet)}-{settings.effnet_size}-{self.filter.key}"
-        return cached(settings.cache, "controlnet", open_source(settings.pictures), compute, key=key, on_chunk=on_chunk)
+        return cached(settings.cache, "controlnet", open_images(settings.images), compute, key=key, on_chunk=on_chunk)
 
     def batch(self, index: int) -> ControlBatch:
         settings = self.settings

@@ -1,4 +1,4 @@
-"""Pictures to train on, the order in which they are seen, and what is computed once from them and kept on disk."""
+"""Images to train on, the order in which they are seen, and what is computed once from them and kept on disk."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from torch import Tensor
 
 from ..errors import InvalidConfig
 from .config import setting
-from .folders import FolderPictures
+from .folders import FolderImages
 from .state import remove_abandoned, temporary_for
 
 CHUNK = 256
 HEART_EVERY = 4
-"""In `mixed` pictures."""
-Progress = Callable[[int, int], None]
+"""In `mixed` images."""
+OnChunk = Callable[[int, int], None]
 
 
-class PictureSource(Protocol):
-    """A fixed set of pictures with captions, all of one size."""
+class ImageSource(Protocol):
+    """A fixed set of images with captions, all of one size."""
 
     size: int
     name: str
-    """Names the content: two sources of one name hold the same pictures."""
+    """Names the content: two sources of one name hold the same images."""
 
     def __len__(self) -> int: ...
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-        """Pictures start to start + count as uint8 [n, size, size, 3], and their captions."""
+        """Images start to start + count as uint8 [n, size, size, 3], and their captions."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSettings:
-    """Which pictures, as squares of `size`.
+class ImageSettings:
+    """Which images, as squares of `size`.
 
     `drawn` are those of the tiny cascade's grammar, `count` of them from one seed; `hearts` likewise show a shape that
-    it does not have; in `mixed` one picture in four is one of those. `folder` are those at `path`: a folder with
-    captions beside the pictures, or webdataset tars; `caption` is for pictures that have none.
+    it does not have; in `mixed` one image in four is one of those. `folder` are those at `path`: a folder with
+    captions beside the images, or webdataset tars; `caption` is for images that have none.
     """
 
     source: Literal["drawn", "hearts", "mixed", "folder"] = "drawn"
@@ -57,8 +57,8 @@ class PictureSettings:
     size: int = setting(256, minimum=32)
 
 
-class DrawnPictures:
-    """Pictures and captions of the tiny cascade's grammar, of hearts, or of both, drawn when asked for."""
+class DrawnImages:
+    """Images and captions of the tiny cascade's grammar, of hearts, or of both, drawn when asked for."""
 
     def __init__(
         self, count: int, seed: int, size: int = 256, kind: Literal["drawn", "hearts", "mixed"] = "drawn"
@@ -75,28 +75,28 @@ class DrawnPictures:
         if self.kind == "hearts":
             return hearts.batch(self.seed, count, start=start, size=self.size)
         drawn = drawing.batch(self.seed, count, start=start, size=self.size)
-        pictures, captions = drawn.pictures, drawn.captions
+        images, captions = drawn.images, drawn.captions
         if self.kind == "mixed":
             for i in range(-start % HEART_EVERY, count, HEART_EVERY):
-                [pictures[i]], [captions[i]] = hearts.batch(
+                [images[i]], [captions[i]] = hearts.batch(
                     self.seed, 1, start=(start + i) // HEART_EVERY, size=self.size
                 )
-        return pictures, captions
+        return images, captions
 
 
-def open_source(settings: PictureSettings) -> PictureSource:
-    """Raises InvalidConfig for settings that the source lacks, and for a folder without pictures."""
+def open_images(settings: ImageSettings) -> ImageSource:
+    """Raises InvalidConfig for settings that the source lacks, and for a folder without images."""
     if settings.source == "folder":
         if settings.path is None:
-            raise InvalidConfig("pictures: the source folder needs a path")
-        return FolderPictures(settings.path, settings.size, settings.caption)
+            raise InvalidConfig("images: the source folder needs a path")
+        return FolderImages(settings.path, settings.size, settings.caption)
     if settings.count is None:
-        raise InvalidConfig(f"pictures: the source {settings.source} needs a count")
-    return DrawnPictures(settings.count, settings.seed, settings.size, settings.source)
+        raise InvalidConfig(f"images: the source {settings.source} needs a count")
+    return DrawnImages(settings.count, settings.seed, settings.size, settings.source)
 
 
 class Cache(NamedTuple):
-    """Arrays with one row a picture, memory-mapped from disk, and the pictures' captions."""
+    """Arrays with one row an image, memory-mapped from disk, and the images' captions."""
 
     arrays: dict[str, np.ndarray]
     captions: list[str]
@@ -110,9 +110,9 @@ Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def cached(
-    folder: Path, kind: str, source: PictureSource, compute: Compute, *, key: str = "", on_chunk: Progress | None = None
+    folder: Path, kind: str, source: ImageSource, compute: Compute, *, key: str = "", on_chunk: OnChunk | None = None
 ) -> Cache:
-    """What `compute` (pictures uint8 [n, s, s, 3] -> arrays with n rows) makes of all pictures, from disk if there.
+    """What `compute` (pixels uint8 [n, s, s, 3] -> arrays with n rows) makes of all images, from disk if there.
 
     `key` names what else `compute` depends on (the encoder's weights, sizes). A cache that is there is complete.
     """
@@ -125,7 +125,7 @@ def cached(
     return Cache(arrays, json.loads((place / "captions.json").read_text(encoding="utf-8")))
 
 
-def _build(place: Path, source: PictureSource, compute: Compute, on_chunk: Progress | None) -> None:
+def _build(place: Path, source: ImageSource, compute: Compute, on_chunk: OnChunk | None) -> None:
     temporary = temporary_for(place)
     temporary.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place.parent)
@@ -134,9 +134,9 @@ def _build(place: Path, source: PictureSource, compute: Compute, on_chunk: Progr
     total = len(source)
     try:
         for start in range(0, total, CHUNK):
-            pictures, texts = source.read(start, min(CHUNK, total - start))
+            images, texts = source.read(start, min(CHUNK, total - start))
             captions += texts
-            for name, rows in compute(pictures).items():
+            for name, rows in compute(images).items():
                 if name not in arrays:
                     arrays[name] = np.lib.format.open_memmap(
                         temporary / f"{name}.npy", mode="w+", dtype=rows.dtype, shape=(total, *rows.shape[1:])
@@ -154,14 +154,14 @@ def _build(place: Path, source: PictureSource, compute: Compute, on_chunk: Progr
 
 
 class Order:
-    """All pictures once an epoch, each epoch in its own order; any position can be asked for."""
+    """All images once an epoch, each epoch in its own order; any position can be asked for."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
         self.epochs: dict[int, np.ndarray] = {}
 
     def rows(self, index: int, count: int) -> np.ndarray:
-        """The pictures of batch number `index` of `count` pictures."""
+        """The images of batch number `index` of `count` images."""
         positions = np.arange(index * count, (index + 1) * count)
         return np.array([self._epoch(int(p) // self.length)[int(p) % self.length] for p in positions])
 
@@ -172,12 +172,12 @@ class Order:
         return self.epochs[epoch]
 
 
-def to_images(pictures: Tensor) -> Tensor:
+def to_images(images: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in [0, 1], channels last in memory."""
-    return pictures.permute(0, 3, 1, 2).float().div_(255)
+    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
-def to_pictures(images: Tensor) -> np.ndarray:
+def to_pixels(images: Tensor) -> np.ndarray:
     """float [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]."""
     return images.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 

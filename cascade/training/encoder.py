@@ -14,28 +14,28 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InvalidConfig
-from ..images import normalise
+from ..images import normalize
 from ..models import EffnetConfig, EffnetEncoder, Previewer, PreviewerConfig
 from .config import TrainingConfig, setting
-from .data import Order, PictureSettings, Progress, cached, open_source, resize, to_images
+from .data import ImageSettings, OnChunk, Order, cached, open_images, resize, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import frozen, model_config, new_network, recalibrate_batch_norm, sheet
-from .stage_a import neighbour_error
+from .networks import frozen, model_config, new_network, recalibrate_batch_norm, sheet
+from .stage_a import neighbor_error
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     """`sizes` are the encoder's input sizes, one drawn for each batch (a size named twice is drawn twice as often);
-    the previewer's target is the picture at a quarter of that. `latent_noise` is the deviation of noise on the latents,
+    the previewer's target is the image at a quarter of that. `latent_noise` is the deviation of noise on the latents,
     which themselves have deviation 1. The loss is as Stage A's.
 
-    `detail`, the sizes of a second decoder that makes the picture at the encoder's full input size and is dropped
-    after training: what the previewer's small picture does not show, a star's points say, would not reach the latents.
+    `detail`, the sizes of a second decoder that makes the image at the encoder's full input size and is dropped
+    after training: what the previewer's small image does not show, a star's points say, would not reach the latents.
     `crop` trains on crops of the input in half of the batches. `start` is a folder of an encoder and a previewer to
     go on from.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     model: Mapping[str, Any]
     previewer: Mapping[str, Any]
@@ -52,7 +52,7 @@ class EncoderSettings:
 class EncoderTask(BaseTask):
     """Trains `effnet` and `previewer`; the encoder's last norm gives its latents mean 0 and deviation 1."""
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: EncoderSettings = config.settings
         if any(size % 32 for size in (*settings.sizes, settings.crop or 32)):
@@ -74,22 +74,22 @@ class EncoderTask(BaseTask):
                 model_config(PreviewerConfig, {**settings.detail, "out_channels": 48}, "encoder: detail")
             )
             self.modules["detail"] = new_network(decoder, config.seed, "detail", self.device)
-        source = open_source(settings.pictures)
-        self.data = cached(settings.cache, "pictures", source, lambda p: {"pictures": p}, on_chunk=on_chunk)
+        source = open_images(settings.images)
+        self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
         self.order = Order(len(source), derive_seed(config.seed, "order"))
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Encoder inputs [B, 3, s, s], normalised, and the pictures [B, 3, s, s] that they show."""
+        """Encoder inputs [B, 3, s, s], normalized, and the images [B, 3, s, s] that they show."""
         random = np.random.default_rng((self.config.seed, index))
         inputs, target = self._whole(index, random)
         crop = self.settings.crop
         if crop is not None and crop < target.shape[-1] and random.random() < 0.5:
             y, x = random.integers(0, target.shape[-1] - crop + 1, 2)
             inputs, target = (images[..., y : y + crop, x : x + crop] for images in (inputs, target))
-        return normalise(inputs), target
+        return normalize(inputs), target
 
     def _whole(self, index: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        images = to_images(self.data.take("pictures", self.order.rows(index, self.config.batch_size), self.device))
+        images = to_images(self.data.take("images", self.order.rows(index, self.config.batch_size), self.device))
         size = int(random.choice(self.settings.sizes))
         target = resize(images, size)
         # Pipelines resize by the nearest pixel, as the released code does, or smoothly: the latents should not care.
@@ -112,12 +112,12 @@ class EncoderTask(BaseTask):
         settings = self.settings
         error = made.float() - target
         mse = error.square().mean()
-        return settings.l1 * error.abs().mean() + settings.mse * mse + settings.edges * neighbour_error(error), mse
+        return settings.l1 * error.abs().mean() + settings.mse * mse + settings.edges * neighbor_error(error), mse
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
-        images = to_images(self.data.take("pictures", np.arange(min(8, len(self.data.captions))), self.device))
+        images = to_images(self.data.take("images", np.arange(min(8, len(self.data.captions))), self.device))
         size = max(set(self.settings.sizes), key=self.settings.sizes.count)
-        latents = modules["effnet"](normalise(resize(images, size)))
+        latents = modules["effnet"](normalize(resize(images, size)))
         rows = [images, modules["previewer"](latents)]
         if "detail" in modules:
             rows.append(F.pixel_shuffle(modules["detail"](latents), 4))
@@ -125,7 +125,7 @@ class EncoderTask(BaseTask):
 
     def finish(self, modules: Modules) -> None:
         encoder, previewer = modules["effnet"], modules["previewer"]
-        inputs = [normalise(self._whole(i, np.random.default_rng((self.config.seed, i)))[0]) for i in range(32)]
+        inputs = [normalize(self._whole(i, np.random.default_rng((self.config.seed, i)))[0]) for i in range(32)]
         recalibrate_batch_norm(encoder, [lambda x=x: encoder(x) for x in inputs])
         latents = [encoder(x) for x in inputs]
         recalibrate_batch_norm(previewer, [lambda z=z: previewer(z) for z in latents])

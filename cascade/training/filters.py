@@ -1,4 +1,4 @@
-"""What a ControlNet is shown of a picture: filters, each with what it computes once and what it draws each time."""
+"""What a ControlNet is shown of an image: filters, each with what it computes once and what it draws each time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidConfig
-from ..images import canny, fit_hint, inpaint_hint, normalise, shrink, super_resolution_hint
-from .data import resize, to_halves, to_images, to_pictures
+from ..images import canny, fit_hint, inpaint_hint, normalize, shrink, super_resolution_hint
+from .data import resize, to_halves, to_images, to_pixels
 
 
 class Filter(Protocol):
-    """Hints for pictures."""
+    """Hints for images."""
 
     channels: int
     """Of the hint."""
     key: str
-    """What `compute` depends on beside the pictures."""
+    """What `compute` depends on beside the images."""
 
     def compute(self, images: Tensor) -> np.ndarray:
-        """What is kept of pictures [B, 3, H, H] in [0, 1]: one row each."""
+        """What is kept of images [B, 3, H, H] in [0, 1]: one row each."""
         ...
 
     def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
@@ -49,9 +49,9 @@ class CannyFilter:
 
 
 class InpaintingFilter:
-    """Pictures at `size` pixels with a random mask that covers a part of the area between the two of `threshold`.
+    """Images at `size` pixels with a random mask that covers a part of the area between the two of `threshold`.
 
-    With probability `p_outpaint` the mask is the margin around a random part of the picture, whatever its area.
+    With probability `p_outpaint` the mask is the margin around a random part of the image, whatever its area.
     """
 
     channels = 4
@@ -66,10 +66,10 @@ class InpaintingFilter:
         p_outpaint: float = 0.4,
     ) -> None:
         self.size, self.threshold, self.p_outpaint = size, tuple(threshold), p_outpaint
-        self.key = f"pictures-{size}"
+        self.key = f"images-{size}"
 
     def compute(self, images: Tensor) -> np.ndarray:
-        return to_pictures(resize(images, self.size))
+        return to_pixels(resize(images, self.size))
 
     def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
         masks = np.stack([self._mask(random) for _ in range(len(kept))])
@@ -92,7 +92,7 @@ def _margin(size: int, random: np.random.Generator) -> np.ndarray:
 
 
 def _blob(size: int, area: float, random: np.random.Generator) -> np.ndarray:
-    """1 [size, size] in a rectangle or an ellipse of this part of the area; it may reach beyond the picture."""
+    """1 [size, size] in a rectangle or an ellipse of this part of the area; it may reach beyond the image."""
     aspect = np.exp(random.uniform(-0.5, 0.5))
     x, y = (np.arange(size) + 0.5) / size - random.uniform(0.15, 0.85, 2)[:, None]
     if random.random() < 0.5:
@@ -103,7 +103,7 @@ def _blob(size: int, area: float, random: np.random.Generator) -> np.ndarray:
 
 
 class SuperResolutionFilter:
-    """The encoder's latents of pictures of `size` shrunk by `scale_factor`, repeated, on Stage C's grid."""
+    """The encoder's latents of images of `size` shrunk by `scale_factor`, repeated, on Stage C's grid."""
 
     def __init__(self, size: int, encoder: Any, grid: int, *, scale_factor: float = 0.5) -> None:
         self.size, self.encoder, self.grid, self.factor = size, encoder, grid, round(1 / scale_factor)
@@ -112,8 +112,8 @@ class SuperResolutionFilter:
 
     def compute(self, images: Tensor) -> np.ndarray:
         small = shrink(images, images.shape[-1] * self.factor // self.size)
-        latents = super_resolution_hint(small, lambda x: self.encoder(normalise(x)), self.factor)
-        latents = fit_hint(latents, self.grid, self.grid, picture=False)
+        latents = super_resolution_hint(small, lambda x: self.encoder(normalize(x)), self.factor)
+        latents = fit_hint(latents, self.grid, self.grid, image=False)
         return to_halves(latents)
 
     def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures that people have: a folder with captions beside them, or webdataset tars."""
+"""Images that people have: a folder with captions beside them, or webdataset tars."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..errors import InvalidConfig
 
 log = logging.getLogger("cascade")
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION, TAR = ".txt", ".tar"
 SHOWN = 5
 """Names that a message lists before it only counts."""
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for files that are damaged, or no pictures at all."""
+"""What Pillow raises for files that are damaged, or no images at all."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Member:
             return file.read(-1 if self.length is None else self.length)
 
 
-class FolderPictures:
-    """All pictures of a folder, its subfolders and the tars in it, or of one tar, each cut to a centred square.
+class FolderImages:
+    """All images of a folder, its subfolders and the tars in it, or of one tar, each cut to a centerd square.
 
-    A picture's caption is the text of the same name beside it (`owl.png`, `owl.txt`; in a tar likewise). One that
+    An image's caption is the text of the same name beside it (`owl.png`, `owl.txt`; in a tar likewise). One that
     cannot be read is left out; `skipped` names it with the reason. `uncaptioned` names those without a caption, which
     get `caption`, or if that is None the file's name in words.
 
@@ -65,8 +65,8 @@ class FolderPictures:
         self.members: list[Member] = []
         self.captions: list[str] = []
         digest = hashlib.sha256(str(size).encode())
-        texts, pictures = _sorted_out(_members(path))
-        for stem, member in pictures:
+        texts, images = _sorted_out(_members(path))
+        for stem, member in images:
             try:
                 data = member.read()
                 _opened(data, size)
@@ -81,31 +81,31 @@ class FolderPictures:
             self.captions.append(text)
             digest.update(hashlib.sha256(data).digest() + text.encode() + b"\0")
         self.name = f"folder-{digest.hexdigest()[:16]}"
-        self._report(path, len(pictures))
+        self._report(path, len(images))
 
     def _report(self, path: Path, found: int) -> None:
         for name, reason in self.skipped.items():
             log.warning("%s: left out, it cannot be read: %s", name, reason)
         if not found:
-            raise InvalidConfig(f"{path}: no pictures there ({', '.join(PICTURES)}, or {TAR} with such)")
+            raise InvalidConfig(f"{path}: no images there ({', '.join(IMAGES)}, or {TAR} with such)")
         if not self.members:
             name, reason = next(iter(self.skipped.items()))
-            raise InvalidConfig(f"{path}: none of its {found} pictures can be read; {name}: {reason}")
+            raise InvalidConfig(f"{path}: none of its {found} images can be read; {name}: {reason}")
         if self.uncaptioned:
             log.warning("%s: %s", path, self.describe_uncaptioned())
-        log.info("%s: %d pictures, %d left out", path, len(self.members), len(self.skipped))
+        log.info("%s: %d images, %d left out", path, len(self.members), len(self.skipped))
 
     def describe_uncaptioned(self) -> str:
         count, names = len(self.uncaptioned), ", ".join(self.uncaptioned[:SHOWN])
-        return f"{count} of {len(self.members)} pictures without a caption: {names}{', ...' if count > SHOWN else ''}"
+        return f"{count} of {len(self.members)} images without a caption: {names}{', ...' if count > SHOWN else ''}"
 
     def __len__(self) -> int:
         return len(self.members)
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
         chosen = slice(start, start + count)
-        pictures = [_opened(member.read(), self.size) for member in self.members[chosen]]
-        return np.stack(pictures), self.captions[chosen]
+        images = [_opened(member.read(), self.size) for member in self.members[chosen]]
+        return np.stack(images), self.captions[chosen]
 
 
 def _members(path: Path) -> Iterator[Member]:
@@ -113,7 +113,7 @@ def _members(path: Path) -> Iterator[Member]:
         yield from _in_tar(path, path.name)
         return
     if not path.is_dir():
-        raise InvalidConfig(f"{path}: no folder and no {TAR} of pictures")
+        raise InvalidConfig(f"{path}: no folder and no {TAR} of images")
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         if not hidden and file.is_file():
@@ -133,17 +133,17 @@ def _in_tar(path: Path, name: str) -> Iterator[Member]:
 
 
 def _sorted_out(members: Iterator[Member]) -> tuple[dict[str, Member], list[tuple[str, Member]]]:
-    """Texts by the name without its ending, and pictures with that name."""
+    """Texts by the name without its ending, and images with that name."""
     texts: dict[str, Member] = {}
-    pictures: list[tuple[str, Member]] = []
+    images: list[tuple[str, Member]] = []
     for member in members:
         stem, dot, ending = member.name.rpartition(".")
         ending = (dot + ending).lower()
         if ending == CAPTION:
             texts[stem] = member
-        elif ending in PICTURES:
-            pictures.append((stem, member))
-    return texts, pictures
+        elif ending in IMAGES:
+            images.append((stem, member))
+    return texts, images
 
 
 def _caption(member: Member | None) -> str | None:
@@ -154,11 +154,11 @@ def _caption(member: Member | None) -> str | None:
 
 
 def _opened(data: bytes, size: int) -> np.ndarray:
-    """The picture as uint8 [size, size, 3]: upright, on white where it is transparent, the largest square in it."""
-    with Image.open(io.BytesIO(data)) as picture:
+    """The image as uint8 [size, size, 3]: upright, on white where it is transparent, the largest square in it."""
+    with Image.open(io.BytesIO(data)) as image:
         # JPEG can be read at a part of its size, which is much faster.
-        picture.draft("RGB", (size, size))
-        upright = ImageOps.exif_transpose(picture)
+        image.draft("RGB", (size, size))
+        upright = ImageOps.exif_transpose(image)
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
             layer = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -166,11 +166,11 @@ def _opened(data: bytes, size: int) -> np.ndarray:
 
 
 def describe_problems(source: object) -> list[str]:
-    """Lines about the pictures of a source that were left out or had no caption; none for other sources."""
-    if not isinstance(source, FolderPictures):
+    """Lines about the images of a source that were left out or had no caption; none for other sources."""
+    if not isinstance(source, FolderImages):
         return []
     skipped: Mapping[str, str] = source.skipped
     lines = [f"left out {name}: {reason}" for name, reason in skipped.items()]
     if skipped:
-        lines.insert(0, f"{len(skipped)} of {len(skipped) + len(source)} pictures cannot be read")
+        lines.insert(0, f"{len(skipped)} of {len(skipped) + len(source)} images cannot be read")
     return [*lines, source.describe_uncaptioned()] if source.uncaptioned else lines

@@ -28,7 +28,7 @@ from .state import load_state, remove_abandoned, save_state, write_atomically
 log = logging.getLogger("cascade")
 
 Modules = Mapping[str, nn.Module]
-Progress = Callable[[int, int, dict[str, float]], None]
+OnTrainingStep = Callable[[int, int, dict[str, float]], None]
 
 
 class Task(Protocol):
@@ -105,7 +105,7 @@ def fit(
     task: Task,
     config: TrainingConfig,
     *,
-    on_step: Progress | None = None,
+    on_step: OnTrainingStep | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Train until `config.steps`, going on from the state in `config.output` if there is one.
@@ -133,7 +133,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 class Trainer:
-    """One run: the task's networks, their average, the optimiser and the counters."""
+    """One run: the task's networks, their average, the optimizer and the counters."""
 
     def __init__(self, task: Task, config: TrainingConfig) -> None:
         self.task, self.config = task, config
@@ -150,7 +150,7 @@ class Trainer:
         self.summed = 0
         self.metrics: dict[str, float] = {}
 
-    def run(self, on_step: Progress | None, should_stop: Callable[[], bool]) -> Outcome:
+    def run(self, on_step: OnTrainingStep | None, should_stop: Callable[[], bool]) -> Outcome:
         config, saved = self.config, self.step
         if self.finished and self.step >= config.steps:
             return Outcome(self.step, True, self.metrics)

@@ -23,11 +23,11 @@ from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
 from ..errors import InvalidConfig
 from .config import TrainingConfig, setting
-from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, to_halves, to_images
+from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .folders import describe_problems
 from .loop import Modules, derive_seed, pick_device
-from .lowrank import Adapter, Wiring, Words
-from .nets import encode_latents, frozen, sheet, with_training_attention
+from .lora_layers import Adapter, Wiring, Words
+from .networks import encode_latents, frozen, sheet, with_training_attention
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import text_conditions, tokenize_captions
 
@@ -35,7 +35,7 @@ log = logging.getLogger("cascade")
 
 FormatName = Literal["cascade", "released", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "embedding"]
 AT_ONCE = 32
-"""Pictures or captions that go through an encoder together."""
+"""Images or captions that go through an encoder together."""
 PROMPTS = 4
 """Captions that samples are made of where no prompts are given."""
 
@@ -61,16 +61,16 @@ class LoraSettings:
     names of layers (`up_blocks.*.to_q`); without both, only tokens are learned. A change is scaled by alpha / rank;
     alpha is the rank where it is not given. `token_lr` is the learning rate of tokens, else that of the rest.
 
-    With `prior` each batch holds as many pictures of it, which count `prior_weight`: pictures of the class, so that it
+    With `prior` each batch holds as many images of it, which count `prior_weight`: images of the class, so that it
     stays what it was (Ruiz et al. 2023, DreamBooth, section 3.3). `prior_target` is what it learns of them: the
-    pictures themselves, or only to predict of them what the network did before (Li and Hoiem 2016, "Learning without
+    images themselves, or only to predict of them what the network did before (Li and Hoiem 2016, "Learning without
     forgetting", section 3), which holds it more closely.
 
-    The encoder sees pictures at `effnet_size`, three quarters of their size where it is not given, as the released
+    The encoder sees images at `effnet_size`, three quarters of their size where it is not given, as the released
     Stage C does. `name` is the file's, to which further `formats` are added.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     stage_c: Path
     text_encoder: Path
@@ -84,9 +84,9 @@ class LoraSettings:
     dora: bool = False
     tokens: tuple[TokenSettings, ...] | None = None
     token_lr: float | None = setting(None, minimum=0)
-    prior: PictureSettings | None = None
+    prior: ImageSettings | None = None
     prior_weight: float = setting(1.0, minimum=0)
-    prior_target: Literal["pictures", "network"] = "pictures"
+    prior_target: Literal["images", "network"] = "images"
     drop_caption: float = setting(0.05, minimum=0, maximum=1)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     previewer: Path | None = None
@@ -105,7 +105,7 @@ class LoraBatch(NamedTuple):
 
 
 class Captions:
-    """Numbers of captions in the place of pictures, so that embeddings are kept as latents are."""
+    """Numbers of captions in the place of images, so that embeddings are kept as latents are."""
 
     size = 0
 
@@ -124,11 +124,11 @@ class Captions:
 class LoraTask(DiffusionTask):
     """Trains an `Adapter` on cached latents; on cached embeddings too where the text encoder stays as it is.
 
-    problems: lines about pictures that were left out or had no caption.
-    seen: names of the sources' contents; a run goes on with the same pictures only.
+    problems: lines about images that were left out or had no caption.
+    seen: names of the sources' contents; a run goes on with the same images only.
     """
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: LoraSettings = config.settings
         self.device = pick_device(config.device)
@@ -144,11 +144,11 @@ class LoraTask(DiffusionTask):
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device, "previewer")
         self.problems: list[str] = []
         self.seen: list[str] = []
-        self.data = self._latents(settings.pictures, on_chunk)
+        self.data = self._latents(settings.images, on_chunk)
         self.prior = None if settings.prior is None else self._latents(settings.prior, on_chunk)
-        self.counts = {"pictures": len(self.data.captions)}
+        self.counts = {"images": len(self.data.captions)}
         if self.prior is not None:
-            self.counts["class_pictures"] = len(self.prior.captions)
+            self.counts["class_images"] = len(self.prior.captions)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         self.prior_order = self.prior and Order(len(self.prior.captions), derive_seed(config.seed, "prior"))
         self._look_for_words()
@@ -222,24 +222,24 @@ class LoraTask(DiffusionTask):
         for name in self.settings.formats:
             to_tensors(self._for_format(self.adapter, name), name, self.net.config)
 
-    def _latents(self, pictures: PictureSettings, on_chunk: Progress | None) -> Cache:
+    def _latents(self, images: ImageSettings, on_chunk: OnChunk | None) -> Cache:
         settings, precise = self.settings, self.config.precision == "float32"
-        size = settings.effnet_size or max(32, pictures.size * 3 // 4 // 32 * 32)
+        size = settings.effnet_size or max(32, images.size * 3 // 4 // 32 * 32)
         if size % 32:
             raise InvalidConfig(f"lora: effnet_size is a multiple of 32, not {size}")
         encoder: Any = None
 
         @torch.no_grad()
         @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
-        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+        def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
             nonlocal encoder
             encoder = encoder or frozen(settings.effnet, self.device, "effnet")
             parts = []
-            for part in np.array_split(pictures, -(-len(pictures) // AT_ONCE)):
+            for part in np.array_split(pixels, -(-len(pixels) // AT_ONCE)):
                 parts.append(encode_latents(encoder, to_images(torch.from_numpy(part).to(self.device)), size))
             return {"latents": np.concatenate(parts)}
 
-        source = open_source(pictures)
+        source = open_images(images)
         self.problems += describe_problems(source)
         self.seen.append(source.name)
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"
@@ -253,7 +253,7 @@ class LoraTask(DiffusionTask):
             if token.word.lower() in known and self.settings.prior_target == "network":
                 raise InvalidConfig(
                     f"lora: captions of prior have {token.word}, of which the network as it was knows nothing: "
-                    "rewrite them, or set prior_target to pictures"
+                    "rewrite them, or set prior_target to images"
                 )
             if token.word.lower() not in texts:
                 self.problems.append(f"no caption has the word {token.word}: it learns nothing")
@@ -318,7 +318,7 @@ class LoraTask(DiffusionTask):
 
     @torch.no_grad()
     def _as_before(self, texts: Tensor, x: Tensor, r: Tensor, target: Tensor) -> Tensor:
-        """The target, for the last pictures, which have these texts, what the network says without the adapter."""
+        """The target, for the last images, which have these texts, what the network says without the adapter."""
         first = len(x) - len(texts)
         with self.wiring.off():
             before = self.net.denoise(x[first:], r[first:], self._conditions(texts))
@@ -328,15 +328,15 @@ class LoraTask(DiffusionTask):
         return text_conditions(self.net, self._embed(texts))
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "pictures": self.seen}
+        return {**super().state(), "images": self.seen}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if state["pictures"] != self.seen:
+        if state["images"] != self.seen:
             raise InvalidConfig(
-                f"{self.config.output}: the pictures or their captions are not those of the run there. "
+                f"{self.config.output}: the images or their captions are not those of the run there. "
                 "Restore them, or choose another output folder."
             )
-        super().load_state({name: value for name, value in state.items() if name != "pictures"})
+        super().load_state({name: value for name, value in state.items() if name != "images"})
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """The prompts at the released settings, with the LoRA attached as it is where it is used."""
@@ -370,7 +370,7 @@ class LoraTask(DiffusionTask):
             **{name: getattr(settings, name) for name in ("dropout", "dora", "token_lr", "effnet_size")},
             "modules": list(settings.modules or ()),
             "text_modules": list(settings.text_modules or ()),
-            "size": settings.pictures.size,
+            "size": settings.images.size,
             **self.counts,
         }
         return adapter.to_lora({name: value for name, value in told.items() if value is not None})

@@ -51,8 +51,8 @@ def plot_loss(folder: Path, *, size: tuple[int, int] = (900, 420)) -> Image.Imag
     def place(step: int, value: float) -> tuple[float, float]:
         return left + (right - left) * step / steps[-1], bottom - (bottom - top) * (value - low) / span
 
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
     for i in range(5):
         value = low + span * i / 4
         y = place(0, value)[1]
@@ -62,7 +62,7 @@ def plot_loss(folder: Path, *, size: tuple[int, int] = (900, 420)) -> Image.Imag
         draw.text((place(step, low)[0] - 12, bottom + 10), str(step), fill="black")
     draw.line([place(s, v) for s, v in zip(steps, losses, strict=True)], fill="#9db8d9")
     draw.line([place(s, v) for s, v in zip(steps, _smooth(losses), strict=True)], fill="#1f4e8c", width=2)
-    return picture
+    return image
 
 
 def _smooth(values: list[float], rate: float = 0.1) -> list[float]:

@@ -38,13 +38,13 @@ PARTS = (
 RECIPE = Path(__file__).parent.parent / "tiny" / "recipe"
 SMOKE = RECIPE / "smoke.yaml"
 
-Progress = Callable[[str, str], Callable[..., None]]
+ProgressBars = Callable[[str, str], Callable[..., None]]
 """(title, unit) -> callback (done, total, metrics)."""
 
 
-def train_one(config: TrainingConfig, *, progress: Progress | None = None) -> Outcome:
+def train_one(config: TrainingConfig, *, progress: ProgressBars | None = None) -> Outcome:
     """Run one training: compute what is cached, train, export."""
-    on_chunk = progress(f"{config.task} pictures", "picture") if progress else None
+    on_chunk = progress(f"{config.task} images", "image") if progress else None
     task = TASKS[config.task].task(config, on_chunk)
     return fit(task, config, on_step=progress(config.task, "step") if progress else None)
 
@@ -56,7 +56,7 @@ def train_tiny(
     smoke: bool = False,
     changes: Mapping[str, Any] | None = None,
     install: Path | None = None,
-    progress: Progress | None = None,
+    progress: ProgressBars | None = None,
 ) -> bool:
     """Train `parts` of the tiny cascade into subfolders of `folder`; true when all of them are complete.
 

@@ -1,4 +1,4 @@
-"""Stage A as an autoencoder of crops: pictures to latents of unit variance and back."""
+"""Stage A as an autoencoder of crops: images to latents of unit variance and back."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor
 from ..errors import InvalidConfig
 from ..models import StageA, StageAConfig
 from .config import TrainingConfig, setting
-from .data import Order, PictureSettings, Progress, cached, open_source, to_images
+from .data import ImageSettings, OnChunk, Order, cached, open_images, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
-from .nets import model_config, new_network, recalibrate_batch_norm, sheet
+from .networks import model_config, new_network, recalibrate_batch_norm, sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageASettings:
-    """The loss is l1 * |error| + mse * error^2 + edges * |error of the differences between neighbours|.
+    """The loss is l1 * |error| + mse * error^2 + edges * |error of the differences between neighbors|.
 
     `latent_noise` is the deviation of noise added to the latents: it makes the decoder forgive what Stage B gets wrong.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     model: Mapping[str, Any]
     crop: int = setting(128, minimum=32)
@@ -39,29 +39,29 @@ class StageASettings:
 
 
 class StageATask(BaseTask):
-    """Trains `stage_a`. The latents are not quantised, as they are not when the released Stage A is used."""
+    """Trains `stage_a`. The latents are not quantized, as they are not when the released Stage A is used."""
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: StageASettings = config.settings
-        if settings.crop > settings.pictures.size or settings.crop % 4:
-            raise InvalidConfig(f"stage_a: crop {settings.crop} must be a multiple of 4 and at most the pictures' size")
+        if settings.crop > settings.images.size or settings.crop % 4:
+            raise InvalidConfig(f"stage_a: crop {settings.crop} must be a multiple of 4 and at most the images' size")
         self.device = pick_device(config.device)
         net = StageA(model_config(StageAConfig, settings.model, "stage_a: model"))
         new_network(net, config.seed, "stage_a", self.device)
         fix_latent_scale(net)
         self.modules = {"stage_a": net}
-        source = open_source(settings.pictures)
-        self.data = cached(settings.cache, "pictures", source, lambda p: {"pictures": p}, on_chunk=on_chunk)
+        source = open_images(settings.images)
+        self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
         self.order = Order(len(source), derive_seed(config.seed, "order"))
 
     def batch(self, index: int) -> Tensor:
         """Crops [B, 3, crop, crop]."""
-        size, crop = self.settings.pictures.size, self.settings.crop
+        size, crop = self.settings.images.size, self.settings.crop
         rows = self.order.rows(index, self.config.batch_size)
         corners = np.random.default_rng((self.config.seed, index)).integers(0, size - crop + 1, (len(rows), 2))
-        pictures = self.data.arrays["pictures"]
-        crops = [pictures[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners, strict=True)]
+        images = self.data.arrays["images"]
+        crops = [images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners, strict=True)]
         return to_images(torch.from_numpy(np.stack(crops)).to(self.device))
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,11 +71,11 @@ class StageATask(BaseTask):
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         error = net.decode(latents + settings.latent_noise * noise).float() - batch
         mse = error.square().mean()
-        loss = settings.l1 * error.abs().mean() + settings.mse * mse + settings.edges * neighbour_error(error)
+        loss = settings.l1 * error.abs().mean() + settings.mse * mse + settings.edges * neighbor_error(error)
         return loss, {"psnr": -10 * torch.log10(mse.detach())}
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
-        images = to_images(self.data.take("pictures", np.arange(min(8, len(self.data.captions))), self.device))
+        images = to_images(self.data.take("images", np.arange(min(8, len(self.data.captions))), self.device))
         return sheet([images, modules["stage_a"](images)])
 
     def finish(self, modules: Modules) -> None:
@@ -83,8 +83,8 @@ class StageATask(BaseTask):
         recalibrate_batch_norm(net, [lambda i=i: net.encode(self.batch(i)) for i in range(32)])
 
 
-def neighbour_error(error: Tensor) -> Tensor:
-    """The mean absolute difference of the error [B, c, h, w] between neighbours: edges that are soft or moved."""
+def neighbor_error(error: Tensor) -> Tensor:
+    """The mean absolute difference of the error [B, c, h, w] between neighbors: edges that are soft or moved."""
     return F.l1_loss(error[..., 1:], error[..., :-1]) + F.l1_loss(error[..., 1:, :], error[..., :-1, :])
 
 

@@ -16,24 +16,24 @@ from ..diffusion import Guidance, SeededNoise, sample
 from ..errors import InvalidConfig
 from ..models import StageB, StageBConfig
 from .config import TrainingConfig, setting
-from .data import Cache, Order, PictureSettings, Progress, cached, fingerprint, open_source, to_halves, to_images
+from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .loop import Modules, derive_seed, pick_device
-from .nets import encode_latents, frozen, model_config, new_network, sheet, training_attention
+from .networks import encode_latents, frozen, model_config, new_network, sheet, training_attention
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import pooled_captions
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageBSettings:
-    """`effnet_sizes` are the sizes at which pictures go through the encoder, one drawn for each batch (the released
-    training takes 0.5 to 1 of the picture's size); `drop_effnet` of the latents become zeros, and `effnet_noise` is the
+    """`effnet_sizes` are the sizes at which images go through the encoder, one drawn for each batch (the released
+    training takes 0.5 to 1 of the image's size); `drop_effnet` of the latents become zeros, and `effnet_noise` is the
     deviation of noise on the others, so that Stage B forgives what Stage C gets wrong.
 
     Without a `text_encoder` the network is trained, and made, deaf to the pooled text. `start` is a Stage B of the same
     sizes to start from.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     stage_a: Path
     effnet: Path
@@ -59,7 +59,7 @@ class StageBBatch(NamedTuple):
 class StageBTask(DiffusionTask):
     """Trains `stage_b` on cached latents."""
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: StageBSettings = config.settings
         self.device = pick_device(config.device)
@@ -85,7 +85,7 @@ class StageBTask(DiffusionTask):
         self.modules = {"stage_b": net}
         self.diffusion = build_diffusion(settings.diffusion)
 
-    def _cache(self, on_chunk: Progress | None) -> Cache:
+    def _cache(self, on_chunk: OnChunk | None) -> Cache:
         settings, encoder = self.settings, frozen(self.settings.effnet, self.device)
         sizes = sorted(set(settings.effnet_sizes))
 
@@ -93,9 +93,9 @@ class StageBTask(DiffusionTask):
 
         @torch.no_grad()
         @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
-        def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+        def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
             arrays: dict[str, list[np.ndarray]] = {}
-            for part in np.array_split(pictures, max(1, len(pictures) // 16)):
+            for part in np.array_split(pixels, max(1, len(pixels) // 16)):
                 images = to_images(torch.from_numpy(part).to(self.device))
                 found = {f"effnet_{size}": encode_latents(encoder, images, size) for size in sizes}
                 for name, rows in {"latents": to_halves(self.stage_a.encode(images)), **found}.items():
@@ -103,7 +103,7 @@ class StageBTask(DiffusionTask):
             return {name: np.concatenate(parts) for name, parts in arrays.items()}
 
         key = f"{self.config.precision}-{fingerprint(settings.stage_a)}-{fingerprint(settings.effnet)}-{sizes}"
-        source = open_source(settings.pictures)
+        source = open_images(settings.images)
         return cached(settings.cache, "stage_b", source, compute, key=key, on_chunk=on_chunk)
 
     def batch(self, index: int) -> StageBBatch:
@@ -129,7 +129,7 @@ class StageBTask(DiffusionTask):
         return self.diffusion_loss(lambda x, r: net.denoise(x, r, conditions), batch.latents, generator)
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image:
-        """Pictures through Stage A alone, and through encoder, Stage B and Stage A."""
+        """Images through Stage A alone, and through encoder, Stage B and Stage A."""
         net: Any = modules["stage_b"]
         rows = np.arange(min(8, len(self.data.captions)))
         latents = self.data.take("latents", rows, self.device).float()

@@ -1,4 +1,4 @@
-"""Stage C with its text and image encoders: the EfficientNet encoder's latents from captions and pictures."""
+"""Stage C with its text and image encoders: the EfficientNet encoder's latents from captions and images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..models import Conditions, StageC, StageCConfig
 from .config import TrainingConfig, setting
 from .data import (
     Cache,
+    ImageSettings,
+    OnChunk,
     Order,
-    PictureSettings,
-    Progress,
     cached,
     fingerprint,
-    open_source,
+    open_images,
     to_images,
-    to_pictures,
+    to_pixels,
 )
 from .loop import Modules, derive_seed, pick_device
-from .nets import (
+from .networks import (
     encode_latents,
     frozen,
     grown,
@@ -59,14 +59,14 @@ PROMPTS = (
 class StageCSettings:
     """`text` and `image` are the transformers configs of the two CLIP towers, trained together with Stage C.
 
-    The image embedding is given for `keep_image` of the pictures and zeros for the others. Captions are left out with
+    The image embedding is given for `keep_image` of the images and zeros for the others. Captions are left out with
     probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
     `encoders` is a folder of a text and an image encoder of the same sizes to start from, `start` a Stage C whose
     filters may be smaller. Without `train_image_encoder` that encoder stays as it is.
-    A batch holds batch_size / `repeats` pictures, each at `repeats` noise levels, and reads each caption once.
+    A batch holds batch_size / `repeats` images, each at `repeats` noise levels, and reads each caption once.
     """
 
-    pictures: PictureSettings
+    images: ImageSettings
     cache: Path
     effnet: Path
     effnet_size: int = setting(192, minimum=32)
@@ -87,22 +87,22 @@ class StageCSettings:
 
 
 class StageCBatch(NamedTuple):
-    """latents [U, 16, h, w]; ids and mask [U, 1, 77]; pictures [K, 3, s, s] for the rows `with_image` [K] of the U."""
+    """latents [U, 16, h, w]; ids and mask [U, 1, 77]; images [K, 3, s, s] for the rows `with_image` [K] of the U."""
 
     latents: Tensor
     ids: Tensor
     mask: Tensor
-    pictures: Tensor
+    images: Tensor
     with_image: Tensor
 
 
 class StageCTask(DiffusionTask):
     """Trains `stage_c`, `text_encoder` and `image_encoder` together on cached latents."""
 
-    def __init__(self, config: TrainingConfig, on_chunk: Progress | None = None) -> None:
+    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: StageCSettings = config.settings
-        self.count = pictures_in_batch(config)
+        self.count = images_in_batch(config)
         self.device = pick_device(config.device)
         net = StageC(
             model_config(StageCConfig, settings.model, "stage_c: model"), attention=training_attention(self.device)
@@ -121,7 +121,7 @@ class StageCTask(DiffusionTask):
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         image: Any = self.modules["image_encoder"]
         size = int(image.config.image_size)
-        self.data = latents_and_small_pictures(settings, config.precision, size, self.device, on_chunk)
+        self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         captions = [*self.data.captions, ""]
         self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.modules["text_encoder"]), captions)
@@ -165,7 +165,7 @@ class StageCTask(DiffusionTask):
         text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask)
         images = text.hidden.new_zeros(len(batch.latents), 1, net.config.clip_img)
         if len(batch.with_image):
-            embeddings = ImageEncoder(self.modules["image_encoder"]).encode(batch.pictures)
+            embeddings = ImageEncoder(self.modules["image_encoder"]).encode(batch.images)
             images = images.index_copy(0, batch.with_image, embeddings.to(images.dtype))
         conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images), repeats)
         return self.diffusion_loss(
@@ -186,10 +186,10 @@ class StageCTask(DiffusionTask):
 
 
 class LatentSettings(Protocol):
-    """The settings that `latents_and_small_pictures` reads."""
+    """The settings that `latents_and_small_images` reads."""
 
     @property
-    def pictures(self) -> PictureSettings: ...
+    def images(self) -> ImageSettings: ...
     @property
     def cache(self) -> Path: ...
     @property
@@ -198,29 +198,29 @@ class LatentSettings(Protocol):
     def effnet_size(self) -> int: ...
 
 
-def latents_and_small_pictures(
-    settings: LatentSettings, precision: str, image_size: int, device: torch.device, on_chunk: Progress | None
+def latents_and_small_images(
+    settings: LatentSettings, precision: str, image_size: int, device: torch.device, on_chunk: OnChunk | None
 ) -> Cache:
     """`latents` [N, 16, h, w] of the EfficientNet encoder and `small` [N, image_size, image_size, 3], uint8."""
     encoder = frozen(settings.effnet, device)
 
     @torch.no_grad()
     @torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    def compute(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
         latents, small = [], []
-        for part in np.array_split(pictures, max(1, len(pictures) // 64)):
+        for part in np.array_split(pixels, max(1, len(pixels) // 64)):
             images = to_images(torch.from_numpy(part).to(device))
             latents.append(encode_latents(encoder, images, settings.effnet_size))
-            # As CLIP's preprocessing shrinks: on the small picture it then finds nothing left to do.
-            small.append(to_pictures(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True)))
+            # As CLIP's preprocessing shrinks: on the small image it then finds nothing left to do.
+            small.append(to_pixels(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True)))
         return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
 
     key = f"{precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
-    return cached(settings.cache, "stage_c", open_source(settings.pictures), compute, key=key, on_chunk=on_chunk)
+    return cached(settings.cache, "stage_c", open_images(settings.images), compute, key=key, on_chunk=on_chunk)
 
 
-def pictures_in_batch(config: TrainingConfig) -> int:
-    """How many pictures a batch holds, each at `repeats` noise levels. Raises InvalidConfig."""
+def images_in_batch(config: TrainingConfig) -> int:
+    """How many images a batch holds, each at `repeats` noise levels. Raises InvalidConfig."""
     repeats = config.settings.repeats
     if config.batch_size % repeats:
         raise InvalidConfig(f"{config.task}: repeats {repeats} must divide batch_size {config.batch_size}")
@@ -228,7 +228,7 @@ def pictures_in_batch(config: TrainingConfig) -> int:
 
 
 def repeat_conditions(conditions: Conditions, repeats: int) -> Conditions:
-    """Every picture's conditions `repeats` times, one after the other."""
+    """Every image's conditions `repeats` times, one after the other."""
     if repeats == 1:
         return conditions
     return Conditions(

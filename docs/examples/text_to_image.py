@@ -1,4 +1,4 @@
-"""Text to image over ComfyUI's API: sends a prompt, follows it, and saves the pictures.
+"""Text to image over ComfyUI's API: sends a prompt, follows it, and saves the images.
 
     python text_to_image.py "a small yellow star on a black background" --output star.png
 
@@ -63,7 +63,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 async def generate(server: str, prompt: dict[str, Any]) -> list[bytes]:
-    """The pictures that a prompt makes, as the files that ComfyUI saved.
+    """The images that a prompt makes, as the files that ComfyUI saved.
 
     Raises Refused, Failed, and aiohttp.ClientError where the server is away.
     """
@@ -79,7 +79,7 @@ async def generate(server: str, prompt: dict[str, Any]) -> list[bytes]:
                 await session.post("/queue", json={"delete": [name]})
                 await session.post("/interrupt", json={"prompt_id": name})
                 raise
-        return await pictures(session, name)
+        return await images(session, name)
 
 
 async def send(session: aiohttp.ClientSession, prompt: dict[str, Any], client: str) -> str:
@@ -120,14 +120,14 @@ async def follow(events: aiohttp.ClientWebSocketResponse, name: str, prompt: dic
     raise Failed("ComfyUI closed the connection.")
 
 
-async def pictures(session: aiohttp.ClientSession, name: str) -> list[bytes]:
+async def images(session: aiohttp.ClientSession, name: str) -> list[bytes]:
     """The files that a finished prompt saved."""
     async with session.get(f"/history/{name}") as response:
         outputs = (await response.json())[name]["outputs"]
     found = []
     for output in outputs.values():
-        for picture in output.get("images", []):
-            async with session.get("/view", params=picture) as response:
+        for image in output.get("images", []):
+            async with session.get("/view", params=image) as response:
                 response.raise_for_status()
                 found.append(await response.read())
     return found
@@ -153,7 +153,7 @@ def main() -> int:
     options = arguments()
     prompt = text_to_image(options.text, options.negative, options.seed, options.checkpoint, options.size)
     try:
-        [picture] = asyncio.run(generate(options.server, prompt))
+        [image] = asyncio.run(generate(options.server, prompt))
     except (Refused, Failed) as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
@@ -163,7 +163,7 @@ def main() -> int:
     except aiohttp.ClientError as problem:
         print(f"ComfyUI at {options.server} does not answer: {problem}", file=sys.stderr)
         return 1
-    options.output.write_bytes(picture)
+    options.output.write_bytes(image)
     print(f"\n{options.output}", file=sys.stderr)
     return 0
 

@@ -23,8 +23,8 @@ from ...cascade.adapters.writing import as_low_rank
 from ...cascade.checkpoints import save_model
 from ...cascade.errors import CascadeError, IncompatibleCheckpoint
 from ...cascade.models import StageC, StageCConfig
-from . import guards
-from .words import LearnedWords, base_tokenizer
+from . import checks
+from .learned_tokens import LearnedWords, base_tokenizer
 
 logger = logging.getLogger("cascade")
 
@@ -92,7 +92,7 @@ def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_cli
     lines = [str(lora.path or "the LoRA")]
     lines.append(_line("Stage C", stage_c, model, strength_model))
     if model is not None and stage_c and strength_model:
-        guards.model(model, "Stage C")
+        checks.model(model, "Stage C")
         model = _patched(model, MODEL, stage_c, strength_model, lora)
     lines.append(_line("text encoder", text, clip, strength_clip))
     if clip is not None and strength_clip:
@@ -222,7 +222,7 @@ def merged(model: Any) -> nn.Module:
     Raises:
         CascadeError: a model of another kind, or that ComfyUI's own loader made.
     """
-    net = guards.model(model, "Stage C").model.diffusion_model
+    net = checks.model(model, "Stage C").model.diffusion_model
     if not isinstance(net, StageC):
         raise CascadeError("This Stage C was loaded by ComfyUI's own loader: use Load Stage C (Stable Cascade).")
     state = {}

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from ...cascade.errors import MissingPart
 from ...cascade.images import stitched
-from ...cascade.images.resize import normalise
+from ...cascade.images.resize import normalize
 from ...cascade.models import EffnetEncoder, Previewer, StageA
 from ...cascade.models.stage_a import AT_ONCE_GPU
 from .files import read
-from .nets import LayerFactory
+from .networks import LayerFactory
 
 DTYPES: dict[str, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 Memory = Callable[[tuple[int, ...], torch.dtype], float]
-"""(shape of one picture or latent [B, c, h, w], type) -> bytes beside the weights."""
+"""(shape of one image or latent [B, c, h, w], type) -> bytes beside the weights."""
 
 
 class HostStageA(StageA):
@@ -42,22 +42,20 @@ class HostStageA(StageA):
 
 
 class Coder(nn.Module):
-    """What makes Stage C's latents of pictures, and what draws quick pictures of them; either may be missing."""
+    """What makes Stage C's latents of images, and what draws quick images of them; either may be missing."""
 
     def __init__(self, encoder: EffnetEncoder | None, previewer: Previewer | None) -> None:
         super().__init__()
         self.encoder, self.previewer = encoder, previewer
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents [B, 16, H/32, W/32] of pictures [B, 3, H, W] in [0, 1]."""
+        """Latents [B, 16, H/32, W/32] of images [B, 3, H, W] in [0, 1]."""
         if self.encoder is None:
-            raise MissingPart(
-                "This VAE is a previewer alone. To encode pictures, load the EfficientNet encoder as well."
-            )
-        return self.encoder(normalise(images))
+            raise MissingPart("This VAE is a previewer alone. To encode images, load the EfficientNet encoder as well.")
+        return self.encoder(normalize(images))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, 8h, 8w] of latents [B, 16, h, w]."""
+        """Images [B, 3, 8h, 8w] of latents [B, 16, h, w]."""
         if self.previewer is None:
             raise MissingPart("This VAE is an encoder alone. To see Stage C's latents, load the previewer as well.")
         return self.previewer(latents)
@@ -73,13 +71,13 @@ class Geometry:
     encode_memory: Memory
     decode_memory: Memory
     encode_reach: int | None = None
-    """Pixels to each side that a latent depends on; None where it is the whole picture."""
+    """Pixels to each side that a latent depends on; None where it is the whole image."""
     decode_reach: int | None = None
     """Latents to each side that a pixel depends on; None where nothing is known."""
 
 
 class CascadeVAE(comfy.sd.VAE):
-    """The host's VAE around a network of ours with `encode` and `decode`, pictures in [0, 1]."""
+    """The host's VAE around a network of ours with `encode` and `decode`, images in [0, 1]."""
 
     def __init__(self, net: nn.Module, geometry: Geometry, dtype: torch.dtype) -> None:
         with _quietly():
@@ -116,7 +114,7 @@ class CascadeVAE(comfy.sd.VAE):
         return self.process_output(images)
 
     def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
-        """The same for pictures [B, 3, H, W] to latents."""
+        """The same for images [B, 3, H, W] to latents."""
         reach, net, down = self.geometry.encode_reach, self.first_stage_model, self.geometry.down
         if reach is None:
             return super().encode_tiled_(pixel_samples, tile_x, tile_y, overlap)
@@ -184,7 +182,7 @@ def _network(cls: Any, path: Path, kind: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _stage_a_geometry(config: Any) -> Geometry:
-    """The finest level decides, at half the picture's size: more than four tensors of its width at once around the
+    """The finest level decides, at half the image's size: more than four tensors of its width at once around the
     convolution, or three and what a part that goes through the MLP takes.
     """
     ratio, finest = config.compression, config.width // 2 ** (config.levels - 1)

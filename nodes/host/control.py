@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...cascade.checkpoints.kinds import variant
+from ...cascade.checkpoints.network_kinds import variant
 from ...cascade.errors import CascadeError, IncompatibleCheckpoint
 from ...cascade.images import fit_hint
 from ...cascade.models import ControlNet
 from .files import read
-from .nets import LayerFactory
+from .networks import LayerFactory
 
 HINTS = {
     1: "Canny Hint (Stable Cascade)",
@@ -30,7 +30,7 @@ HINTS = {
     512: "Identity Hint (Stable Cascade)",
 }
 """Channels that a ControlNet reads -> the nodes that make such a hint."""
-READS = {1: "edges", 3: "pictures", 4: "pictures with their mask", 16: "the encoder's latents", 512: "faces"}
+READS = {1: "edges", 3: "images", 4: "images with their mask", 16: "the encoder's latents", 512: "faces"}
 
 
 class CascadeControl(comfy.controlnet.ControlBase):
@@ -106,7 +106,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
         """The residuals [hints, width, h, w] for latents of this size, in order of execution."""
         size = (*x.shape[-2:], x.device.index or 0)
         if size not in self.residuals:
-            hint = fit_hint(self.cond_hint_original.float(), *x.shape[-2:], picture=self.config.reads_pictures)
+            hint = fit_hint(self.cond_hint_original.float(), *x.shape[-2:], image=self.config.reads_images)
             self.residuals[size] = self.net(hint.to(x.device))
         return self.residuals[size]
 
@@ -159,14 +159,14 @@ def _sum(first: Any, second: Tensor | None) -> Tensor:
 
 
 def _for_batch(residual: Tensor, batch: int, groups: int) -> Tensor:
-    """Residuals [hints, c, h, w] for a batch of `groups` times the same pictures."""
+    """Residuals [hints, c, h, w] for a batch of `groups` times the same images."""
     if len(residual) == 1:
         return residual.expand(batch, -1, -1, -1)
     return comfy.utils.repeat_to_batch_size(residual, batch // groups).repeat(groups, 1, 1, 1)
 
 
 def checked_hint(hint: Tensor, channels: int) -> Tensor:
-    """The hint [B, c, H, W] with as many channels as the net reads; grey pictures count as one channel.
+    """The hint [B, c, H, W] with as many channels as the net reads; gray images count as one channel.
 
     Raises:
         CascadeError: a hint of another kind.
@@ -181,10 +181,10 @@ def checked_hint(hint: Tensor, channels: int) -> Tensor:
         return hint[:, :1]
     if found == channels:
         return hint
-    colour = "a colour picture" if found == 3 else READS.get(found, f"{found} channels")
+    color = "a color image" if found == 3 else READS.get(found, f"{found} channels")
     make = HINTS.get(channels)
     raise CascadeError(
-        f"This ControlNet reads {READS.get(channels, f'{channels} channels')}; the hint that is connected is {colour}. "
+        f"This ControlNet reads {READS.get(channels, f'{channels} channels')}; the hint that is connected is {color}. "
         + (f"Make the hint with {make}." if make else f"It must have {channels} channels.")
     )
 
@@ -236,7 +236,7 @@ def apply(
         raise CascadeError(f"Apply ControlNet (Stable Cascade): start {start:g} lies after end {end:g}.")
     image = hint.movedim(-1, 1)
     if isinstance(control, comfy.controlnet.T2IAdapter):
-        # The host would make one channel of a colour picture, and the net would see no edges in it.
+        # The host would make one channel of a color image, and the net would see no edges in it.
         image = checked_hint(image, control.channels_in)
     made: dict[Any, Any] = {}
 

@@ -18,29 +18,29 @@ from ...cascade.images import Faces
 MODEL = "buffalo_l"
 
 
-def given(boxes: Any, embeddings: Any, pictures: int) -> list[Faces]:
-    """The faces of each picture from what a detector's node gives. Raises CascadeError for what cannot be read."""
-    all_boxes, all_embeddings = _each(boxes, 4, pictures), _each(embeddings, None, pictures)
+def given(boxes: Any, embeddings: Any, batch: int) -> list[Faces]:
+    """The faces of each image from what a detector's node gives. Raises CascadeError for what cannot be read."""
+    all_boxes, all_embeddings = _each(boxes, 4, batch), _each(embeddings, None, batch)
     if len(widths := {each.shape[-1] for each in all_embeddings if each.numel()}) > 1:
         raise CascadeError(f"Identity Hint (Stable Cascade): embeddings of different lengths: {sorted(widths)}.")
     if len(all_boxes) != len(all_embeddings):
         raise CascadeError(
-            f"Identity Hint (Stable Cascade): boxes for {len(all_boxes)} pictures and embeddings for "
+            f"Identity Hint (Stable Cascade): boxes for {len(all_boxes)} images and embeddings for "
             f"{len(all_embeddings)}."
         )
     return [Faces(*pair) for pair in zip(all_boxes, all_embeddings)]
 
 
-def _each(values: Any, width: int | None, pictures: int) -> list[Tensor]:
-    """A tensor [faces, width] for each picture."""
+def _each(values: Any, width: int | None, batch: int) -> list[Tensor]:
+    """A tensor [faces, width] for each image."""
     tensors = [_table(value) for value in values] if _depth(values) > 2 else [_table(values)]
     wrong = [tensor.shape for tensor in tensors if tensor.numel() and width not in (None, tensor.shape[-1])]
     if wrong:
         raise CascadeError(
             f"Identity Hint (Stable Cascade): a box is left, top, right and bottom; found {list(wrong[0])}."
         )
-    # One picture's faces stand for every picture of a batch.
-    return tensors * pictures if len(tensors) == 1 else tensors
+    # One image's faces stand for every image of a batch.
+    return tensors * batch if len(tensors) == 1 else tensors
 
 
 def _depth(value: Any) -> int:
@@ -59,7 +59,7 @@ def _table(values: Any) -> Tensor:
 
 
 def detected(images: Tensor) -> list[Faces]:
-    """The faces that insightface finds in pictures [B, 3, H, W]. Raises MissingPart where there is no detector."""
+    """The faces that insightface finds in images [B, 3, H, W]. Raises MissingPart where there is no detector."""
     folder = Path(folder_paths.models_dir) / "insightface"
     try:
         analysis = importlib.import_module("insightface.app").FaceAnalysis
@@ -77,8 +77,8 @@ def detected(images: Tensor) -> list[Faces]:
     detector = analysis(name=MODEL, root=str(folder))
     detector.prepare(ctx_id=-1)
     # It takes blue, green, red.
-    pictures = (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).flip(-1).cpu().numpy()
-    return [_faces(detector.get(np.ascontiguousarray(picture))) for picture in pictures]
+    pixels = (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).flip(-1).cpu().numpy()
+    return [_faces(detector.get(np.ascontiguousarray(each))) for each in pixels]
 
 
 def _faces(found: Sequence[Any]) -> Faces:

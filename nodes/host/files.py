@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ...cascade.checkpoints import inspect_file
-from ...cascade.checkpoints.detection import choose, find_parts
+from ...cascade.checkpoints.detection import choose, detect_parts
 from ...cascade.checkpoints.loading import expected_network, read_tensors, settled_config
-from ...cascade.checkpoints.sources import open_source
+from ...cascade.checkpoints.sources import open_tensors
 from ...cascade.errors import CheckpointError
 
 
@@ -21,7 +21,7 @@ def read(path: Path, kind: str, **known: Any) -> tuple[Any, dict[str, Tensor]]:
     `known` are fields of the config that the artist knows better than the file.
     Raises CheckpointError: another kind of file, broken, or names and shapes that do not fit.
     """
-    part = choose(find_parts(open_source(path)), kind)
+    part = choose(detect_parts(open_tensors(path)), kind)
     config = replace(part.inferred.config, **known) if known else settled_config(part)
     expected = expected_network(part, config)
     return config, dict(read_tensors(part, expected.state_dict(), None, "cpu"))

@@ -139,14 +139,12 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def pictures(name: str) -> Path:
-    """A folder or tar of pictures: one in ComfyUI's input folder, or a whole path. Raises MissingPart."""
+def images(name: str) -> Path:
+    """A folder or tar of images: one in ComfyUI's input folder, or a whole path. Raises MissingPart."""
     path = Path(name.strip()).expanduser()
     found = path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
     if not name.strip() or not found.exists():
-        raise MissingPart(
-            f"There are no pictures at {found}. Give a folder in ComfyUI's input folder, or a whole path."
-        )
+        raise MissingPart(f"There are no images at {found}. Give a folder in ComfyUI's input folder, or a whole path.")
     return found
 
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from ...cascade.errors import CascadeError
 from ...cascade.models.blocks import resize
 from .files import read
-from .nets import HostStageB, HostStageC
-from .pictures import ONE_EACH
+from .imaging import ONE_EACH
+from .networks import HostStageB, HostStageC
 from .previews import Watch
 
 logger = logging.getLogger("cascade")
@@ -51,19 +51,19 @@ class LatentB(comfy.latent_formats.SC_B):
 
 
 class CondSpatial(comfy.conds.CONDRegular):
-    """A condition that lies over the picture: where the host takes an area of the picture, it takes the same of it."""
+    """A condition that lies over the image: where the host takes an area of the image, it takes the same of it."""
 
     def __init__(self, cond: Tensor, size: tuple[int, ...]) -> None:
         super().__init__(cond)
-        self.picture = size
+        self.image = size
 
     def _copy_with(self, cond: Tensor) -> CondSpatial:
-        return CondSpatial(cond, self.picture)
+        return CondSpatial(cond, self.image)
 
     def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> Any:
         cropped = self.cond
         for side in range(2 if area is not None else 0):
-            have, whole = cropped.shape[side + 2], self.picture[side]
+            have, whole = cropped.shape[side + 2], self.image[side]
             first = area[side + 2] * have // whole
             last = min(have, -(-(area[side + 2] + area[side]) * have // whole))
             cropped = cropped.narrow(side + 2, first, max(1, last - first))
@@ -103,7 +103,7 @@ class CascadeC(comfy.model_base.StableCascade_C):
 
 
 class CascadeB(comfy.model_base.StableCascade_B):
-    """Stage B. Stage C's latents are laid over the whole picture first, so that an area of it gets its own part."""
+    """Stage B. Stage C's latents are laid over the whole image first, so that an area of it gets its own part."""
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
         kind = comfy.model_base.ModelType.STABLE_CASCADE

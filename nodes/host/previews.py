@@ -1,4 +1,4 @@
-"""What happens between steps: the learned previewer's picture, and a look at whether the artist pressed stop."""
+"""What happens between steps: the learned previewer's image, and a look at whether the artist pressed stop."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Watch:
                 callback(step, x0, x, total_steps, *args, **kwargs)
             if self.path is not None:
                 bars[:] = bars or [comfy.utils.ProgressBar(total_steps)]
-                picture = ("JPEG", self.picture(x0), latent_preview.MAX_PREVIEW_RESOLUTION)
-                bars[0].update_absolute(step + 1, total_steps, picture)
+                image = ("JPEG", self.image(x0), latent_preview.MAX_PREVIEW_RESOLUTION)
+                bars[0].update_absolute(step + 1, total_steps, image)
 
         return watching
 
-    def picture(self, x0: Tensor) -> Image.Image:
-        """The first picture of latents [B, 16, h, w]."""
+    def image(self, x0: Tensor) -> Image.Image:
+        """The first image of latents [B, 16, h, w]."""
         with torch.inference_mode():
             net = self._network().to(x0.device)
             return to_pillow(net(x0[:1].float())[0])

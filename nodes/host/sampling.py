@@ -17,7 +17,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...cascade.diffusion import NOISE_CONDITIONS, RELEASED, Guidance, SeededNoise
+from ...cascade.diffusion import NOISE_CONDITIONS, RELEASED_DIFFUSION, Guidance, SeededNoise
 from ...cascade.diffusion.sampling import step_times
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR, STAGE_C_FACTOR
 
@@ -30,10 +30,10 @@ def samplers() -> list[str]:
 def released_sigmas(steps: int, shift: float, t_start: float = 1.0, t_end: float = 0.0) -> Tensor:
     """The host's SIGMAS [steps + 1] for `steps` equal steps of t from t_start towards t_end; the last is 0.
 
-    sigma = exp(-log_snr / 2), the deviation of the noise where the picture has the factor 1.
+    sigma = exp(-log_snr / 2), the deviation of the noise where the image has the factor 1.
     """
     times = torch.tensor(step_times(steps, t_start, t_end)[:-1], dtype=torch.float64)
-    sigmas = torch.exp(-RELEASED.schedule(times, shift) / 2)
+    sigmas = torch.exp(-RELEASED_DIFFUSION.schedule(times, shift) / 2)
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 
 
@@ -163,7 +163,7 @@ def shifted(model: Any, shift: float) -> Any:
 
 
 def start_of_stage_b(stage_c: dict[str, Any], samples: Tensor) -> dict[str, Any]:
-    """Stage B's empty latent for the picture whose Stage C latent [B, 16, h, w] this is."""
+    """Stage B's empty latent for the image whose Stage C latent [B, 16, h, w] this is."""
     # Even, which the host's own Stage B wants.
     height, width = (2 * round(side * STAGE_C_FACTOR / STAGE_B_FACTOR / 2) for side in samples.shape[-2:])
     kept = {name: stage_c[name] for name in ("batch_index",) if name in stage_c}

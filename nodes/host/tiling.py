@@ -12,7 +12,7 @@ from torch import Tensor
 from ...cascade.images import Box, blended
 from ...cascade.models.blocks import resize
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
-from . import guards
+from . import checks
 
 KEY = "cascade_tiles"
 PATCH = 2
@@ -68,4 +68,4 @@ def tiled(model: Any, side: int = 1024, overlap: int = 256) -> Any:
 
 def too_large(model: Any, samples: Tensor) -> bool:
     """Whether a step on one of these latents, guided, would not fit into the memory that can be made free."""
-    return guards.too_large(model.memory_required([2, *samples.shape[1:]]), model.load_device)
+    return checks.too_large(model.memory_required([2, *samples.shape[1:]]), model.load_device)

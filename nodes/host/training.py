@@ -28,7 +28,7 @@ LINES = 60
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave: its LoRA, the loss and samples as the host's pictures [1, H, W, 3], lines about the run."""
+    """What a training gave: its LoRA, the loss and samples as the host's images [1, H, W, 3], lines about the run."""
 
     lora: Lora
     loss: Tensor
@@ -45,7 +45,7 @@ def train_lora(name: str, data: dict[str, Any], *, anew: bool) -> Trained:
         anew: forget the run of this name first.
 
     Raises:
-        CascadeError: settings or pictures with which it cannot run.
+        CascadeError: settings or images with which it cannot run.
         InterruptProcessingException: the artist stopped it; its state is saved.
     """
     target, output = folders.new_file("lora", name), folders.run_folder(name)
@@ -67,8 +67,8 @@ def train_lora(name: str, data: dict[str, Any], *, anew: bool) -> Trained:
     samples = sorted((output / "samples").glob("*.png"))
     return Trained(
         read_lora(target),
-        _picture(plot_loss(output)),
-        _picture(Image.open(samples[-1]) if samples else None),
+        _image(plot_loss(output)),
+        _image(Image.open(samples[-1]) if samples else None),
         f"{target}\n{report}",
     )
 
@@ -94,7 +94,7 @@ def _run(whole: Mapping[str, Any]) -> str:
     comfy.model_management.throw_exception_if_processing_interrupted()
     loss = outcome.metrics.get("loss")
     lines = [f"{outcome.step} steps" + ("" if loss is None else f", loss {loss:.4g}"), *task.problems]
-    return "\n".join([f"{len(task.data.captions)} pictures", *lines])
+    return "\n".join([f"{len(task.data.captions)} images", *lines])
 
 
 def _forget(output: Path) -> None:
@@ -104,17 +104,15 @@ def _forget(output: Path) -> None:
             path.unlink()
 
 
-def store_pictures(name: str, images: Tensor, captions: list[str]) -> Path:
-    """Write a batch of pictures [B, H, W, 3] and their captions to the folder of a run; that folder.
+def store_images(name: str, images: Tensor, captions: list[str]) -> Path:
+    """Write a batch of images [B, H, W, 3] and their captions to the folder of a run; that folder.
 
     Raises:
-        CascadeError: fewer captions than pictures, unless it is one for all.
+        CascadeError: fewer captions than images, unless it is one for all.
     """
     if len(captions) not in (0, 1, len(images)):
-        raise CascadeError(
-            f"{len(images)} pictures want as many lines of captions, or one for all, not {len(captions)}."
-        )
-    place = folders.run_folder(name) / "pictures"
+        raise CascadeError(f"{len(images)} images want as many lines of captions, or one for all, not {len(captions)}.")
+    place = folders.run_folder(name) / "images"
     if place.exists():
         for path in place.glob("[0-9][0-9][0-9][0-9].*"):
             path.unlink()
@@ -127,9 +125,9 @@ def store_pictures(name: str, images: Tensor, captions: list[str]) -> Path:
     return place
 
 
-def _picture(picture: Image.Image | None) -> Tensor:
+def _image(image: Image.Image | None) -> Tensor:
     """As the host's; a white dot where there is none."""
-    return torch.ones(1, 8, 8, 3) if picture is None else from_pillow(picture).movedim(1, -1)
+    return torch.ones(1, 8, 8, 3) if image is None else from_pillow(image).movedim(1, -1)
 
 
 def precision() -> str:

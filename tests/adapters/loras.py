@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade import models
-from cascade.checkpoints.kinds import KINDS, empty_network
+from cascade.checkpoints.network_kinds import KINDS, empty_network
 from tests.support import INDEX, SHAPES, assigned, golden, manifest, meta, reference_weights, split_attention
 
 GOLDEN = INDEX["lora_official"]

@@ -1,4 +1,4 @@
-"""How much a LoRA changes where, told in numbers, words and a picture."""
+"""How much a LoRA changes where, told in numbers, words and an image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_blocks_stand_in_the_order_of_the_network() -> None:
 
 def test_a_bar_is_as_high_as_its_norm() -> None:
     pixels = np.asarray(chart({"down 0.2": 1.0, "up 1.2": 0.5})).astype(int)
-    blue, red = ((np.abs(pixels - colour).max(-1) < 8).any(1).sum() for colour in ([31, 78, 140], [140, 59, 31]))
+    blue, red = ((np.abs(pixels - color).max(-1) < 8).any(1).sum() for color in ([31, 78, 140], [140, 59, 31]))
     assert red == pytest.approx(blue / 2, abs=3)
     assert chart({}).size == chart({"clf": 0.0}).size
 

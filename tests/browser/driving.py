@@ -97,8 +97,8 @@ class Page:
         self.tab.get_by_test_id("queue-button").click()
         return self.tab.evaluate("() => window.finished")
 
-    def picture(self, node: str) -> np.ndarray:
-        """The picture that a node of this type shows [H, W, 3], as the page has it."""
+    def image(self, node: str) -> np.ndarray:
+        """The image that a node of this type shows [H, W, 3], as the page has it."""
         find = f"app.graph.nodes.find((node) => node.type === '{node}').imgs?.[0]"
         self.tab.wait_for_function(f"{find}?.naturalWidth > 0")
         url = self.tab.evaluate(f"{find}.src")

@@ -1,4 +1,4 @@
-"""A template from the list to the picture; what our scripts show on the page; the help beside it."""
+"""A template from the list to the image; what our scripts show on the page; the help beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.browser.driving import Box, Page
+from tests.nodes.image_checks import needs_tiny, wrong
 from tests.nodes.networks import file_name
-from tests.nodes.pictures import needs_tiny, wrong
 from tests.nodes.workflows import NAMES, workflow
 
 TEMPLATE = "Text to Image (tiny, no download)"
@@ -22,11 +22,11 @@ def test_a_template_is_opened_and_run(page: Page) -> None:
         node["widgets_values"][0] for node in workflow(TEMPLATE)["nodes"] if node["type"] == "CascadeTextEncode"
     ]
     assert page.run() == "execution_success"
-    picture = page.picture("SaveImage")
-    assert picture.shape == (256, 256, 3)
-    assert wrong(prompt, picture) == []
+    image = page.image("SaveImage")
+    assert image.shape == (256, 256, 3)
+    assert wrong(prompt, image) == []
     shown = np.asarray(page.photograph(page.box("SaveImage")), dtype=int)
-    background = np.median(picture[:8].reshape(-1, 3), axis=0)
+    background = np.median(image[:8].reshape(-1, 3), axis=0)
     assert (np.abs(shown - background).max(axis=-1) < 24).mean() > 0.1
 
 
@@ -71,7 +71,7 @@ def test_notes_are_not_saved(page: Page) -> None:
     assert saved == {node["id"]: node.get("widgets_values") for node in flow["nodes"]}
 
 
-def test_help_has_its_picture(page: Page) -> None:
+def test_help_has_its_image(page: Page) -> None:
     page.open(workflow(TEMPLATE))
     page.select("CascadeDecode")
     page.tab.get_by_test_id("info-button").click()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cascade import models
 from cascade.checkpoints import ClipTextConfig, ClipVisionConfig
 from cascade.checkpoints.header import TensorInfo, header_bytes
-from cascade.checkpoints.kinds import KINDS
+from cascade.checkpoints.network_kinds import KINDS
 from cascade.models import Level
 
 CONFIGS: dict[str, Any] = {

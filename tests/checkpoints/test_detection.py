@@ -8,8 +8,8 @@ import torch
 
 from cascade.checkpoints import inspect_file, load_model, save_model
 from cascade.checkpoints.detection import FOREIGN
-from cascade.checkpoints.kinds import KINDS, empty_network
 from cascade.checkpoints.layouts import rules, to_ours
+from cascade.checkpoints.network_kinds import KINDS, empty_network
 from cascade.errors import IncompatibleCheckpoint, UnknownCheckpoint
 from cascade.models import ControlNet, ControlNetConfig, initialize
 from tests.checkpoints.files import CONFIGS, comfyui_state, hollow_file, network, released_state, save

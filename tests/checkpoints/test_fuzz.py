@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from cascade.checkpoints import inspect_file, load_model, save_model
-from cascade.checkpoints.kinds import KINDS
+from cascade.checkpoints.network_kinds import KINDS
 from cascade.errors import CheckpointError
 from cascade.models import PreviewerConfig
 from tests.checkpoints.files import network, released_state

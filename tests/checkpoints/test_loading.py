@@ -58,10 +58,10 @@ def test_float8_with_factors(ending: str, tmp_path: Path) -> None:
     assert ((loaded - weight).abs() <= weight.abs() / 15 + per_row[:, None] / 100).all()
 
 
-def test_quantised_weights_are_refused() -> None:
+def test_quantized_weights_are_refused() -> None:
     state = released_state("previewer")
     state["blocks.0.weight"] = state["blocks.0.weight"].to(torch.uint8)
-    with pytest.raises(IncompatibleCheckpoint, match=r"quantised format.*blocks.0.weight holds uint8"):
+    with pytest.raises(IncompatibleCheckpoint, match=r"quantized format.*blocks.0.weight holds uint8"):
         load_model(state)
 
 
@@ -144,7 +144,7 @@ def test_memory_is_the_files(tmp_path: Path) -> None:
 
     width = 1024
     config = StageCConfig(condition_channels=width, levels=(Level(width, 16, 3), Level(width, 16, 3)))
-    from cascade.checkpoints.kinds import empty_network
+    from cascade.checkpoints.network_kinds import empty_network
     from tests.checkpoints.files import hollow_file
 
     shapes = {name: list(tensor.shape) for name, tensor in empty_network("stage_c", config).state_dict().items()}
@@ -173,7 +173,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
     "zeros": (bytes(4096), "nothing but zeros"),
     "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(40), "a GGUF file"),
-    "text": (b"Access denied. Please accept the licence first.", "not a checkpoint"),
+    "text": (b"Access denied. Please accept the license first.", "not a checkpoint"),
     "zip": (b"PK\x03\x04" + bytes(60), "a damaged or truncated pickle"),
     "pickle": (b"\x80\x02}q\x00(X", "a damaged or truncated pickle"),
 }

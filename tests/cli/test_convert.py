@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cascade.checkpoints import inspect_file, load_model
-from cascade.checkpoints.kinds import KINDS
+from cascade.checkpoints.network_kinds import KINDS
 from cascade.checkpoints.saving import LAYOUTS
 from cascade.cli import convert, main
 from tests.checkpoints.files import comfyui_state, network, released_state, same_outputs, save

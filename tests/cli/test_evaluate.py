@@ -16,7 +16,7 @@ from cascade.tiny.evaluation import Evaluation, Judged, Row, Sample
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `evaluate` was asked for; it answers with one row and one picture."""
+    """What `evaluate` was asked for; it answers with one row and one image."""
     seen: dict[str, Any] = {}
 
     def evaluate(parts: Any, **given: Any) -> Evaluation:

@@ -8,7 +8,7 @@ from PIL import Image
 from cascade import tiny
 from cascade.checkpoints import save_model
 from cascade.cli import main
-from cascade.cli._drawing import output_paths
+from cascade.cli._common import output_paths
 from cascade.errors import CascadeError
 from tests.small import part
 
@@ -34,8 +34,8 @@ def as_tiny(folder, monkeypatch):
 def test_the_tiny_cascade_says_so_in_one_line(as_tiny, tmp_path, capsys):
     out = tmp_path / "circle.png"
     assert main(["generate", PROMPT, "-o", str(out), "--steps", "1", "--steps-b", "1"]) == 0
-    with Image.open(out) as picture:
-        assert picture.size == (256, 256)
+    with Image.open(out) as image:
+        assert image.size == (256, 256)
     said = capsys.readouterr()
     assert said.out.split() == [str(out)]
     lines = said.err.splitlines()
@@ -44,7 +44,7 @@ def test_the_tiny_cascade_says_so_in_one_line(as_tiny, tmp_path, capsys):
     assert "--models" in lines[0]
 
 
-def test_a_prompt_outside_the_grammar_gets_a_picture_and_a_hint(as_tiny, tmp_path, capsys):
+def test_a_prompt_outside_the_grammar_gets_a_image_and_a_hint(as_tiny, tmp_path, capsys):
     assert main(["generate", "an owl in the snow", "-o", str(tmp_path / "owl.png"), *FAST]) == 0
     assert (tmp_path / "owl.png").exists()
     assert "owl" in capsys.readouterr().err
@@ -57,8 +57,8 @@ def test_real_networks_are_found_and_named(folder, tmp_path, capsys):
     assert "tiny" not in said
     for kind in KINDS[:4]:
         assert f"{kind}.safetensors" in said
-    with Image.open(out) as picture:
-        assert picture.size == (64, 48)
+    with Image.open(out) as image:
+        assert image.size == (64, 48)
 
 
 def test_missing_networks_are_listed(folder, tmp_path, capsys):
@@ -70,7 +70,7 @@ def test_missing_networks_are_listed(folder, tmp_path, capsys):
     assert lines[-1].startswith("error: text_encoder, stage_b, stage_a not found")
 
 
-def test_seeds_and_the_recipe_in_the_picture(folder, tmp_path):
+def test_seeds_and_the_recipe_in_the_image(folder, tmp_path):
     def make(name, *options):
         arguments = ["generate", PROMPT, "-o", str(tmp_path / name), "--models", str(folder), *FAST, *options]
         assert main(arguments) == 0
@@ -93,8 +93,8 @@ def test_default_names_are_free_ones(tmp_path, monkeypatch):
     assert [str(path) for path in output_paths(None, 2)] == ["cascade-2.png", "cascade-3.png"]
 
 
-@pytest.mark.parametrize("name", ["picture.xyz", "picture", "nowhere/picture.png"])
-def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path, name):
+@pytest.mark.parametrize("name", ["image.xyz", "image", "nowhere/image.png"])
+def test_a_image_that_cannot_be_written_is_refused_first(tmp_path, name):
     with pytest.raises(CascadeError):
         output_paths(tmp_path / name, 1)
 
@@ -125,7 +125,7 @@ def test_help_is_quick_and_complete(capsys):
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    path = tmp_path_factory.mktemp("images") / "photo.png"
     Image.linear_gradient("L").resize((96, 64)).save(path)
     return path
 
@@ -137,7 +137,7 @@ def make(folder, out, *options):
     )
 
 
-def test_a_picture_to_start_from_with_a_mask(folder, photo, tmp_path):
+def test_a_image_to_start_from_with_a_mask(folder, photo, tmp_path):
     mask = Image.new("L", (96, 64))
     mask.paste(255, (60, 0, 96, 64))
     mask.save(tmp_path / "mask.png")
@@ -151,18 +151,18 @@ def test_a_picture_to_start_from_with_a_mask(folder, photo, tmp_path):
     assert (recipe["image"], recipe["mask"], recipe["strength"]) == ("photo.png", "mask.png", 0.8)
 
 
-def test_a_picture_noised_as_the_released_code_does(folder, photo, tmp_path):
+def test_a_image_noised_as_the_released_code_does(folder, photo, tmp_path):
     drawn = []
     for name, options in {"plain": [], "released": ["--as-released"]}.items():
         out = tmp_path / f"{name}.png"
         assert make(folder, out, "--image", str(photo), "--width", "96", "--height", "64", *options) == 0
-        with Image.open(out) as picture:
-            drawn.append(picture.tobytes())
-            assert json.loads(picture.text["cascade"]).get("as_released", False) == bool(options)
+        with Image.open(out) as image:
+            drawn.append(image.tobytes())
+            assert json.loads(image.text["cascade"]).get("as_released", False) == bool(options)
     assert drawn[0] != drawn[1]
 
 
-def test_without_a_size_the_picture_gives_its_proportions(as_tiny, photo, tmp_path):
+def test_without_a_size_the_image_gives_its_proportions(as_tiny, photo, tmp_path):
     out = tmp_path / "out.png"
     options = ["--image", str(photo), "--steps", "1", "--steps-b", "1"]
     assert main(["generate", PROMPT, "-o", str(out), *options]) == 0
@@ -170,7 +170,7 @@ def test_without_a_size_the_picture_gives_its_proportions(as_tiny, photo, tmp_pa
         assert drawn.size == (384, 256)
 
 
-def test_variations_and_large_pictures(folder, photo, tmp_path):
+def test_variations_and_large_images(folder, photo, tmp_path):
     out = tmp_path / "out.png"
     weights = ["--like", str(photo), "--weight", "1", "--like", str(photo), "--weight", "-0.5"]
     assert make(folder, out, *weights, "--enlarge", "4", "--tile", "256") == 0
@@ -183,12 +183,12 @@ def test_variations_and_large_pictures(folder, photo, tmp_path):
     [
         (["--mask", "mask.png"], "--mask needs --image"),
         (["--image", "nothing.png"], "nothing.png"),
-        (["--image", __file__], "cannot be read as a picture"),
+        (["--image", __file__], "cannot be read as an image"),
         (["--weight", "2"], "Each --like has one --weight"),
         (["--enlarge", "100"], "--enlarge takes 0.25 to 16"),
         (["--tile", "8"], "at least 256"),
     ],
 )
-def test_what_is_wrong_with_pictures_is_said(folder, tmp_path, capsys, options, word):
+def test_what_is_wrong_with_images_is_said(folder, tmp_path, capsys, options, word):
     assert make(folder, tmp_path / "out.png", *options) == 1
     assert word in capsys.readouterr().err.splitlines()[-1]

@@ -17,7 +17,7 @@ from cascade.training import recipe
 def settings(tmp_path: Path) -> Path:
     path = tmp_path / "a.json"
     section = {
-        "pictures": {"count": 4, "size": 32},
+        "images": {"count": 4, "size": 32},
         "cache": "cache",
         "model": {"width": 8, "bottleneck_blocks": 1, "codebook_size": 4},
         "crop": 32,

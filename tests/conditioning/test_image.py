@@ -7,7 +7,7 @@ from cascade.conditioning.image import MEAN, STD, preprocess
 
 
 @torch.no_grad()
-def test_one_embedding_a_picture(image_model):
+def test_one_embedding_a_image(image_model):
     encoder = ImageEncoder(image_model)
     images = torch.rand(2, 3, 40, 60)
     embeddings = encoder.encode(images)
@@ -15,7 +15,7 @@ def test_one_embedding_a_picture(image_model):
     torch.testing.assert_close(encoder.encode(images[1:]), embeddings[1:])
 
 
-def test_preprocessing_takes_the_middle_square_and_normalises():
+def test_preprocessing_takes_the_middle_square_and_normalizes():
     stripes = torch.zeros(1, 3, 28, 84)
     stripes[..., 28:56] = 1.0
     pixels = preprocess(stripes, 28)

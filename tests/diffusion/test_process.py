@@ -5,26 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade.diffusion import LOSS_WEIGHTS, RELEASED, SCALINGS, SCHEDULES, TARGETS, Diffusion
+from cascade.diffusion import LOSS_WEIGHTS, RELEASED_DIFFUSION, SCALINGS, SCHEDULES, TARGETS, Diffusion
 from tests.support import golden, relative_error
 
 
 def test_noised_equals_the_reference() -> None:
     gdf = golden("gdf")
-    assert relative_error(RELEASED.noised(gdf["x0"], gdf["eps"], gdf["logsnr"]), gdf["noised"]) < 1e-4
+    assert relative_error(RELEASED_DIFFUSION.noised(gdf["x0"], gdf["eps"], gdf["logsnr"]), gdf["noised"]) < 1e-4
 
 
 def test_a_training_batch_agrees_with_its_parts() -> None:
     x0, epsilon = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     t = torch.tensor([0.1, 0.5, 1.0])
-    batch = RELEASED.training_batch(x0, t, epsilon, shift=2.0, loss_shift=0.5)
+    batch = RELEASED_DIFFUSION.training_batch(x0, t, epsilon, shift=2.0, loss_shift=0.5)
     log_snr = SCHEDULES["cosine"]()(t, 2.0)
     torch.testing.assert_close(batch.log_snr, log_snr)
-    torch.testing.assert_close(batch.noised, RELEASED.noised(x0, epsilon, log_snr))
+    torch.testing.assert_close(batch.noised, RELEASED_DIFFUSION.noised(x0, epsilon, log_snr))
     torch.testing.assert_close(batch.weight, LOSS_WEIGHTS["p2"]()(log_snr, 0.5))
     assert torch.equal(batch.target, epsilon)
     a, b = SCALINGS["vp"]()(log_snr)
-    torch.testing.assert_close(RELEASED.target.x0(batch.noised, epsilon, log_snr, a, b), x0, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        RELEASED_DIFFUSION.target.x0(batch.noised, epsilon, log_snr, a, b), x0, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -45,6 +47,6 @@ def test_what_was_learnt_is_saved_and_restored() -> None:
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.loss_weight(log_snr), first.loss_weight(log_snr))
     assert torch.equal(second.schedule(torch.linspace(0, 1, 50)), first.schedule(torch.linspace(0, 1, 50)))
-    assert RELEASED.state_dict() == {}
+    assert RELEASED_DIFFUSION.state_dict() == {}
     with pytest.raises(KeyError, match=r"loss_weight\.losses"):
         second.load_state_dict({})

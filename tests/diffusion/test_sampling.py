@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cascade.diffusion import (
-    RELEASED,
+    RELEASED_DIFFUSION,
     SAMPLERS,
     SCALINGS,
     SCHEDULES,
@@ -23,7 +23,7 @@ from cascade.diffusion import (
     SeededNoise,
     sample,
 )
-from cascade.diffusion.sampling import join_conditions
+from cascade.diffusion.sampling import join_arguments
 from tests.support import INDEX, golden, golden_network, relative_error
 
 CASES = [name for name, entry in INDEX.items() if entry["kind"] == "sample"]
@@ -51,7 +51,7 @@ def start(batch: int = 2, seed: int = 0) -> Tensor:
     return SeededNoise(range(seed, seed + batch)).start(4, 3, 3)
 
 
-def exact(x0: Tensor, diffusion: Diffusion = RELEASED, schedule: str = "cosine", shift: float = 1.0) -> Any:
+def exact(x0: Tensor, diffusion: Diffusion = RELEASED_DIFFUSION, schedule: str = "cosine", shift: float = 1.0) -> Any:
     """A network that knows the image: its prediction is exact for whatever noise is in x."""
     steps = SCHEDULES[schedule]()(torch.linspace(0, 1, 100_001, dtype=torch.float64), shift)
     r_of_step = diffusion.noise_condition(steps)
@@ -111,7 +111,10 @@ def test_an_exact_network_gives_its_image_back(sampler: str, target: str) -> Non
 
 def test_rectified_flow_with_its_own_setting() -> None:
     diffusion = Diffusion(
-        SCHEDULES["rectified_flow"](), SCALINGS["lerp"](), TARGETS["rectified_flow"](), RELEASED.noise_condition
+        SCHEDULES["rectified_flow"](),
+        SCALINGS["lerp"](),
+        TARGETS["rectified_flow"](),
+        RELEASED_DIFFUSION.noise_condition,
     )
     x0 = start(seed=5).double()
     network = exact(x0, diffusion, "rectified_flow")
@@ -233,7 +236,7 @@ def test_trees_of_conditions_are_joined_leaf_by_leaf() -> None:
     def tree(value: float, length: int = 3) -> dict[str, Any]:
         return {"pair": Pair(torch.full((2, length), value), [None, torch.full((2, 1), value)]), "none": None}
 
-    joined = join_conditions(tree(1.0), tree(0.0), 2)
+    joined = join_arguments(tree(1.0), tree(0.0), 2)
     assert joined is not None
     assert isinstance(joined["pair"], Pair)
     assert joined["none"] is None
@@ -241,12 +244,12 @@ def test_trees_of_conditions_are_joined_leaf_by_leaf() -> None:
     assert joined["pair"].control[0] is None
     assert joined["pair"].control[1].shape == (4, 1)
 
-    assert join_conditions(tree(1.0), tree(0.0, length=4), 2) is None
-    assert join_conditions(tree(1.0), tree(0.0), 3) is None
-    assert join_conditions(tree(1.0), {**tree(0.0), "none": torch.zeros(2)}, 2) is None
-    assert join_conditions(tree(1.0), {"pair": tree(0.0)["pair"]}, 2) is None
+    assert join_arguments(tree(1.0), tree(0.0, length=4), 2) is None
+    assert join_arguments(tree(1.0), tree(0.0), 3) is None
+    assert join_arguments(tree(1.0), {**tree(0.0), "none": torch.zeros(2)}, 2) is None
+    assert join_arguments(tree(1.0), {"pair": tree(0.0)["pair"]}, 2) is None
     half = {"x": torch.zeros(2, 3).half()}
-    assert join_conditions({"x": torch.zeros(2, 3)}, half, 2) is None
+    assert join_arguments({"x": torch.zeros(2, 3)}, half, 2) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -300,7 +303,9 @@ def test_r_follows_shift_schedule_and_times() -> None:
         network, start(), cond={"shift": torch.ones(2)}, steps=2, schedule="linear", shift=2.0, t_start=0.8, t_end=0.2
     )
     log_snr = SCHEDULES["linear"]()(torch.tensor([0.8, 0.5]), 2.0)
-    assert [r for _, r in network.calls] == pytest.approx(RELEASED.noise_condition(log_snr).tolist(), abs=1e-6)
+    assert [r for _, r in network.calls] == pytest.approx(
+        RELEASED_DIFFUSION.noise_condition(log_snr).tolist(), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Edges are OpenCV's: `tests/data/canny.npz` holds what its `Canny(picture, 100, 200)` found (version 4.9)."""
+"""Edges are OpenCV's: `tests/data/canny.npz` holds what its `Canny(image, 100, 200)` found (version 4.9)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import DATA, golden
 EDGES = dict(np.load(DATA / "canny.npz"))
 
 
-def pictures(name: str) -> Tensor:
+def images(name: str) -> Tensor:
     return torch.from_numpy(EDGES[name]).movedim(-1, 1).float() / 255
 
 
@@ -31,31 +31,31 @@ def f_score(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", ["noise", "drawn"])
 def test_full_size_edges_are_opencvs_to_the_pixel(name: str) -> None:
-    found = canny(pictures(name), size=None)
+    found = canny(images(name), size=None)
     assert EDGES[f"{name}_edges"].any()
     assert np.array_equal(found[:, 0].numpy() > 0, EDGES[f"{name}_edges"])
 
 
 def test_edges_as_learned_are_those_of_a_224_square_brought_back() -> None:
-    drawn = pictures("drawn")
+    drawn = images("drawn")
     expected = torch.from_numpy(EDGES["drawn_edges_224"]).float()[:, None]
     assert torch.equal(canny(drawn), F.interpolate(expected, drawn.shape[-2:], mode="bilinear"))
 
 
 @pytest.mark.parametrize(("size", "name"), [(224, "canny_224"), (None, "canny")])
 def test_the_golden_edges(size: int | None, name: str) -> None:
-    """Of a picture too smooth for any."""
+    """Of an image too smooth for any."""
     data = golden("filters")
     for found, expected in zip(canny(data["images"], size=size), data[name]):
         assert f_score(found[0].numpy() > 0.5, expected[0].numpy() > 0.5) >= 0.97
 
 
 def test_thresholds_count() -> None:
-    drawn = pictures("drawn")
+    drawn = images("drawn")
     assert canny(drawn, low=0, high=0).sum() > canny(drawn).sum() > canny(drawn, low=2000, high=3000).sum() == 0
 
 
-def test_an_edge_in_one_colour_alone_is_an_edge() -> None:
+def test_an_edge_in_one_color_alone_is_an_edge() -> None:
     image = torch.full((1, 3, 32, 32), 0.5)
     image[:, 2, :, 16:] = 1.0
     assert canny(image, size=None)[0, 0].sum() == 32

@@ -14,7 +14,7 @@ def marked(height: int, width: int, top: int, left: int, size: int = 8) -> Tenso
 
 
 @pytest.mark.parametrize(("top", "left"), [(30, 40), (0, 0), (56, 92), (20, 92)])
-def test_the_mask_lies_in_the_crop_and_the_crop_in_the_picture(top: int, left: int) -> None:
+def test_the_mask_lies_in_the_crop_and_the_crop_in_the_image(top: int, left: int) -> None:
     images, mask = torch.rand(1, 3, 64, 100), marked(64, 100, top, left)
     crop = crop_to_mask(images, mask, width=48, height=48, context=0.5)
     x0, y0, x1, y1 = crop.box
@@ -25,7 +25,7 @@ def test_the_mask_lies_in_the_crop_and_the_crop_in_the_picture(top: int, left: i
     assert float(crop.mask.max()) > 0.9
 
 
-def test_outside_the_mask_the_picture_comes_back_bit_for_bit() -> None:
+def test_outside_the_mask_the_image_comes_back_bit_for_bit() -> None:
     images, mask = torch.rand(2, 3, 64, 64), marked(64, 64, 20, 24)
     crop = crop_to_mask(images, mask, width=96, height=96, feather=3)
     back = crop.stitch(torch.zeros(2, 3, 96, 96))
@@ -52,7 +52,7 @@ def test_full_empty_and_other_masks() -> None:
     assert crop_to_mask(images, torch.ones(1, 1, 40, 60), width=32, height=32).box == (0, 0, 60, 40)
     with pytest.raises(ValueError, match="the mask is empty"):
         crop_to_mask(images, torch.zeros(1, 1, 40, 60), width=32, height=32)
-    with pytest.raises(ValueError, match="the mask is 32 x 32, the picture 60 x 40"):
+    with pytest.raises(ValueError, match="the mask is 32 x 32, the image 60 x 40"):
         crop_to_mask(images, torch.ones(1, 1, 32, 32), width=32, height=32)
 
 

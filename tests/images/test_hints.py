@@ -49,7 +49,7 @@ def test_outpainting_pads_with_the_border_and_marks_the_margins() -> None:
     assert float(mask.sum()) == 11 * 14 - 64
 
 
-def test_feather_falls_inside_the_picture_on_padded_sides_alone() -> None:
+def test_feather_falls_inside_the_image_on_padded_sides_alone() -> None:
     mask = outpaint(torch.rand(1, 3, 8, 8), 4, 0, 0, 0, feather=4).mask[0, 0]
     assert mask[0, 4:8].tolist() == [0.875, 0.625, 0.375, 0.125]
     assert bool((mask[:, :4] == 1).all())
@@ -65,7 +65,7 @@ def test_no_margins_and_negative_ones() -> None:
         outpaint(images, -1, 0, 0, 0)
 
 
-def test_super_resolution_repeats_the_latents_of_the_small_picture() -> None:
+def test_super_resolution_repeats_the_latents_of_the_small_image() -> None:
     def encode(images: torch.Tensor) -> torch.Tensor:
         assert images.shape[-2:] == (64, 96)
         return torch.arange(6.0).reshape(1, 1, 2, 3).expand(1, 16, 2, 3)
@@ -112,11 +112,11 @@ def test_no_face_and_boxes_without_embeddings() -> None:
 
 
 def test_a_hint_is_fitted_to_the_latents() -> None:
-    picture = torch.rand(1, 3, 256, 256)
-    assert fit_hint(picture, 6, 6, picture=True).shape == (1, 3, 192, 192)
+    image = torch.rand(1, 3, 256, 256)
+    assert fit_hint(image, 6, 6, image=True).shape == (1, 3, 192, 192)
     wide = torch.zeros(1, 1, 256, 512)
     wide[..., 128:384] = 1
-    assert bool((fit_hint(wide, 6, 6, picture=True) == 1).all())
+    assert bool((fit_hint(wide, 6, 6, image=True) == 1).all())
     latents = torch.rand(1, 16, 8, 8)
-    assert torch.equal(fit_hint(latents, 6, 6, picture=False), latents)
-    assert torch.equal(fit_hint(latents, 16, 16, picture=False), enlarge(latents))
+    assert torch.equal(fit_hint(latents, 6, 6, image=False), latents)
+    assert torch.equal(fit_hint(latents, 16, 16, image=False), enlarge(latents))

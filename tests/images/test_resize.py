@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade.images import effnet_input, from_pillow, normalise, resize_short_side, three_quarters, to_pillow
+from cascade.images import effnet_input, from_pillow, normalize, resize_short_side, three_quarters, to_pillow
 
 
 @pytest.mark.parametrize(
@@ -26,16 +26,16 @@ def test_short_side(size, expected):
     assert resize_short_side(torch.zeros(1, 3, *size), 768).shape[-2:] == expected
 
 
-def test_normalise_is_imagenets():
-    assert normalise(torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]).abs().max() < 1e-6
+def test_normalize_is_imagenets():
+    assert normalize(torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]).abs().max() < 1e-6
     assert effnet_input(torch.ones(1, 3, 64, 64))[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
 
 
-def test_pictures_survive_pillow():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
-    image = from_pillow(picture)
+def test_images_survive_pillow():
+    pillow = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    image = from_pillow(pillow)
     assert image.shape == (1, 3, 5, 7)
-    assert np.array_equal(np.array(to_pillow(image[0])), np.array(picture))
+    assert np.array_equal(np.array(to_pillow(image[0])), np.array(pillow))
 
 
 def test_values_outside_are_clipped():

@@ -33,7 +33,7 @@ def test_spans_cover_all_and_overlap_enough(length: int, side: int, overlap: int
     assert all(span.start % align == 0 and span.stop - span.start < side + align for span in found)
 
 
-def neighbours(x: Tensor) -> Tensor:
+def neighbors(x: Tensor) -> Tensor:
     """Each position becomes the mean of those up to 2 away, more slowly at the border."""
     return F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
 
@@ -41,12 +41,12 @@ def neighbours(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(12, 9), (40, 70), (97, 33)])
 def test_stitched_is_whole(size: tuple[int, int]) -> None:
     x = torch.rand(2, 3, *size)
-    torch.testing.assert_close(stitched(neighbours, x, side=16, margin=2), neighbours(x))
+    torch.testing.assert_close(stitched(neighbors, x, side=16, margin=2), neighbors(x))
 
 
 def test_stitched_tells_how_far_it_is() -> None:
     told: list[tuple[int, int]] = []
-    stitched(neighbours, torch.rand(1, 3, 40, 16), side=16, margin=2, on_tile=lambda *tile: told.append(tile))
+    stitched(neighbors, torch.rand(1, 3, 40, 16), side=16, margin=2, on_tile=lambda *tile: told.append(tile))
     assert told == [(i + 1, len(told)) for i in range(len(told))]
     assert len(told) > 2
 
@@ -56,7 +56,7 @@ def test_stitched_works_out_no_more_than_it_must() -> None:
 
     def watched(x: Tensor) -> Tensor:
         seen.append(tuple(x.shape[-2:]))
-        return neighbours(x)
+        return neighbors(x)
 
     stitched(watched, torch.rand(1, 1, 34, 10), side=32, margin=2)
     assert seen == [(19, 10)] * 2
@@ -65,11 +65,11 @@ def test_stitched_works_out_no_more_than_it_must() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (81, 130)])
 def test_stitched_makes_larger_and_smaller_things(size: tuple[int, int]) -> None:
     def up(x: Tensor) -> Tensor:
-        return F.interpolate(neighbours(x), scale_factor=4, mode="nearest")
+        return F.interpolate(neighbors(x), scale_factor=4, mode="nearest")
 
     def down(x: Tensor) -> Tensor:
         padded = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4), mode="replicate")
-        return F.avg_pool2d(neighbours(padded), 4)
+        return F.avg_pool2d(neighbors(padded), 4)
 
     x = torch.rand(1, 2, *size)
     torch.testing.assert_close(stitched(up, x, side=20, margin=3, up=4), up(x))

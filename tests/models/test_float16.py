@@ -65,7 +65,7 @@ def test_control_past_the_range_is_survived_too() -> None:
 
 
 def test_without_the_float32_stream_it_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cure is what makes the difference: the plain float16 stream gives no finite picture."""
+    """The cure is what makes the difference: the plain float16 stream gives no finite image."""
     net, inputs, _ = overflowing()
     monkeypatch.setattr(stack, "stream", lambda x: x)
     for module in (blocks, stack):

@@ -75,8 +75,8 @@ def test_released_names_and_shapes(name: str) -> None:
 def test_configs_survive_plain_data(name: str) -> None:
     config = RELEASED[name][1]
     assert type(config).from_dict(config.to_dict()) == config
-    with pytest.raises(ValueError, match="colour"):
-        type(config).from_dict({"colour": "red"})
+    with pytest.raises(ValueError, match="color"):
+        type(config).from_dict({"color": "red"})
 
 
 def test_released_sizes_are_the_reference_defaults() -> None:
@@ -209,7 +209,7 @@ def test_attention_is_the_callers() -> None:
 
     net = randomised(StageC(SMALL_C, attention=attention))
     net(*inputs_c(SMALL_C, 2, (3, 3), tokens=5))
-    # 5 text tokens, 4 from each of the pooled and the image embedding, and the picture's own.
+    # 5 text tokens, 4 from each of the pooled and the image embedding, and the image's own.
     assert calls[0] == ((2, 9, 16), (2, 22, 16), (2, 22, 16), 2)
     assert len(calls) == 2 * sum(level.depth for level in SMALL_C.levels)
 
@@ -256,12 +256,12 @@ def test_training_starts_from_zero_output_and_zero_control() -> None:
     assert all(r.abs().max() == 0 for r in residuals if r is not None)
 
 
-def test_codebook_entries_are_fixed_points_of_the_quantiser() -> None:
+def test_codebook_entries_are_fixed_points_of_the_quantizer() -> None:
     net = randomised(models.StageA(models.StageAConfig(width=8, bottleneck_blocks=1, codebook_size=16)))
     rows = net.vquantizer.entries.detach()[torch.randint(16, (6,))]
     latents = rows.T.reshape(1, 4, 2, 3) / net.config.scale_factor
-    assert torch.allclose(net.quantise(latents), latents, atol=1e-6)
-    assert not torch.allclose(net.quantise(latents + 10), latents + 10, atol=1)
+    assert torch.allclose(net.quantize(latents), latents, atol=1e-6)
+    assert not torch.allclose(net.quantize(latents + 10), latents + 10, atol=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -288,12 +288,12 @@ def test_an_extracted_lora_is_the_difference(host: Any) -> None:
 
 
 def test_info_tells_and_draws(host: Any) -> None:
-    info, picture = host.call("CascadeLoraInfo", file=put(host, some_lora()))
+    info, image = host.call("CascadeLoraInfo", file=put(host, some_lora()))
     assert "rank: 2" in info
     assert f"word: {WORD}, 2 vectors" in info
     assert "steps: 7" in info
-    assert picture.shape == (1, 420, 1024, 3)
-    blue = (picture[0] - torch.tensor([0x1F, 0x4E, 0x8C]) / 255).abs().amax(-1) < 0.02
+    assert image.shape == (1, 420, 1024, 3)
+    blue = (image[0] - torch.tensor([0x1F, 0x4E, 0x8C]) / 255).abs().amax(-1) < 0.02
     assert blue.float().mean() > 0.01
 
 

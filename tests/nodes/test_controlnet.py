@@ -36,7 +36,7 @@ def filled(config: ControlNetConfig, seed: int = 0) -> nn.Module:
     """A random net whose residuals matter."""
     torch.manual_seed(seed)
     net = models.initialize(ControlNet(config))
-    if config.reads_pictures:
+    if config.reads_images:
         # Fresh statistics of the batch norms let next to nothing through so many layers.
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -73,7 +73,7 @@ def native_control(kind: str) -> Any:
 
 def hint(kind: str, batch: int = 1, seed: int = 4) -> Tensor:
     """An IMAGE [B, H, W, c]."""
-    side = (192, 160) if CONFIGS[kind].reads_pictures else (6, 5)
+    side = (192, 160) if CONFIGS[kind].reads_images else (6, 5)
     channels = 3 if kind == "canny" else CONFIGS[kind].in_channels
     made = torch.rand(batch, *side, channels, generator=torch.Generator().manual_seed(seed))
     return made[..., :1].expand(-1, -1, -1, 3) if kind == "canny" else made
@@ -122,7 +122,7 @@ def test_the_hosts_own_apply_node(host: Any) -> None:
     assert torch.equal(run(model, theirs), run(model, applied(host, net, image, strength=0.8)))
 
 
-def test_steps_without_guidance_and_a_hint_for_each_picture(host: Any) -> None:
+def test_steps_without_guidance_and_a_hint_for_each_image(host: Any) -> None:
     """Where the host's own object crashes: it keeps the batch of the first call."""
     image, model = hint("canny", 2), ours(host, "stage_c")
     guided = host.pack("nodes.host.sampling")
@@ -240,8 +240,8 @@ def test_stage_b_is_left_alone(host: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "words"),
     [
-        ("canny", (1, 64, 64, 3), "reads edges; the hint that is connected is a colour picture. Make.*Canny Hint"),
-        ("inpainting", (1, 64, 64, 3), "reads pictures with their mask.*Inpaint Hint .* or Outpaint Hint"),
+        ("canny", (1, 64, 64, 3), "reads edges; the hint that is connected is a color image. Make.*Canny Hint"),
+        ("inpainting", (1, 64, 64, 3), "reads images with their mask.*Inpaint Hint .* or Outpaint Hint"),
         ("super resolution", (1, 64, 64, 3), "reads the encoder's latents.*Super Resolution Hint"),
         ("identity", (1, 64, 64, 3), "reads faces.*Identity Hint"),
         ("inpainting", (1, 6, 6, 16), "the hint that is connected is the encoder's latents"),
@@ -283,7 +283,7 @@ def test_the_hosts_own_net_for_another_stage_c(host: Any) -> None:
 
 
 def test_the_hosts_own_net_refuses_a_hint_of_another_kind(host: Any) -> None:
-    with pytest.raises(Exception, match=r"reads edges; the hint that is connected is a colour picture.*Canny Hint"):
+    with pytest.raises(Exception, match=r"reads edges; the hint that is connected is a color image.*Canny Hint"):
         applied(host, native_control("canny"), torch.rand(1, 64, 64, 3))
 
 

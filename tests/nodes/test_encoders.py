@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cascade.conditioning import ImageEncoder, TextEncoder
-from cascade.images.resize import normalise
+from cascade.images.resize import normalize
 from cascade.models import STAGE_A
 from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
@@ -21,7 +21,7 @@ from tests.support import relative_error
 LONG = "a red circle and a blue square, " * 20
 
 
-def pictures(height: int = 64, width: int = 96, batch: int = 1) -> Tensor:
+def images(height: int = 64, width: int = 96, batch: int = 1) -> Tensor:
     """In the host's form [B, H, W, 3]."""
     return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(2))
 
@@ -73,7 +73,7 @@ def test_the_hosts_text_node_and_clip_layer(host: Any) -> None:
 
 def test_images_are_what_the_library_makes_of_them(host: Any) -> None:
     vision = host.call("CascadeLoadImageEncoder", file=file_name("image_encoder"))[0]
-    image = pictures(28, 28)
+    image = images(28, 28)
     with torch.inference_mode():
         found = vision.encode_image(image)
     expected = ImageEncoder(networks.network("image_encoder")).encode(image.movedim(-1, 1))
@@ -87,7 +87,7 @@ def stage_a(host: Any, dtype: str = "fp32") -> Any:
 
 def test_stage_a_is_the_librarys_in_the_hosts_convention(host: Any) -> None:
     net: Any = networks.network("stage_a")
-    image = pictures()
+    image = images()
     with torch.no_grad():
         latent = net.encode(image.movedim(-1, 1)) * net.config.scale_factor
         decoded = net.decode(latent / net.config.scale_factor).clamp(0, 1).movedim(1, -1)
@@ -116,9 +116,9 @@ def coder(host: Any, file: str = file_name("effnet"), previewer: str = file_name
 
 
 def test_encoder_and_previewer(host: Any) -> None:
-    vae, image = coder(host), pictures(96, 128)
+    vae, image = coder(host), images(96, 128)
     with torch.no_grad():
-        latent = networks.network("effnet")(normalise(image.movedim(-1, 1)))
+        latent = networks.network("effnet")(normalize(image.movedim(-1, 1)))
         preview = networks.network("previewer")(latent).clamp(0, 1).movedim(1, -1)
     with torch.inference_mode():
         assert relative_error(vae.encode(image), latent) < 1e-4
@@ -129,7 +129,7 @@ def test_encoder_and_previewer(host: Any) -> None:
 def test_the_host_encodes_for_stage_c(host: Any) -> None:
     with torch.inference_mode():
         stage_c, stage_b = (
-            host.classes["StableCascade_StageC_VAEEncode"].execute(pictures(256, 256), coder(host), 42).result
+            host.classes["StableCascade_StageC_VAEEncode"].execute(images(256, 256), coder(host), 42).result
         )
     assert stage_c["samples"].shape == (1, 16, 6, 6)
     assert stage_b["samples"].shape == (1, 4, 64, 64)
@@ -143,7 +143,7 @@ def test_half_a_coder_says_what_is_missing(host: Any) -> None:
     alone = coder(host, file=file_name("previewer"), previewer="auto")
     host.call("CascadePreviewDecode", latent={"samples": torch.zeros(1, 16, 4, 4)}, vae=alone)
     with pytest.raises(Exception, match="load the EfficientNet encoder as well"):
-        alone.encode(pictures())
+        alone.encode(images())
 
 
 def test_a_wrong_file_is_named(host: Any) -> None:

@@ -22,12 +22,12 @@ def encoder(host: Any) -> Any:
     return host.pack("nodes.host.autoencoders").load_coder(path, None, "fp32")
 
 
-def picture(batch: int = 1, height: int = 96, width: int = 128, channels: int = 3) -> Tensor:
+def random_image(batch: int = 1, height: int = 96, width: int = 128, channels: int = 3) -> Tensor:
     return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(1))
 
 
 def test_canny(host: Any) -> None:
-    image = picture(2)
+    image = random_image(2)
     [hint] = host.call("CascadeCannyHint", image=image, detail="as learned (224 x 224)", low=100.0, high=200.0)
     assert hint.shape == (2, 96, 128, 3)
     assert torch.equal(hint[..., 0], canny(image.movedim(-1, 1))[:, 0])
@@ -37,7 +37,7 @@ def test_canny(host: Any) -> None:
 
 
 def test_inpainting_with_and_without_the_encoder(host: Any, encoder: Any) -> None:
-    image, mask = picture(), torch.zeros(1, 96, 128)
+    image, mask = random_image(), torch.zeros(1, 96, 128)
     mask[:, :48] = 1
     hint, latent, full = host.call("CascadeInpaintHint", image=image, mask=mask)
     assert torch.equal(hint.movedim(-1, 1), inpaint_hint(image.movedim(-1, 1), mask[:, None]))
@@ -51,7 +51,7 @@ def test_inpainting_with_and_without_the_encoder(host: Any, encoder: Any) -> Non
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (48, 64), (2, 96, 128)])
 def test_masks_of_other_sizes(host: Any, shape: tuple[int, ...]) -> None:
-    hint, _, mask = host.call("CascadeInpaintHint", image=picture(2), mask=torch.ones(shape))
+    hint, _, mask = host.call("CascadeInpaintHint", image=random_image(2), mask=torch.ones(shape))
     assert hint.shape == (2, 96, 128, 4)
     assert mask.shape[-2:] == (96, 128)
     assert bool((hint == 1).all())
@@ -59,35 +59,35 @@ def test_masks_of_other_sizes(host: Any, shape: tuple[int, ...]) -> None:
 
 def test_masks_that_cannot_be_used(host: Any) -> None:
     with pytest.raises(Exception, match="mask is empty"):
-        host.call("CascadeInpaintHint", image=picture(), mask=torch.zeros(1, 64, 64))
-    with pytest.raises(Exception, match="3 masks for 2 pictures"):
-        host.call("CascadeInpaintHint", image=picture(2), mask=torch.ones(3, 96, 128))
+        host.call("CascadeInpaintHint", image=random_image(), mask=torch.zeros(1, 64, 64))
+    with pytest.raises(Exception, match="3 masks for 2 images"):
+        host.call("CascadeInpaintHint", image=random_image(2), mask=torch.ones(3, 96, 128))
 
 
 def test_outpainting(host: Any, encoder: Any) -> None:
     margins = {"left": 0, "top": 32, "right": 64, "bottom": 0}
     hint, latent, padded, mask = host.call(
-        "CascadeOutpaintHint", image=picture(), **margins, feather=8, encoder=encoder
+        "CascadeOutpaintHint", image=random_image(), **margins, feather=8, encoder=encoder
     )
     assert hint.shape == (1, 128, 192, 4)
-    assert torch.equal(padded[:, 32:, :128], picture())
+    assert torch.equal(padded[:, 32:, :128], random_image())
     # What fades in the mask is still shown.
-    assert torch.equal(hint[:, 32:, :128, :3], picture())
+    assert torch.equal(hint[:, 32:, :128, :3], random_image())
     assert 0 < float(mask[0, 34, 60]) < 1
     assert latent["samples"].shape == (1, 16, 3, 5)
     with pytest.raises(Exception, match="all margins are 0"):
-        host.call("CascadeOutpaintHint", image=picture(), **dict.fromkeys(margins, 0), feather=0)
+        host.call("CascadeOutpaintHint", image=random_image(), **dict.fromkeys(margins, 0), feather=0)
 
 
 def test_super_resolution(host: Any, encoder: Any) -> None:
-    hint, stage_c, stage_b = host.call("CascadeSuperResolutionHint", image=picture(), encoder=encoder, factor=2)
+    hint, stage_c, stage_b = host.call("CascadeSuperResolutionHint", image=random_image(), encoder=encoder, factor=2)
     assert hint.shape == (1, 6, 8, 16)
     assert torch.equal(hint[:, 0, 0], hint[:, 1, 1])
     assert stage_c["samples"].shape == (1, 16, 5, 6)
     assert stage_b["samples"].shape == (1, 4, 48, 64)
     stage_a = host.pack("nodes.host.autoencoders").load_stage_a(host.models / "vae" / file_name("stage_a"), "fp32")
     with pytest.raises(Exception, match="connect the encoder and previewer"):
-        host.call("CascadeSuperResolutionHint", image=picture(), encoder=stage_a, factor=2)
+        host.call("CascadeSuperResolutionHint", image=random_image(), encoder=stage_a, factor=2)
 
 
 BOX, FACE = [32.0, 32.0, 64.0, 96.0], [0.5] * 512
@@ -105,17 +105,19 @@ BOX, FACE = [32.0, 32.0, 64.0, 96.0], [0.5] * 512
     ],
 )
 def test_faces_in_whatever_form_a_detector_gives_them(host: Any, boxes: Any, embeddings: Any) -> None:
-    hint, shown = host.call("CascadeIdentityHint", image=picture(2), boxes=boxes, embeddings=embeddings, max_faces=4)
+    hint, shown = host.call(
+        "CascadeIdentityHint", image=random_image(2), boxes=boxes, embeddings=embeddings, max_faces=4
+    )
     assert hint.shape == (2, 3, 4, 512)
     assert bool((hint[:, 1:3, 1:2] == 0.5).all())
     assert float(hint.sum()) == 2 * 2 * 512 * 0.5
-    assert torch.equal(shown[:, 32:, 32:64], picture(2)[:, 32:, 32:64])
+    assert torch.equal(shown[:, 32:, 32:64], random_image(2)[:, 32:, 32:64])
 
 
 def test_twelve_faces_are_four(host: Any) -> None:
     boxes = [[8.0 * i, 0.0, 8.0 * i + 8 + i, 8.0 + i] for i in range(12)]
     embeddings = [[float(i + 1)] * 512 for i in range(12)]
-    hint, _ = host.call("CascadeIdentityHint", image=picture(), boxes=boxes, embeddings=embeddings, max_faces=4)
+    hint, _ = host.call("CascadeIdentityHint", image=random_image(), boxes=boxes, embeddings=embeddings, max_faces=4)
     assert set(hint.unique().tolist()) <= {0.0, 9.0, 10.0, 11.0, 12.0}
 
 
@@ -133,13 +135,13 @@ def test_twelve_faces_are_four(host: Any) -> None:
 )
 def test_faces_that_cannot_be_used(host: Any, given: Any, words: str) -> None:
     with pytest.raises(Exception, match=words):
-        host.call("CascadeIdentityHint", image=picture(), max_faces=4, **given)
+        host.call("CascadeIdentityHint", image=random_image(), max_faces=4, **given)
 
 
 def test_no_detector(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "insightface.app", None)
     with pytest.raises(Exception, match=r"has no face detector.*pip install insightface"):
-        host.call("CascadeIdentityHint", image=picture(), max_faces=4)
+        host.call("CascadeIdentityHint", image=random_image(), max_faces=4)
 
 
 def test_insightface_where_it_is(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,16 +163,16 @@ def test_insightface_where_it_is(host: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "insightface", ModuleType("insightface"))
     monkeypatch.setitem(sys.modules, "insightface.app", module)
     with pytest.raises(Exception, match=r"its networks are not. Put buffalo_l"):
-        host.call("CascadeIdentityHint", image=picture(), max_faces=4)
+        host.call("CascadeIdentityHint", image=random_image(), max_faces=4)
     folder = importlib.import_module("folder_paths").models_dir
     place = host.pack("nodes.host.faces").Path(folder) / "insightface" / "models" / "buffalo_l"
     place.mkdir(parents=True)
-    hint, _ = host.call("CascadeIdentityHint", image=picture(), max_faces=4)
+    hint, _ = host.call("CascadeIdentityHint", image=random_image(), max_faces=4)
     assert bool((hint[0, 1:3, 1] == 0.5).all())
 
 
 def test_crop_and_stitch(host: Any) -> None:
-    image, mask = picture(1, 200, 300), torch.zeros(1, 200, 300)
+    image, mask = random_image(1, 200, 300), torch.zeros(1, 200, 300)
     mask[:, 90:110, 140:170] = 1
     part, part_mask, stitch = host.call(
         "CascadeCropToMask", image=image, mask=mask, width=128, height=128, context=0.5, feather=0

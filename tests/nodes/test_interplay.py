@@ -314,7 +314,7 @@ def test_model_patches_of_the_host(host: Any) -> None:
 
 
 def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    nets = host.pack("nodes.host.nets")
+    nets = host.pack("nodes.host.networks")
     calls: list[int] = []
     denoise = nets.HostStageC.denoise
     monkeypatch.setattr(nets.HostStageC, "denoise", lambda *a, **k: calls.append(1) or denoise(*a, **k), raising=False)
@@ -346,7 +346,7 @@ def test_image_variation(host: Any) -> None:
     assert torch.isfinite(two).all()
 
 
-def test_the_hosts_own_graph_for_stage_b_and_pictures(host: Any) -> None:
+def test_the_hosts_own_graph_for_stage_b_and_images(host: Any) -> None:
     parts = Parts()
     graph = parts.graph
     model = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")

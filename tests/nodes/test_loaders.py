@@ -57,8 +57,8 @@ def test_a_folder_of_diffusers(host: Any) -> None:
 
 
 def test_what_is_missing_is_said_where_it_is_wanted(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundles = host.pack("nodes.host.bundles")
-    monkeypatch.setattr(bundles.folders, "model_folders", lambda: [])
+    checkpoint_sets = host.pack("nodes.host.checkpoint_sets")
+    monkeypatch.setattr(checkpoint_sets.folders, "model_folders", lambda: [])
     graph = Graph()
     loaded = graph("CascadeLoadCheckpoint", checkpoint="small_b.safetensors", second_checkpoint="auto", dtype="auto")
     text = graph("CascadeTextEncode", clip=loaded[2], positive="a", negative="")
@@ -119,7 +119,7 @@ def test_a_search_is_repeated_when_files_come(host: Any, another: Path) -> None:
 def loads(host: Any, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files of the stages that are loaded from now on."""
     seen: list[Path] = []
-    for module in (host.pack("nodes.loaders"), host.pack("nodes.host.bundles")):
+    for module in (host.pack("nodes.loaders"), host.pack("nodes.host.checkpoint_sets")):
         load = module.load_stage
         monkeypatch.setattr(module, "load_stage", lambda *args, load=load: seen.append(args[1]) or load(*args))
     return seen
@@ -174,7 +174,7 @@ def test_a_choice_that_is_connected(
 
 
 def test_fingerprints_name_no_folder(host: Any) -> None:
-    """ComfyUI writes them into the pictures."""
+    """ComfyUI writes them into the images."""
     for node, inputs in {
         "CascadeLoadStageC": {"file": file_name("stage_c"), "previewer": "auto", "dtype": "auto"},
         "CascadeLoadEncoder": {"file": None, "previewer": "auto", "dtype": "auto"},
@@ -189,7 +189,7 @@ def test_models_are_let_go(host: Any) -> None:
 
     def alive() -> int:
         gc.collect()
-        kind = host.pack("nodes.host.nets").HostStageC
+        kind = host.pack("nodes.host.networks").HostStageC
         return sum(isinstance(each, kind) for each in gc.get_objects())
 
     def forget() -> int:

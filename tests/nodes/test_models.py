@@ -102,7 +102,7 @@ def test_the_same_as_the_hosts_own(host: Any, kind: str, sampler: str) -> None:
 
 
 def test_a_whole_graph_is_the_hosts_own(host: Any) -> None:
-    """Stage C, Stage B that reads its latent, Stage A: the picture of the host's own networks."""
+    """Stage C, Stage B that reads its latent, Stage A: the image of the host's own networks."""
     state = networks.network("stage_a").state_dict()
     config = networks.CONFIGS["stage_a"]
     theirs = comfy.ldm.cascade.stage_a.StageA(

@@ -43,8 +43,8 @@ def test_pages_tell_all_inputs_and_outputs_in_order(host: Any) -> None:
         assert "## Example" in page
 
 
-def test_every_page_has_a_picture_of_the_node(host: Any) -> None:
-    """`pytest tests/browser --update-pictures` takes them."""
+def test_every_page_has_a_image_of_the_node(host: Any) -> None:
+    """`pytest tests/browser --update-images` takes them."""
     for name in our_nodes(host):
         assert f"](images/{name}.jpg)" in (PAGES / f"{name}.md").read_text(encoding="utf-8"), name
 
@@ -62,7 +62,7 @@ def test_pages_name_templates_that_are_there(host: Any) -> None:
         assert named == {flow for flow in NAMES if name in {node["type"] for node in nodes_of(workflow(flow))}}, name
 
 
-def test_pictures_and_links_of_pages_are_there() -> None:
+def test_images_and_links_of_pages_are_there() -> None:
     for path in PAGES.glob("*.md"):
         links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
         assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []

@@ -72,7 +72,7 @@ def test_text_to_image(host: Any) -> None:
 
 @pytest.mark.skipif(not all(path.exists() for path in tiny.parts().values()), reason="the tiny weights are not here")
 def test_the_tiny_cascade_draws_what_the_library_draws(host: Any) -> None:
-    """All loaders and settings at their defaults, the same seed: the same picture as on the command line."""
+    """All loaders and settings at their defaults, the same seed: the same image as on the command line."""
     caption = "a large red circle on a blue background, left"
     expected = generate(
         Parts(tiny.parts()), [caption, caption], seeds=[3, 4], settings=Settings(width=256, height=256)

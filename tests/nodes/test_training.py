@@ -24,7 +24,7 @@ MATRICES = (
 
 @pytest.fixture
 def folder(host: Any) -> str:
-    """Four pictures in the host's input folder, one of them broken, one without a caption."""
+    """Four images in the host's input folder, one of them broken, one without a caption."""
     place = host.base / "input" / "owls"
     place.mkdir(parents=True, exist_ok=True)
     for number in range(3):
@@ -32,7 +32,7 @@ def folder(host: Any) -> str:
         Image.fromarray(pixels).save(place / f"owl_{number}.png")
     for number in range(2):
         (place / f"owl_{number}.txt").write_text(f"a photo of {WORD}, {number}", encoding="utf-8")
-    (place / "broken.jpg").write_bytes(b"no picture")
+    (place / "broken.jpg").write_bytes(b"no image")
     return "owls"
 
 
@@ -55,13 +55,13 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     path = host.models / "loras" / "owls.safetensors"
     assert report.splitlines()[0] == str(path)
-    assert "3 pictures" in report
+    assert "3 images" in report
     assert "left out broken.jpg" in report
-    assert "1 of 3 pictures without a caption: owl_2.png" in report
+    assert "1 of 3 images without a caption: owl_2.png" in report
     saved = read_lora(path)
     assert [token.word for token in saved.tokens] == [token.word for token in lora.tokens] == [WORD]
     assert len(saved.changes["stage_c"]) == MATRICES
-    assert saved.training["pictures"] == 3
+    assert saved.training["images"] == 3
     assert loss.shape == (1, 420, 900, 3)
     assert samples.shape == (1, 128, 256, 3)
     assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["file"][1]["options"]
@@ -91,9 +91,9 @@ def test_connected_images_and_captions(host: Any) -> None:
     images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     lora, *_, report = train(host, "images", images=images, captions="one\ntwo\nthree", word="")
     assert not lora.tokens
-    assert "3 pictures" in report
+    assert "3 images" in report
     assert "without a caption" not in report
-    with pytest.raises(Exception, match="3 pictures want as many lines"):
+    with pytest.raises(Exception, match="3 images want as many lines"):
         train(host, "images2", images=images, captions="one\ntwo")
 
 
@@ -133,13 +133,13 @@ def test_a_finished_run_is_made_longer_or_begun_anew(host: Any, folder: str) -> 
     assert torch.equal(first.changes["stage_c"][query].up, again.changes["stage_c"][query].up)
 
 
-def test_other_pictures_are_another_run(host: Any, folder: str) -> None:
+def test_other_images_are_another_run(host: Any, folder: str) -> None:
     train(host, "changing", folder)
     text = host.base / "input" / "owls" / "owl_0.txt"
     before = text.read_text(encoding="utf-8")
     try:
         text.write_text("something else", encoding="utf-8")
-        with pytest.raises(Exception, match="the pictures or their captions are not those"):
+        with pytest.raises(Exception, match="the images or their captions are not those"):
             train(host, "changing", folder)
     finally:
         text.write_text(before, encoding="utf-8")
@@ -161,7 +161,7 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"folder": "nowhere"}, "There are no pictures at"),
+        ({"folder": "nowhere"}, "There are no images at"),
         ({"name": "../outside"}, "no name for a file"),
         ({"word": "dog"}, "ordinary word"),
         ({"word": "two words"}, "cannot be a word"),

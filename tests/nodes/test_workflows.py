@@ -1,4 +1,4 @@
-"""Every template fits the nodes as they are, and makes a picture."""
+"""Every template fits the nodes as they are, and makes an image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from cascade.tiny.analysis import describe
 from tests.nodes.hosting import Graph
+from tests.nodes.image_checks import AT_ITS_SIZE, needs_tiny, wrong
 from tests.nodes.networks import file_name
-from tests.nodes.pictures import AT_ITS_SIZE, needs_tiny, wrong
 from tests.nodes.workflows import (
     FOLDER,
     NAMES,
@@ -58,7 +58,7 @@ def test_nodes_and_inputs_are_those_of_the_schemas(host: Any, name: str) -> None
         assert ["widget" in slot for slot in node["inputs"]] == [is_widget(spec) for spec in specs.values()]
         assert set(values_of(node, specs)) == {key for key, spec in specs.items() if is_widget(spec)}
         types, returned = [slot["type"] for slot in node["outputs"]], list(kind.RETURN_TYPES)
-        # Older hosts' own nodes may give less: SaveImage gives on its picture in 0.30.0, not in 0.24.0.
+        # Older hosts' own nodes may give less: SaveImage gives on its image in 0.30.0, not in 0.24.0.
         ours = node["type"].startswith("Cascade")
         assert types == returned if ours else not types or types[: len(returned)] == returned, node["type"]
 
@@ -123,8 +123,8 @@ def test_the_released_template_runs_with_files_of_its_kinds(host: Any) -> None:
         node["widgets_values"] = [RELEASED.get(str(value), value) for value in node["widgets_values"]]
         if node["type"] == "CascadeEmptyLatent":
             node["widgets_values"] = ["custom", 256, 192, 1]
-    [picture] = run(host, flow)
-    assert picture.size == (256, 192)
+    [image] = run(host, flow)
+    assert image.size == (256, 192)
 
 
 @needs_tiny
@@ -133,8 +133,8 @@ def test_the_released_template_runs_with_files_of_its_kinds(host: Any) -> None:
 )
 def test_templates_draw_what_their_prompts_say(host: Any, name: str) -> None:
     flow = workflow(name)
-    [picture] = run(host, flow)
-    assert wrong(prompt_of(flow), np.asarray(picture), AT_ITS_SIZE) == []
+    [image] = run(host, flow)
+    assert wrong(prompt_of(flow), np.asarray(image), AT_ITS_SIZE) == []
 
 
 def with_values(flow: dict[str, Any], host: Any, kind: str, **values: Any) -> dict[str, Any]:
@@ -155,9 +155,9 @@ def newest(host: Any, prefix: str) -> np.ndarray:
 @needs_tiny
 def test_the_lora_template_draws(host: Any) -> None:
     run(host, workflow("LoRA"))
-    picture = newest(host, "cascade_lora_0")
-    assert picture.shape == (256, 256, 3)
-    assert describe(picture).background == "white"
+    image = newest(host, "cascade_lora_0")
+    assert image.shape == (256, 256, 3)
+    assert describe(image).background == "white"
 
 
 @needs_tiny

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 ELSEWHERE = ("Text to Image (Stable Cascade)", "Face Identity")
-"""They need files and a face detector that are not part of the pack: the picture beside them is their graph."""
+"""They need files and a face detector that are not part of the pack: the image beside them is their graph."""
 NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -28,7 +28,7 @@ def nodes_of(flow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def prompt_of(flow: dict[str, Any]) -> str:
-    """What its one text node says that the picture should show."""
+    """What its one text node says that the image should show."""
     [text] = [node["widgets_values"][0] for node in nodes_of(flow) if node["type"] == "CascadeTextEncode"]
     return text
 

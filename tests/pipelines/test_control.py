@@ -53,7 +53,7 @@ def hint(batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, 5, 3, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_hint_is_read_once_and_changes_the_picture(parts: Parts) -> None:
+def test_the_hint_is_read_once_and_changes_the_image(parts: Parts) -> None:
     control = Control(net=net(), hint=hint())
     assert not torch.allclose(latents(parts, control), latents(parts))
     assert control.net.calls == 1
@@ -65,7 +65,7 @@ def test_strength_0_and_an_empty_part_of_the_run_change_nothing(parts: Parts) ->
     assert torch.equal(latents(parts, replace(control, start=0.4, end=0.45)), plain)
 
 
-def test_each_picture_has_its_own_hint(parts: Parts) -> None:
+def test_each_image_has_its_own_hint(parts: Parts) -> None:
     both = latents(parts, Control(net=net(), hint=hint(2)))
     second = latents(parts, Control(net=net(), hint=hint(2)[1:]))
     assert torch.allclose(both[1], second[1], atol=1e-5)
@@ -91,8 +91,8 @@ def test_it_acts_in_its_part_of_the_run_alone(
     assert (len(seen), sum(each is not None for each in seen)) == (4, expected)
 
 
-def test_hints_of_another_number_of_pictures(parts: Parts) -> None:
-    with pytest.raises(ValueError, match="3 hints, 2 pictures"):
+def test_hints_of_another_number_of_images(parts: Parts) -> None:
+    with pytest.raises(ValueError, match="3 hints, 2 images"):
         latents(parts, Control(net=net(), hint=hint(3)))
 
 

@@ -1,4 +1,4 @@
-"""Pictures with LoRAs: on the networks while they are used, and not after."""
+"""Images with LoRAs: on the networks while they are used, and not after."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.small import small_cascade
 FEW = SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0)
 
 
-def test_pictures_come_back_at_their_size():
+def test_images_come_back_at_their_size():
     nets = small_cascade()
     images = torch.rand(2, 3, 90, 130)
     result = reconstruct(Parts(nets), images, seeds=[0, 1], settings=FEW)
@@ -21,6 +21,6 @@ def test_pictures_come_back_at_their_size():
     torch.testing.assert_close(alone.images, result.images[1:], rtol=1e-3, atol=1e-3)
 
 
-def test_each_picture_needs_a_seed():
-    with pytest.raises(ValueError, match="2 pictures, 1 seeds"):
+def test_each_image_needs_a_seed():
+    with pytest.raises(ValueError, match="2 images, 1 seeds"):
         reconstruct(Parts({}), torch.rand(2, 3, 64, 64), seeds=[0])

@@ -9,7 +9,7 @@ from cascade.conditioning import StageBInputs, StageCInputs, TextEncoder
 from cascade.diffusion import Guidance, SeededNoise, sample
 from cascade.errors import MissingPart
 from cascade.pipelines import SamplingSettings, Settings, generate
-from cascade.pipelines.parts import Parts
+from cascade.pipelines.networks import Parts
 from tests.small import small_cascade
 
 FEW = Settings(
@@ -39,7 +39,7 @@ def test_defaults_are_the_released_settings():
     assert settings.stage_c.guidance.rho == settings.stage_b.guidance.rho == 0.7
 
 
-def test_pictures_and_latents(parts):
+def test_images_and_latents(parts):
     result = generate(parts, ["a cat", "a dog"], seeds=[1, 2], settings=FEW)
     assert result.images.shape == (2, 3, 70, 96)
     assert result.images.min() >= 0
@@ -51,7 +51,7 @@ def test_pictures_and_latents(parts):
 
 @torch.no_grad()
 def test_it_is_the_stages_one_after_another(nets, parts):
-    """The same picture from the networks' plain forward, with nothing cached, batched or shared."""
+    """The same image from the networks' plain forward, with nothing cached, batched or shared."""
     result = generate(parts, ["a cat"], seeds=[3], negative="red", settings=FEW)
     encoder = TextEncoder(nets["text_encoder"])
     text, negative = encoder.encode(["a cat"]), encoder.encode(["red"])
@@ -82,7 +82,7 @@ def test_it_is_the_stages_one_after_another(nets, parts):
     torch.testing.assert_close(result.images, images, rtol=1e-3, atol=1e-3)
 
 
-def test_a_picture_is_the_same_alone_as_among_others(parts):
+def test_a_image_is_the_same_alone_as_among_others(parts):
     """Other prompts, longer ones too, and other seeds beside it change nothing."""
     among = generate(parts, [LONG, "a cat", "a dog"], seeds=[4, 5, 6], settings=FEW)
     for i, prompt in enumerate([LONG, "a cat", "a dog"]):
@@ -90,7 +90,7 @@ def test_a_picture_is_the_same_alone_as_among_others(parts):
         torch.testing.assert_close(among.images[i : i + 1], alone.images, rtol=1e-3, atol=1e-3)
 
 
-def test_negative_prompt_and_variation_change_the_picture(parts):
+def test_negative_prompt_and_variation_change_the_image(parts):
     plain = generate(parts, ["a cat"], seeds=[1], settings=FEW).stage_c
     negative = generate(parts, ["a cat"], seeds=[1], negative="blue", settings=FEW).stage_c
     varied = generate(parts, ["a cat"], seeds=[1], variation_of=torch.rand(1, 3, 40, 40), settings=FEW).stage_c

@@ -77,7 +77,7 @@ class Server:
     def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
         return self.wait(self.queue(prompt))
 
-    def pictures(self, history: dict[str, Any]) -> list[Path]:
+    def saved_images(self, history: dict[str, Any]) -> list[Path]:
         """The files that a prompt saved."""
         assert history["status"]["status_str"] == "success", history["status"]
         images = [image for output in history["outputs"].values() for image in output.get("images", ())]

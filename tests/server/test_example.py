@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.nodes.pictures import needs_tiny, wrong
+from tests.nodes.image_checks import needs_tiny, wrong
 from tests.nodes.workflows import ROOT
 from tests.server.serving import Server
 
@@ -29,15 +29,15 @@ def run(server: str, output: Path, *words: str) -> subprocess.CompletedProcess[s
 
 
 @needs_tiny
-def test_it_saves_the_picture(server: Server, tmp_path: Path) -> None:
-    output = tmp_path / "picture.png"
+def test_it_saves_the_image(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "image.png"
     result = run(server.url, output)
     assert result.returncode == 0, result.stderr
     assert "CascadeSampleStageC: step 20 of 20" in result.stderr
     assert result.stderr.endswith(f"{output}\n")
-    picture = np.asarray(Image.open(output).convert("RGB"))
-    assert picture.shape == (256, 256, 3)
-    assert wrong(TEXT, picture) == []
+    image = np.asarray(Image.open(output).convert("RGB"))
+    assert image.shape == (256, 256, 3)
+    assert wrong(TEXT, image) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_it_saves_the_picture(server: Server, tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_in_a_line(server: Server, tmp_path: Path, words: list[str], said: str) -> None:
     page = server.base / "models" / "checkpoints" / "page.safetensors"
     page.write_text("<!DOCTYPE html><html>Sign in</html>", encoding="utf-8")
-    result = run(server.url, tmp_path / "picture.png", *words)
+    result = run(server.url, tmp_path / "image.png", *words)
     page.unlink()
     assert result.returncode == 1
     assert said in result.stderr
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said_in_a_line(server: Server, tmp_path: Path, words: 
 
 
 def test_a_server_that_is_away(tmp_path: Path) -> None:
-    result = run("http://127.0.0.1:9", tmp_path / "picture.png")
+    result = run("http://127.0.0.1:9", tmp_path / "image.png")
     assert result.returncode == 1
     assert "ComfyUI at http://127.0.0.1:9 does not answer" in result.stderr
     assert "Traceback" not in result.stderr
@@ -71,7 +71,7 @@ def test_a_stopped_script_stops_its_prompt(server: Server, tmp_path: Path) -> No
     # A runner that ignores the signal hands that down to what it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     words = ["--checkpoint", "small_c.safetensors", "--size", "1024"]
-    with subprocess.Popen(command(server.url, tmp_path / "picture.png", *words), stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command(server.url, tmp_path / "image.png", *words), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         said = b""
         while b"step" not in said:

@@ -16,9 +16,9 @@ def test_templates_are_listed_and_served(server: Server) -> None:
     assert sorted(server.json("/workflow_templates")[PACK]) == NAMES
     for name in NAMES:
         assert server.json(f"/api/workflow_templates/{PACK}/{quote(name)}.json") == workflow(name)
-        picture = FOLDER / f"{name}.jpg"
-        if picture.exists():
-            assert server.get(f"/api/workflow_templates/{PACK}/{quote(picture.name)}") == (200, picture.read_bytes())
+        image = FOLDER / f"{name}.jpg"
+        if image.exists():
+            assert server.get(f"/api/workflow_templates/{PACK}/{quote(image.name)}") == (200, image.read_bytes())
 
 
 def test_help_pages_and_scripts_are_served(server: Server) -> None:
@@ -28,8 +28,8 @@ def test_help_pages_and_scripts_are_served(server: Server) -> None:
     )
     nodes = [name for name in server.json("/object_info") if name.startswith("Cascade")]
     assert len(nodes) == len(list((ROOT / "web" / "docs").glob("*.md")))
-    pictures = [path.name for path in (ROOT / "web" / "docs" / "images").glob("*.jpg")]
-    help_files = [*(f"{name}.md" for name in nodes), *(f"images/{name}" for name in pictures)]
+    images = [path.name for path in (ROOT / "web" / "docs" / "images").glob("*.jpg")]
+    help_files = [*(f"{name}.md" for name in nodes), *(f"images/{name}" for name in images)]
     for path in [*scripts, *(f"/extensions/{PACK}/docs/{name}" for name in help_files)]:
         assert server.get(path)[0] == 200, path
 

@@ -53,18 +53,19 @@ def with_input(prompt: Prompt, name: str, key: str, value: Any) -> Prompt:
 
 
 def draws(server: Server, prompt: Prompt) -> tuple[int, int]:
-    """The size of the one picture that a prompt makes."""
-    [path] = server.pictures(server.run(prompt))
+    """The size of the one image that a prompt makes."""
+    [path] = server.saved_images(server.run(prompt))
     return Image.open(path).size
 
 
-def test_a_prompt_makes_a_picture(server: Server) -> None:
+def test_a_prompt_makes_a_image(server: Server) -> None:
     assert draws(server, cascade()) == (256, 192)
 
 
-def test_the_same_seed_makes_the_same_picture(server: Server) -> None:
+def test_the_same_seed_makes_the_same_image(server: Server) -> None:
     first, second = (
-        server.pictures(server.run(with_input(cascade(seed=5), "save", "filename_prefix", name)))[0] for name in "ab"
+        server.saved_images(server.run(with_input(cascade(seed=5), "save", "filename_prefix", name)))[0]
+        for name in "ab"
     )
     assert Image.open(first).tobytes() == Image.open(second).tobytes()
 
@@ -118,7 +119,7 @@ def test_more_than_the_memory_is_explained(server: Server) -> None:
     prompt = cascade(width=16384, height=16384)
     error = server.error(server.run(with_input(prompt, "size", "batch_size", 4096)))
     assert error["node_type"] == "CascadeEmptyLatent"
-    assert "A batch of 4096 pictures of 16384 x 16384 would take" in error["exception_message"]
+    assert "A batch of 4096 images of 16384 x 16384 would take" in error["exception_message"]
     assert draws(server, cascade(seed=3)) == (256, 192)
 
 
@@ -136,10 +137,10 @@ def test_a_wrong_model_is_explained(server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "word " * 2000, "(" * 20 + "a" + ")" * 20, "\0\n\t", "日本語 🎨" * 200])
-def test_strange_texts_make_pictures(server: Server, text: str) -> None:
+def test_strange_texts_make_images(server: Server, text: str) -> None:
     assert draws(server, cascade(text)) == (256, 192)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 2048), (1056, 32), (288, 416)])
-def test_strange_sizes_make_pictures(server: Server, size: tuple[int, int]) -> None:
+def test_strange_sizes_make_images(server: Server, size: tuple[int, int]) -> None:
     assert draws(server, cascade(width=size[0], height=size[1])) == size

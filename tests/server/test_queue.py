@@ -13,7 +13,7 @@ WARM_UP = 12
 PROMPTS = 30
 SIZES = [(256, 192), (320, 320), (192, 448), (512, 256), (384, 384)]
 GROWTH = 32 * 2**20
-"""Bytes: what thirty prompts may add, less than a picture and its latents for each would."""
+"""Bytes: what thirty prompts may add, less than an image and its latents for each would."""
 
 
 def test_memory_does_not_creep(server: Server) -> None:

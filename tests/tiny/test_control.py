@@ -1,4 +1,4 @@
-"""What is measured of the ControlNets, on pictures that are as they should be, and on pictures that are not."""
+"""What is measured of the ControlNets, on images that are as they should be, and on images that are not."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def as_told(caption: str, seed: int) -> Tensor:
     return torch.from_numpy(draw(scene, np.random.default_rng((seed, 0, 4)))).movedim(-1, 0).float() / 255
 
 
-def test_pictures_as_they_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_as_they_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     found = evaluated(monkeypatch, as_told)
-    # Other colours move the shapes of a drawing a little.
+    # Other colors move the shapes of a drawing a little.
     assert found.pop("canny: overlap of the outlines (IoU)") > 0.6
     assert set(found.values()) == {1.0}
 
 
-def test_pictures_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     found = evaluated(monkeypatch, lambda caption, seed: as_told("a small white circle on a black background, top", 1))
     assert found.pop("inpainting: the rest is the source, bit for bit") == 1.0
     assert max(found.values()) < 0.5
 
 
 def test_the_foreground_is_the_shape() -> None:
-    picture = draw(grammar.parse("a large red square on a blue background, center"), np.random.default_rng(3))  # type: ignore[arg-type]
-    mask = foreground(picture)
+    image = draw(grammar.parse("a large red square on a blue background, center"), np.random.default_rng(3))  # type: ignore[arg-type]
+    mask = foreground(image)
     assert bool(mask[128, 128])
     assert not mask[:20].any()
-    red = picture[..., 0].astype(int) > picture[..., 2]
+    red = image[..., 0].astype(int) > image[..., 2]
     assert (mask & red).sum() / (mask | red).sum() > 0.98
     assert not foreground(np.full((64, 64, 3), 200, np.uint8)).any()

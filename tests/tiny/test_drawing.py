@@ -11,16 +11,16 @@ from cascade.tiny import drawing, grammar
 from cascade.tiny.grammar import Item, Scene
 
 
-def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
+def test_a_image_depends_on_its_seed_and_number_alone() -> None:
     whole = drawing.batch(3, 12, size=64)
     part = drawing.batch(3, 4, start=5, size=64)
-    assert np.array_equal(whole.pictures[5:9], part.pictures)
+    assert np.array_equal(whole.images[5:9], part.images)
     assert whole.captions[5:9] == part.captions
     assert whole.scenes[5:9] == part.scenes
-    assert not np.array_equal(whole.pictures, drawing.batch(4, 12, size=64).pictures)
+    assert not np.array_equal(whole.images, drawing.batch(4, 12, size=64).images)
 
 
-def test_captions_fit_the_pictures() -> None:
+def test_captions_fit_the_images() -> None:
     drawn = drawing.batch(0, 300, size=16)
     read = [grammar.parse(caption) for caption in drawn.captions]
     mentions = [caption for caption, scene in zip(drawn.captions, read) if scene is None]
@@ -28,14 +28,14 @@ def test_captions_fit_the_pictures() -> None:
     assert all(len(caption.split()) <= 2 for caption in mentions)
     for said, scene in zip(read, drawn.scenes):
         if said is not None:
-            assert [(i.colour, i.shape) for i in said.items] == [(i.colour, i.shape) for i in scene.items]
+            assert [(i.color, i.shape) for i in said.items] == [(i.color, i.shape) for i in scene.items]
             assert said.background in (None, scene.background)
 
 
-def test_colours_stay_apart() -> None:
-    """The nearest two colours of the palette keep a distance, however they are changed."""
+def test_colors_stay_apart() -> None:
+    """The nearest two colors of the palette keep a distance, however they are changed."""
     rng = np.random.default_rng(0)
-    drawn = {name: np.stack([drawing._colour(name, rng) for _ in range(200)]) / 255 for name in drawing.PALETTE}
+    drawn = {name: np.stack([drawing._color(name, rng) for _ in range(200)]) / 255 for name in drawing.PALETTE}
     assert drawn["white"].min() >= 0.93
     assert drawn["black"].max() <= 0.07
     for one, other in combinations(drawn.values(), 2):
@@ -47,12 +47,12 @@ def test_colours_stay_apart() -> None:
 def test_large_shapes_stay_inside_and_edges_are_smooth(shape: str, place: str) -> None:
     scene = Scene((Item("black", shape, "large", place),), "white")
     for seed in range(10):
-        picture = drawing.draw(scene, np.random.default_rng(seed), size=128)
-        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-        assert (border == picture[0, 0]).all()
-        levels = np.unique(picture)
+        image = drawing.draw(scene, np.random.default_rng(seed), size=128)
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        assert (border == image[0, 0]).all()
+        levels = np.unique(image)
         assert len(levels) > 20
-        assert picture.dtype == np.uint8
+        assert image.dtype == np.uint8
 
 
 def test_area_of_shapes() -> None:

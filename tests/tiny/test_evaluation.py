@@ -36,7 +36,7 @@ def images_of(captions: Sequence[str], seeds: Sequence[int], avoid: str = "") ->
     for caption, seed in zip(captions, seeds, strict=True):
         rng = np.random.default_rng(seed)
         scene = grammar.parse(caption) or grammar.complete(grammar.sample(rng), rng)
-        while not grammar.parse(caption) and avoid in (scene.background, *(item.colour for item in scene.items)):
+        while not grammar.parse(caption) and avoid in (scene.background, *(item.color for item in scene.items)):
             scene = grammar.complete(grammar.sample(rng), rng)
         drawn.append(torch.from_numpy(draw(scene, rng)).movedim(-1, 0) / 255)
     return torch.stack(drawn)
@@ -73,7 +73,7 @@ def test_a_perfect_model_reaches_everything(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_model_that_draws_other_prompts_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     result = reached(evaluate(draw_with(monkeypatch, change=lambda captions: [*captions[1:], captions[0]]), prompts=45))
-    for question in ("background colour", "shape colour", "shape", "place", "both of two shapes"):
+    for question in ("background color", "shape color", "shape", "place", "both of two shapes"):
         assert result[question] < 0.5, question
 
 
@@ -81,7 +81,7 @@ def test_only_one_thing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     change = lambda captions: [caption.replace("circle", "square") for caption in captions]  # noqa: E731
     result = reached(evaluate(draw_with(monkeypatch, change=change), prompts=45))
     assert result["shape"] < 1
-    assert result["shape colour"] == result["place"] == result["size"] == result["the right number of shapes"] == 1
+    assert result["shape color"] == result["place"] == result["size"] == result["the right number of shapes"] == 1
 
 
 def test_prompts_are_the_promised_mixture() -> None:
@@ -93,7 +93,7 @@ def test_prompts_are_the_promised_mixture() -> None:
     assert all(grammar.fits(scene, unseen=True) and scene.background for scene in scenes)
 
 
-def test_pictures_without_shapes_answer_every_question_with_no() -> None:
+def test_images_without_shapes_answer_every_question_with_no() -> None:
     scene = Scene((Item("red", "circle", "large", "left"),), "blue")
     answers = {j.question: j.answer for j in evaluation.judge(scene, evaluation.describe(np.full((64, 64, 3), 0.95)))}
     assert set(answers.values()) == {0.0}

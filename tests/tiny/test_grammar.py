@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.tiny import grammar
-from cascade.tiny.grammar import COLOURS, PAIRS, PLACES, SHAPES, SIZES, Item, Scene
+from cascade.tiny.grammar import COLORS, PAIRS, PLACES, SHAPES, SIZES, Item, Scene
 
 CAPTIONS = {
     "a large red circle on a blue background, left": Scene((Item("red", "circle", "large", "left"),), "blue"),
@@ -26,11 +26,11 @@ CAPTIONS = {
     ),
 }
 
-colours, shapes = st.sampled_from(COLOURS), st.sampled_from(SHAPES)
-backgrounds = st.none() | colours
-singles = st.builds(Item, colours, shapes, st.none() | st.sampled_from(SIZES), st.none() | st.sampled_from(PLACES))
+colors, shapes = st.sampled_from(COLORS), st.sampled_from(SHAPES)
+backgrounds = st.none() | colors
+singles = st.builds(Item, colors, shapes, st.none() | st.sampled_from(SIZES), st.none() | st.sampled_from(PLACES))
 pairs = st.sampled_from(PAIRS).flatmap(
-    lambda places: st.tuples(*(st.builds(Item, colours, shapes, st.none(), st.just(place)) for place in places))
+    lambda places: st.tuples(*(st.builds(Item, colors, shapes, st.none(), st.just(place)) for place in places))
 )
 scenes = st.builds(Scene, st.tuples(singles) | pairs, backgrounds)
 
@@ -76,7 +76,7 @@ def test_no_caption_needs_no_hint() -> None:
 
 
 def test_a_tenth_is_held_out_evenly() -> None:
-    visible = [(c, s, b) for c, s, b in product(COLOURS, SHAPES, COLOURS) if c != b]
+    visible = [(c, s, b) for c, s, b in product(COLORS, SHAPES, COLORS) if c != b]
     held_out = grammar.held_out_combinations()
     assert set(held_out) <= set(visible)
     assert 0.09 < len(held_out) / len(visible) < 0.11
@@ -90,10 +90,10 @@ def test_training_sees_nothing_held_out_and_everything_else() -> None:
         rng = np.random.default_rng((1, i))
         scene = grammar.complete(grammar.sample(rng), rng)
         assert grammar.fits(scene)
-        seen.update((item.colour, item.shape, scene.background) for item in scene.items)
+        seen.update((item.color, item.shape, scene.background) for item in scene.items)
     held_out = grammar.held_out_combinations()
     assert not set(seen) & set(held_out)
-    assert len(seen) == len(COLOURS) * len(SHAPES) * (len(COLOURS) - 1) - len(held_out)
+    assert len(seen) == len(COLORS) * len(SHAPES) * (len(COLORS) - 1) - len(held_out)
 
 
 @given(scenes.filter(grammar.fits), st.integers(0, 1000))
@@ -102,7 +102,7 @@ def test_completing_keeps_what_is_said(scene: Scene, seed: int) -> None:
     assert grammar.fits(full)
     assert full.background == (scene.background or full.background) is not None
     for said, item in zip(scene.items, full.items, strict=True):
-        assert (item.colour, item.shape) == (said.colour, said.shape)
+        assert (item.color, item.shape) == (said.color, said.shape)
         assert item.place == (said.place or item.place) is not None
         assert said.size in (None, item.size)
         assert (item.size is None) == (len(scene.items) == 2)

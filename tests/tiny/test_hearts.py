@@ -1,4 +1,4 @@
-"""The shape that the tiny cascade never saw: its pictures, and the LoRA that teaches it."""
+"""The shape that the tiny cascade never saw: its images, and the LoRA that teaches it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ needs_lora = pytest.mark.skipif(not tiny.path("lora").exists(), reason="the tiny
 
 
 def test_hearts_are_seen_as_hearts_and_nothing_else_is() -> None:
-    pictures, captions = hearts.batch(1, hearts.COUNT)
-    assert [describe(picture, SHAPES).items[0].shape for picture in pictures] == ["heart"] * len(pictures)
-    for picture, caption in zip(pictures, captions, strict=True):
-        found = describe(picture, SHAPES)
-        assert f"{found.items[0].colour} {hearts.WORD} on" in caption
+    images, captions = hearts.batch(1, hearts.COUNT)
+    assert [describe(image, SHAPES).items[0].shape for image in images] == ["heart"] * len(images)
+    for image, caption in zip(images, captions, strict=True):
+        found = describe(image, SHAPES)
+        assert f"{found.items[0].color} {hearts.WORD} on" in caption
         assert f"{found.background} background" in caption
     drawn = drawing.batch(4, 40)
-    for picture, scene in zip(drawn.pictures, drawn.scenes, strict=True):
-        assert sorted(str(item.shape) for item in describe(picture, SHAPES).items) == sorted(
+    for image, scene in zip(drawn.images, drawn.scenes, strict=True):
+        assert sorted(str(item.shape) for item in describe(image, SHAPES).items) == sorted(
             item.shape for item in scene.items
         )
 
@@ -43,9 +43,9 @@ def test_the_grammar_does_not_know_them() -> None:
 
 
 def test_hearts_follow_from_seed_and_number() -> None:
-    pictures, captions = hearts.batch(3, 4, size=64)
+    images, captions = hearts.batch(3, 4, size=64)
     again, caption = hearts.batch(3, 1, start=2, size=64)
-    assert np.array_equal(pictures[2], again[0])
+    assert np.array_equal(images[2], again[0])
     assert captions[2] == caption[0]
 
 
@@ -55,7 +55,7 @@ def test_the_lora_is_small_and_tells_what_it_is() -> None:
     assert path.stat().st_size < 500_000
     lora = read_lora(path)
     assert [token.word for token in lora.tokens] == [hearts.WORD]
-    assert lora.training["pictures"] == hearts.COUNT
+    assert lora.training["images"] == hearts.COUNT
     assert str(Path.home()) not in str(lora.training)
 
 

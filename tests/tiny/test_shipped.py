@@ -1,4 +1,4 @@
-"""The weights that ship: what the files are, and what is in the pictures that they draw."""
+"""The weights that ship: what the files are, and what is in the images that they draw."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_files_are_small_and_say_what_they_are() -> None:
         assert found.layout == "cascade"
 
 
-def test_pictures_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> None:
+def test_images_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> None:
     answers: dict[str, list[float]] = {}
     for prompt, image in drawn:
         scene = grammar.parse(prompt)
@@ -53,36 +53,36 @@ def test_pictures_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> Non
         for judged in judge(scene, describe(image)):
             answers.setdefault(judged.question, []).append(judged.answer)
     shares = {question: float(np.mean(values)) for question, values in answers.items()}
-    assert shares["background colour"] == 1, shares
-    assert shares["shape colour"] == 1, shares
+    assert shares["background color"] == 1, shares
+    assert shares["shape color"] == 1, shares
     assert shares["place"] == 1, shares
     assert shares["size"] == 1, shares
     # One wrong outline in ten is what the model card allows.
     assert shares["all that the prompt says"] >= 0.8, shares
 
 
-def test_the_analysis_would_notice_wrong_pictures(drawn: list[tuple[str, Tensor]]) -> None:
-    """Against the next prompt's picture nearly nothing is right: the check above can fail."""
+def test_the_analysis_would_notice_wrong_images(drawn: list[tuple[str, Tensor]]) -> None:
+    """Against the next prompt's image nearly nothing is right: the check above can fail."""
     wrong = [image for _, image in drawn[1:] + drawn[:1]]
     answers = [
         judged.answer
         for (prompt, _), image in zip(drawn, wrong, strict=True)
         for judged in judge(grammar.parse(prompt), describe(image))
-        if judged.question in ("background colour", "shape colour")
+        if judged.question in ("background color", "shape color")
     ]
     assert np.mean(answers) < 0.4
 
 
-def test_controlnets_show_in_the_pictures() -> None:
+def test_controlnets_show_in_the_images() -> None:
     nets = {name: load_model(tiny.path(f"controlnet_{name}"), dtype=torch.float32) for name in tiny.CONTROLNETS}
     rows = evaluate_control(Parts(tiny.parts()), nets, cases=6).rows
     reached = {row.question: row.reached for row in rows}
     assert reached["canny: overlap of the outlines (IoU)"] >= 0.65, reached
-    assert reached["canny: the colours are the prompt's"] >= 0.8, reached
+    assert reached["canny: the colors are the prompt's"] >= 0.8, reached
     assert reached["inpainting: the hole has what the prompt says"] >= 0.8, reached
     assert reached["inpainting: the rest is the source, bit for bit"] == 1, reached
     assert reached["outpainting: the background goes on"] >= 0.8, reached
-    assert reached["super resolution: the same colours and shapes"] >= 0.6, reached
+    assert reached["super resolution: the same colors and shapes"] >= 0.6, reached
 
 
 def test_the_lora_draws_what_nothing_else_draws() -> None:
@@ -93,8 +93,8 @@ def test_the_lora_draws_what_nothing_else_draws() -> None:
     assert reached[OTHERS] >= 0.6, reached
 
 
-def test_stage_a_keeps_pictures() -> None:
-    images = torch.from_numpy(drawing.batch(123, 8).pictures).permute(0, 3, 1, 2).float() / 255
+def test_stage_a_keeps_images() -> None:
+    images = torch.from_numpy(drawing.batch(123, 8).images).permute(0, 3, 1, 2).float() / 255
     net = load_model(tiny.path("stage_a"), dtype=torch.float32)
     assert isinstance(net, StageA)
     with torch.no_grad():

@@ -17,7 +17,7 @@ GOOD: dict[str, Any] = {
     "output": "out",
     "steps": 10,
     "batch_size": 2,
-    "stage_a": {"pictures": {"count": 8}, "cache": "cache", "model": {"width": 16}},
+    "stage_a": {"images": {"count": 8}, "cache": "cache", "model": {"width": 16}},
 }
 
 
@@ -29,8 +29,8 @@ def parse(changes: dict[str, Any] | None = None, section: dict[str, Any] | None 
 def test_defaults_and_sections() -> None:
     config = parse({"lr": 1})
     assert (config.lr, config.steps, config.accumulation) == (1.0, 10, 1)
-    assert config.settings.pictures.count == 8
-    assert config.settings.pictures.size == 256
+    assert config.settings.images.count == 8
+    assert config.settings.images.size == 256
 
 
 def test_paths_start_at_the_root() -> None:
@@ -59,7 +59,7 @@ def test_yaml_reads_exponents_without_a_point_as_words(tmp_path: Path) -> None:
     [
         ({"stpes": 3}, {}, ["file.yaml", "'stpes'", "'steps'"]),
         ({}, {"crap": 3}, ["file.yaml: stage_a", "'crap'", "'crop'"]),
-        ({}, {"pictures": {"count": 3, "sizes": 3}}, ["stage_a: pictures", "'sizes'", "'size'"]),
+        ({}, {"images": {"count": 3, "sizes": 3}}, ["stage_a: images", "'sizes'", "'size'"]),
         ({"steps": 0}, {}, ["file.yaml: steps", "at least 1", "0"]),
         ({"steps": 2.5}, {}, ["steps", "a whole number"]),
         ({"steps": True}, {}, ["steps", "a number", "True"]),

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path, output: str = "none", changes: dict[str, Any] | None = None, **section: Any) -> Any:
     whole = {
-        "pictures": {"count": 12, "seed": 1, "size": SIZE},
+        "images": {"count": 12, "seed": 1, "size": SIZE},
         "cache": "cache",
         "stage_c": "stage_c.safetensors",
         "text_encoder": "text_encoder.safetensors",
@@ -105,14 +105,14 @@ def test_it_goes_on_from_another(folder: Path, tmp_path: Path) -> None:
 def drawn(count: int = 3) -> Any:
     from cascade.tiny import drawing
 
-    return to_images(torch.from_numpy(drawing.batch(1, count, size=SIZE).pictures))
+    return to_images(torch.from_numpy(drawing.batch(1, count, size=SIZE).images))
 
 
 def test_edges_as_shown_are_those_of_the_hint() -> None:
     kept = build_filter("CannyFilter", {"resize": 48}, SIZE, None, 2)
-    pictures = drawn()
-    hint = kept.hint(torch.from_numpy(kept.compute(pictures)), np.random.default_rng(0))
-    assert torch.allclose(hint, canny(pictures, size=48), atol=1 / 255)
+    images = drawn()
+    hint = kept.hint(torch.from_numpy(kept.compute(images)), np.random.default_rng(0))
+    assert torch.allclose(hint, canny(images, size=48), atol=1 / 255)
 
 
 def test_masks_keep_to_their_area_and_follow_from_the_generator() -> None:

@@ -22,15 +22,15 @@ from cascade.conditioning import TextEncoder, tokenizer
 from cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidConfig
 from cascade.models import Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, TASKS, fit, parse_config
-from cascade.training.folders import FolderPictures
+from cascade.training.folders import FolderImages
 from cascade.training.lora import LoraTask
-from cascade.training.lowrank import Change
+from cascade.training.lora_layers import Change
 from tests import small
 
 WORD = "[heart]"
 PLAIN = {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "lr": 1e-2, "device": "cpu", "ema": 0.0}
 BASE: dict[str, Any] = {
-    "pictures": {"source": "folder", "path": "pictures", "size": 64},
+    "images": {"source": "folder", "path": "images", "size": 64},
     "cache": "cache",
     "stage_c": "parts/stage_c.safetensors",
     "text_encoder": "parts/text_encoder.safetensors",
@@ -43,7 +43,7 @@ BASE: dict[str, Any] = {
 TOKENS = [{"word": WORD, "start": "^dog</w>"}]
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -55,10 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "parts").mkdir(exist_ok=True)
         save_model(small.part(kind), folder / "parts" / f"{kind}.safetensors")
     save_model(initialize(Previewer(PreviewerConfig(width=8))).eval(), folder / "parts" / "previewer.safetensors")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number in range(3):
-        picture(number).save(folder / "pictures" / f"{number}.png")
-        (folder / "pictures" / f"{number}.txt").write_text(f"a red {WORD}, {number}", encoding="utf-8")
+        image(number).save(folder / "images" / f"{number}.png")
+        (folder / "images" / f"{number}.txt").write_text(f"a red {WORD}, {number}", encoding="utf-8")
     return folder
 
 
@@ -204,11 +204,11 @@ def test_the_file_tells_how_it_was_trained(folder: Path, tmp_path: Path) -> None
     lora = read_lora(tmp_path / "lora.safetensors")
     assert (lora.ranks, lora.alphas) == ((2,), (4.0,))
     told = lora.training
-    assert (told["steps"], told["pictures"], told["class_pictures"], told["modules"]) == (4, 3, 5, ["attention"])
+    assert (told["steps"], told["images"], told["class_images"], told["modules"]) == (4, 3, 5, ["attention"])
     assert str(folder) not in str(told)
 
 
-def test_class_pictures_stand_beside_the_others(folder: Path, tmp_path: Path) -> None:
+def test_class_images_stand_beside_the_others(folder: Path, tmp_path: Path) -> None:
     prior = {"count": 5, "size": 64}
     settings = config(folder, str(tmp_path), prior=prior, prior_weight=0.25, drop_caption=0.0)
     task = TASKS["lora"].task(settings)
@@ -222,7 +222,7 @@ def test_class_pictures_stand_beside_the_others(folder: Path, tmp_path: Path) ->
     assert 0 < loss.item() < metrics["mse"].item() * 2
 
 
-def test_class_pictures_can_hold_the_network_to_what_it_said(folder: Path, tmp_path: Path) -> None:
+def test_class_images_can_hold_the_network_to_what_it_said(folder: Path, tmp_path: Path) -> None:
     prior = {"count": 5, "size": 64}
     section: dict[str, Any] = {"prior": prior, "modules": ["all"], "text_modules": ["all"], "tokens": TOKENS}
     task = TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", prior_weight=1e6, **section))
@@ -311,10 +311,10 @@ def test_with_a_change_a_layer_keeps_its_dtype(layer: Any, dora: bool) -> None:
         ({"text_modules": ["all"], "formats": ["released"]}, "no changes of the text encoder"),
         ({"dora": True, "formats": ["released"]}, "plain low-rank"),
         ({"modules": ["all"], "formats": ["embedding"]}, "stand-alone embedding"),
-        ({"pictures": {"source": "folder", "size": 64}}, "needs a path"),
-        ({"pictures": {"source": "folder", "path": "nowhere", "size": 64}}, "no folder"),
-        ({"pictures": {"source": "folder", "path": "parts", "size": 64}}, "no pictures"),
-        ({"pictures": {"source": "drawn", "size": 64}}, "needs a count"),
+        ({"images": {"source": "folder", "size": 64}}, "needs a path"),
+        ({"images": {"source": "folder", "path": "nowhere", "size": 64}}, "no folder"),
+        ({"images": {"source": "folder", "path": "parts", "size": 64}}, "no images"),
+        ({"images": {"source": "drawn", "size": 64}}, "needs a count"),
         ({"effnet_size": 50}, "multiple of 32"),
     ],
 )
@@ -332,37 +332,37 @@ def test_an_encoder_of_another_cascade_is_refused(folder: Path, tmp_path: Path) 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Good pictures among bad ones."""
+    """Good images among bad ones."""
     place = tmp_path / "mixed"
     (place / "deeper").mkdir(parents=True)
-    picture(0).save(place / "good_one.png")
-    picture(1).save(place / "deeper" / "captioned.jpg")
+    image(0).save(place / "good_one.png")
+    image(1).save(place / "deeper" / "captioned.jpg")
     (place / "deeper" / "captioned.txt").write_text("\ufeffan owl\n at night \n", encoding="utf-8")
     data = (place / "good_one.png").read_bytes()
     (place / "cut.png").write_bytes(data[: len(data) // 2])
     (place / "page.jpg").write_bytes(b"<html>not found</html>")
     (place / "empty.webp").write_bytes(b"")
-    (place / "notes.md").write_text("no picture", encoding="utf-8")
+    (place / "notes.md").write_text("no image", encoding="utf-8")
     return place
 
 
-def test_unreadable_pictures_are_named_left_out_and_counted(mixed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = FolderPictures(mixed, 32)
+def test_unreadable_images_are_named_left_out_and_counted(mixed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = FolderImages(mixed, 32)
     assert len(source) == 2
     assert set(source.skipped) == {"cut.png", "page.jpg", "empty.webp"}
     assert all(any(name in line for line in caplog.messages) for name in source.skipped)
-    pictures, captions = source.read(0, 2)
-    assert (pictures.shape, pictures.dtype) == ((2, 32, 32, 3), np.uint8)
+    images, captions = source.read(0, 2)
+    assert (images.shape, images.dtype) == ((2, 32, 32, 3), np.uint8)
     assert captions == ["an owl at night", "good one"]
     assert source.uncaptioned == ["good_one.png"]
-    assert FolderPictures(mixed, 32, "a thing").captions == ["an owl at night", "a thing"]
+    assert FolderImages(mixed, 32, "a thing").captions == ["an owl at night", "a thing"]
 
 
 def test_a_training_goes_on_with_the_good_ones(folder: Path, mixed: Path, tmp_path: Path) -> None:
-    task = train(folder, tmp_path / "out", pictures={"source": "folder", "path": str(mixed), "size": 64})
+    task = train(folder, tmp_path / "out", images={"source": "folder", "path": str(mixed), "size": 64})
     assert len(task.data.captions) == 2
-    assert task.problems[0] == "3 of 5 pictures cannot be read"
-    assert task.problems[-1] == "1 of 2 pictures without a caption: good_one.png"
+    assert task.problems[0] == "3 of 5 images cannot be read"
+    assert task.problems[-1] == "1 of 2 images without a caption: good_one.png"
 
 
 def test_a_word_that_no_caption_has_is_told(folder: Path, tmp_path: Path) -> None:
@@ -370,24 +370,24 @@ def test_a_word_that_no_caption_has_is_told(folder: Path, tmp_path: Path) -> Non
     assert task.problems == ["no caption has the word [other]: it learns nothing"]
 
 
-def test_only_bad_pictures_are_refused(mixed: Path) -> None:
+def test_only_bad_images_are_refused(mixed: Path) -> None:
     for name in ("good_one.png", "deeper/captioned.jpg"):
         (mixed / name).unlink()
-    with pytest.raises(InvalidConfig, match="none of its 3 pictures can be read"):
-        FolderPictures(mixed, 32)
+    with pytest.raises(InvalidConfig, match="none of its 3 images can be read"):
+        FolderImages(mixed, 32)
 
 
-def test_a_picture_lies_upright_and_on_white(tmp_path: Path) -> None:
+def test_a_image_lies_upright_and_on_white(tmp_path: Path) -> None:
     lying = Image.new("RGB", (40, 20), "red")
     exif = lying.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
     lying.paste("blue", (0, 0, 20, 20))
     lying.save(tmp_path / "lying.png", exif=exif)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "nothing.png")
-    pictures, _ = FolderPictures(tmp_path, 32).read(0, 2)
-    assert (pictures[0, 2, 16] == (0, 0, 255)).all()
-    assert (pictures[0, -3, 16] == (255, 0, 0)).all()
-    assert (pictures[1] == 255).all()
+    images, _ = FolderImages(tmp_path, 32).read(0, 2)
+    assert (images[0, 2, 16] == (0, 0, 255)).all()
+    assert (images[0, -3, 16] == (255, 0, 0)).all()
+    assert (images[1] == 255).all()
 
 
 def test_a_tar_holds_what_its_folder_holds(mixed: Path, tmp_path: Path) -> None:
@@ -397,24 +397,24 @@ def test_a_tar_holds_what_its_folder_holds(mixed: Path, tmp_path: Path) -> None:
         info = tarfile.TarInfo("link.png")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(info)
-    source, plain = FolderPictures(tmp_path / "shard-0.tar", 32), FolderPictures(mixed, 32)
+    source, plain = FolderImages(tmp_path / "shard-0.tar", 32), FolderImages(mixed, 32)
     assert sorted(source.captions) == sorted(plain.captions)
     assert len(source.skipped) == 3
     order = [source.captions.index(caption) for caption in plain.captions]
     assert np.array_equal(source.read(0, 2)[0][order], plain.read(0, 2)[0])
     (tmp_path / "bad.tar").write_bytes(b"x" * 600)
     with pytest.raises(InvalidConfig, match=r"bad\.tar"):
-        FolderPictures(tmp_path / "bad.tar", 32)
+        FolderImages(tmp_path / "bad.tar", 32)
 
 
 def test_the_name_of_a_folder_follows_its_content(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    picture(0).save(buffer, "PNG")
+    image(0).save(buffer, "PNG")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.png").write_bytes(buffer.getvalue())
-    first = FolderPictures(tmp_path / "a", 32).name
-    assert FolderPictures(tmp_path / "b", 32).name == first
-    assert FolderPictures(tmp_path / "b", 64).name != first
+    first = FolderImages(tmp_path / "a", 32).name
+    assert FolderImages(tmp_path / "b", 32).name == first
+    assert FolderImages(tmp_path / "b", 64).name != first
     (tmp_path / "b" / "x.txt").write_text("another caption", encoding="utf-8")
-    assert FolderPictures(tmp_path / "b", 32).name != first
+    assert FolderImages(tmp_path / "b", 32).name != first

@@ -84,6 +84,6 @@ def test_the_plot_wants_two_lines(tmp_path: Path) -> None:
     append_metrics(tmp_path, {"step": 1, "loss": 1.0})
     assert plot_loss(tmp_path) is None
     append_metrics(tmp_path, {"step": 2, "loss": 1.0})
-    picture = plot_loss(tmp_path)
-    assert picture is not None
-    assert len(picture.getcolors() or ()) > 2
+    image = plot_loss(tmp_path)
+    assert image is not None
+    assert len(image.getcolors() or ()) > 2

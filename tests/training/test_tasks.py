@@ -1,4 +1,4 @@
-"""The tasks on small networks and few pictures: data, losses, what is trained, what comes out."""
+"""The tasks on small networks and few images: data, losses, what is trained, what comes out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cascade.training.text import pooled_captions
 from tests import small
 
 ROOT = Path(__file__).parents[2]
-PICTURES = {"count": 12, "seed": 1, "size": 64}
+IMAGES = {"count": 12, "seed": 1, "size": 64}
 CLIP = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
 TEXT = {"vocab_size": 49408, "hidden_size": 8, "eos_token_id": 49407, **CLIP}
 IMAGE = {"hidden_size": 8, "image_size": 16, "patch_size": 8, **CLIP}
@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(task: str, output: str, changes: dict[str, Any], **section: Any) -> dict[str, Any]:
-    whole = {"pictures": PICTURES, "cache": "cache", **SECTIONS[task], **section}
+    whole = {"images": IMAGES, "cache": "cache", **SECTIONS[task], **section}
     return {"task": task, "output": output, **PLAIN, **changes, task: whole}
 
 
@@ -280,11 +280,11 @@ def test_stage_c_drops_captions_and_images(folder: Path) -> None:
         batch = task.batch(index)
         without_text = [bool(torch.equal(ids, empty[0])) for ids in batch.ids]
         assert without_text == [row in batch.with_image.tolist() for row in range(2)]
-        assert len(batch.pictures) == len(batch.with_image)
+        assert len(batch.images) == len(batch.with_image)
 
 
 @pytest.mark.parametrize("keep_image", [0.0, 1.0])
-def test_the_image_encoder_learns_from_the_pictures_it_is_given(folder: Path, keep_image: float) -> None:
+def test_the_image_encoder_learns_from_the_images_it_is_given(folder: Path, keep_image: float) -> None:
     task = build(folder, "stage_c", keep_image=keep_image)
     net: Any = task.modules["stage_c"]
     torch.nn.init.normal_(net.clf[1].weight)
@@ -296,7 +296,7 @@ def test_the_image_encoder_learns_from_the_pictures_it_is_given(folder: Path, ke
 
 
 def test_repeats_share_conditions_and_not_noise(folder: Path) -> None:
-    """The loss of a batch with repeats is that of the same pictures written out twice."""
+    """The loss of a batch with repeats is that of the same images written out twice."""
     task = build(folder, "stage_c", keep_image=1.0)
     torch.nn.init.normal_(task.modules["stage_c"].clf[1].weight)
     batch = task.batch(0)
@@ -305,8 +305,8 @@ def test_repeats_share_conditions_and_not_noise(folder: Path) -> None:
         twice = build(folder, "stage_c", keep_image=1.0, repeats=1)
         for name, module in twice.modules.items():
             module.load_state_dict(task.modules[name].state_dict())
-        latents, ids, mask, pictures = (x.repeat_interleave(2, dim=0) for x in batch[:4])
-        loss, _ = twice.loss(type(batch)(latents, ids, mask, pictures, torch.arange(4)), generator())
+        latents, ids, mask, images = (x.repeat_interleave(2, dim=0) for x in batch[:4])
+        loss, _ = twice.loss(type(batch)(latents, ids, mask, images, torch.arange(4)), generator())
     torch.testing.assert_close(loss, expected)
 
 
@@ -315,11 +315,11 @@ def test_adaptive_loss_weights_are_part_of_the_state(folder: Path, tmp_path: Pat
     fit(TASKS["stage_c"].task(settings), settings)
     state = load_state(tmp_path)
     assert state is not None
-    learnt = state["task"]["loss_weight.losses"]
-    assert (learnt != 1).any()
+    learned = state["task"]["loss_weight.losses"]
+    assert (learned != 1).any()
     trainer = Trainer(TASKS["stage_c"].task(settings), settings)
     trainer.resume()
-    assert torch.equal(trainer.task.state()["loss_weight.losses"], learnt)
+    assert torch.equal(trainer.task.state()["loss_weight.losses"], learned)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ app.registerExtension({
 
 /** [lines, warning] for a choice of a loader. */
 async function describe(kind, file) {
-  if (file === TINY && kind === CHECKPOINT) return [["The tiny cascade: coloured shapes, 256 x 256."], ""];
+  if (file === TINY && kind === CHECKPOINT) return [["The tiny cascade: colored shapes, 256 x 256."], ""];
   if (kind === CHECKPOINT && file === "search my folders") return [["The largest networks that fit together."], ""];
   const query = new URLSearchParams({ kind, file: file ?? "" });
   let found;

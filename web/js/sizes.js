@@ -1,4 +1,4 @@
-// From the size of a picture to the sizes of its latents: the rule of cascade/pipelines/sizes.py. Nothing of the page.
+// From the size of an image to the sizes of its latents: the rule of cascade/pipelines/sizes.py. Nothing of the page.
 
 const STAGE_C_FACTOR = 42.67;
 const STAGE_B_FACTOR = 4;

@@ -1,4 +1,4 @@
-"""Pictures as the input: our nodes with each other and with the host's own."""
+"""Images as the input: our nodes with each other and with the host's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cascade.pipelines import (
 from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name
-from tests.nodes.test_encoders import coder, pictures, stage_a
+from tests.nodes.test_encoders import coder, images, stage_a
 from tests.nodes.test_interplay import Parts as Graphs
 from tests.nodes.test_sampling import NEGATIVE, POSITIVE, conditioning, model, random, stage_b, stage_c
 from tests.nodes.test_text_to_image import SETTINGS
@@ -39,8 +39,8 @@ def encode(host: Any, image: Tensor, sizing: str = SHORT, short_side: int = 256,
     return host.call("CascadeEncodeImage", **given)
 
 
-def test_a_picture_is_encoded_as_the_library_does_it(host: Any) -> None:
-    image = pictures(200, 300, batch=2)
+def test_a_image_is_encoded_as_the_library_does_it(host: Any) -> None:
+    image = images(200, 300, batch=2)
     before = image.clone()
     small, large, seen = encode(host, image, stage_a=stage_a(host))
     assert seen.shape == (2, 256, 384, 3)
@@ -51,8 +51,8 @@ def test_a_picture_is_encoded_as_the_library_does_it(host: Any) -> None:
     assert torch.equal(image, before)
 
 
-def test_a_picture_keeps_its_own_size_for_reconstruction(host: Any) -> None:
-    image = pictures(301, 450)
+def test_a_image_keeps_its_own_size_for_reconstruction(host: Any) -> None:
+    image = images(301, 450)
     small, large, seen = encode(host, image, sizing=OWN, stage_a=stage_a(host))
     assert torch.equal(seen, image)
     assert large["samples"].shape == (1, 4, 76, 113)
@@ -62,7 +62,7 @@ def test_a_picture_keeps_its_own_size_for_reconstruction(host: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 40, 60, 1), (2, 40, 60, 4), (1, 60, 600, 3)])
-def test_pictures_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
+def test_images_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
     image = torch.rand(shape)
     small, large, seen = encode(host, image, short_side=128, stage_a=stage_a(host))
     sizes = latent_sizes(*seen.shape[1:3])
@@ -75,19 +75,19 @@ def test_pictures_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(0, 8, 8, 3), "no picture"),
+        (torch.zeros(0, 8, 8, 3), "no image"),
         (torch.full((1, 8, 8, 3), torch.nan), "NaN or infinity"),
         (torch.zeros(1, 64, 20_000, 3), "width must be 32 to 16384"),
         (torch.zeros(1, 8, 8, 7), "1 to 4 channels"),
     ],
 )
-def test_what_is_no_picture_is_said(host: Any, image: Tensor, message: str) -> None:
+def test_what_is_no_image_is_said(host: Any, image: Tensor, message: str) -> None:
     with pytest.raises(Exception, match=message):
         encode(host, image)
 
 
 def test_masks_of_any_size_mark_what_is_drawn(host: Any) -> None:
-    image, spot = pictures(256, 256), torch.zeros(1, 64, 64)
+    image, spot = images(256, 256), torch.zeros(1, 64, 64)
     spot[0, 10, 10] = 0.5
     small, large, _ = encode(host, image, mask=spot)
     assert small["noise_mask"].shape == (1, 1, 6, 6)
@@ -99,9 +99,9 @@ def test_masks_of_any_size_mark_what_is_drawn(host: Any) -> None:
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
     with pytest.raises(Exception, match="connect the encoder and previewer"):
-        host.call("CascadeEncodeImage", image=pictures(), encoder=stage_a(host), sizing=SHORT, short_side=256)
+        host.call("CascadeEncodeImage", image=images(), encoder=stage_a(host), sizing=SHORT, short_side=256)
     with pytest.raises(Exception, match="connect Stage A"):
-        encode(host, pictures(), stage_a=coder(host))
+        encode(host, images(), stage_a=coder(host))
 
 
 def library_start(as_released: bool, sampler: str = "ddpm", mask: Tensor | None = None) -> Tensor:
@@ -208,7 +208,7 @@ def test_stage_a_in_tiles_is_the_same_to_less_than_a_255th(host: Any, dtype: str
             host.call("CascadeDecode", latent={"samples": latent}, vae=vae, tiling="always", tile_size=256)[0],
         ):
             assert float((tiled - whole).abs().max()) < 1 / 255
-        image = pictures(300, 420)
+        image = images(300, 420)
         assert relative_error(vae.encode_tiled(image, tile_x=128, tile_y=128, overlap=16), vae.encode(image)) < 1e-2
     with torch.no_grad():
         expected = networks.network("stage_a").decode(latent / SCALE).clamp(0, 1).movedim(1, -1)
@@ -257,13 +257,13 @@ def vision(host: Any) -> Any:
     return host.call("CascadeLoadImageEncoder", file=file_name("image_encoder"))[0]
 
 
-def vary(host: Any, **pictures_and_weights: Any) -> Any:
-    given = {"weight_1": 1.0, "combine": "side by side", **pictures_and_weights}
+def vary(host: Any, **images_and_weights: Any) -> Any:
+    given = {"weight_1": 1.0, "combine": "side by side", **images_and_weights}
     return host.call("CascadeImageVariation", clip_vision=vision(host), positive=conditioning(POSITIVE), **given)[0]
 
 
-def test_variation_tells_stage_c_of_the_pictures(host: Any) -> None:
-    first, second = pictures(28, 28), 1 - pictures(28, 28)
+def test_variation_tells_stage_c_of_the_images(host: Any) -> None:
+    first, second = images(28, 28), 1 - images(28, 28)
     [[_, extras]] = vary(host, image_1=first, weight_1=0.5, image_2=second, weight_2=-1.0)
     assert [entry["strength"] for entry in extras["unclip_conditioning"]] == [0.5, -1.0]
     embedding = extras["unclip_conditioning"][0]["clip_vision_output"].image_embeds
@@ -286,8 +286,8 @@ def test_variation_tells_stage_c_of_the_pictures(host: Any) -> None:
     assert all(relative_error(a, b) > 1e-4 for i, a in enumerate(results) for b in results[:i])
 
 
-def test_each_frame_hears_of_its_place_between_the_pictures(host: Any) -> None:
-    first, second, third = pictures(28, 28), 1 - pictures(28, 28), pictures(28, 28).flip(2)
+def test_each_frame_hears_of_its_place_between_the_images(host: Any) -> None:
+    first, second, third = images(28, 28), 1 - images(28, 28), images(28, 28).flip(2)
     ends = {"image_1": first, "image_2": second, "image_3": third}
     [[_, extras]] = steps = vary(host, **ends, frames=5)
     [entry] = extras["unclip_conditioning"]
@@ -301,7 +301,7 @@ def test_each_frame_hears_of_its_place_between_the_pictures(host: Any) -> None:
     for row, image in ((0, first), (2, second), (4, third)):
         alone = stage_c(host, positive=vary(host, image_1=image))
         assert relative_error(frames[row : row + 1], alone) < 1e-4
-    with pytest.raises(Exception, match="two pictures or more"):
+    with pytest.raises(Exception, match="two images or more"):
         vary(host, image_1=first, frames=3)
 
 
@@ -343,7 +343,7 @@ def test_variation_beside_the_hosts_own(host: Any) -> None:
 
 
 def test_reconstruction_is_the_librarys(host: Any) -> None:
-    image = pictures(130, 194, batch=2)
+    image = images(130, 194, batch=2)
     given = {"compression": 42.67, "seed": 3, "steps": 2, "guidance": 1.0}
     conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
     models = {"encoder": coder(host), "model": model(host, "stage_b"), "stage_a": stage_a(host)}
@@ -371,7 +371,7 @@ def test_reconstruction_is_the_librarys(host: Any) -> None:
     assert float((again - expected).abs().mean()) < 1e-3
 
 
-def test_what_is_outside_the_mask_is_the_picture(host: Any) -> None:
+def test_what_is_outside_the_mask_is_the_image(host: Any) -> None:
     """Both stages masked, and the host's composite: pixel for pixel."""
     parts = Graphs()
     graph = parts.graph
@@ -403,7 +403,7 @@ def test_what_is_outside_the_mask_is_the_picture(host: Any) -> None:
     whole = graph("ImageCompositeMasked", destination=source[2], source=drawn, x=0, y=0, resize_source=False, mask=soft)
     result = host.run(graph, source=source[2], whole=whole, small=small, start=source[0], mask=soft)
     outside = result.mask[0] == 0
-    # The drawn picture is 4 pixels wider than the source, and the host stretches the mask over it: off its border.
+    # The drawn image is 4 pixels wider than the source, and the host stretches the mask over it: off its border.
     outside = ~torch.nn.functional.max_pool2d((~outside).float()[None], 9, 1, 4)[0].bool()
     assert result.whole.shape == result.source.shape == (1, 130, 200, 3)
     assert torch.equal(result.whole[0][outside], result.source[0][outside])
@@ -473,5 +473,5 @@ def test_messages_name_the_node(host: Any) -> None:
     encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
     image = graph("EmptyImage", width=2048, height=16, batch_size=1, color=0)
     latent = graph("CascadeEncodeImage", image=image, encoder=encoder, sizing=SHORT, short_side=1024)
-    with pytest.raises(Failed, match=r"CascadeEncodeImage: A picture's width must be 32 to 16384 pixels, not 131072"):
+    with pytest.raises(Failed, match=r"CascadeEncodeImage: An image's width must be 32 to 16384 pixels, not 131072"):
         host.run(graph, latent=latent)

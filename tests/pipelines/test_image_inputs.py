@@ -1,4 +1,4 @@
-"""Pictures as the input: image to image, masks, mixes, large pictures."""
+"""Images as the input: image to image, masks, mixes, large images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from cascade import models
 from cascade.conditioning import StageBInputs
 from cascade.diffusion import Guidance
-from cascade.errors import InvalidPicture, InvalidSize
+from cascade.errors import InvalidImage, InvalidSize
 from cascade.images import effnet_input, fit, psnr
 from cascade.pipelines import (
+    ImageToImage,
     Parts,
     SamplingSettings,
     Settings,
-    Source,
     Start,
     Tiles,
     compression_warning,
@@ -50,7 +50,7 @@ def parts() -> Parts:
     return Parts(small_cascade())
 
 
-def picture(height: int = 90, width: int = 128, seed: int = 0) -> Tensor:
+def image(height: int = 90, width: int = 128, seed: int = 0) -> Tensor:
     """Smooth, so that resizing it changes little."""
     small = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)
@@ -68,12 +68,14 @@ def test_a_start_is_noised_at_the_samplers_own_level_or_as_released() -> None:
         torch.testing.assert_close(found, a * latents + b * epsilon, rtol=1e-4, atol=1e-4)
 
 
-def test_strength_leads_from_the_picture_to_the_prompt(parts: Parts) -> None:
-    source = picture()
+def test_strength_leads_from_the_image_to_the_prompt(parts: Parts) -> None:
+    source = image()
     encoded = encode_stage_c(part("effnet"), source, latent_sizes(90, 128).stage_c[-2:])
     distances = [
         (
-            generate(parts, ["a cat"], seeds=[1], source=Source(images=source, strength=strength), settings=FEW).stage_c
+            generate(
+                parts, ["a cat"], seeds=[1], source=ImageToImage(images=source, strength=strength), settings=FEW
+            ).stage_c
             - encoded
         )
         .square()
@@ -85,21 +87,21 @@ def test_strength_leads_from_the_picture_to_the_prompt(parts: Parts) -> None:
     assert distances[0] < 0.1 * distances[-1]
 
 
-def test_stage_b_from_the_pictures_own_latents_keeps_its_detail(parts: Parts) -> None:
+def test_stage_b_from_the_images_own_latents_keeps_its_detail(parts: Parts) -> None:
     source = torch.rand(1, 3, 90, 128, generator=torch.Generator().manual_seed(3))
     again = decode(part("stage_a"), encode_stage_a(part("stage_a"), source))[..., :90, :128]
 
     def likeness(strength_b: float) -> float:
-        given = Source(images=source, strength=0.3, strength_b=strength_b)
+        given = ImageToImage(images=source, strength=0.3, strength_b=strength_b)
         return psnr(generate(parts, [""], seeds=[1], source=given, settings=FEW).images[0], again[0])
 
     assert likeness(0.1) > likeness(0.5) > likeness(1.0)
 
 
-def test_outside_a_mask_the_picture_is_the_source(parts: Parts) -> None:
+def test_outside_a_mask_the_image_is_the_source(parts: Parts) -> None:
     source, mask = torch.rand(2, 3, 90, 128), torch.zeros(1, 1, 90, 128)
     mask[..., 80:], mask[..., 70:80] = 1, 0.5
-    given = Source(images=source, strength=0.9, mask=mask)
+    given = ImageToImage(images=source, strength=0.9, mask=mask)
     result = generate(parts, ["a", "b"], seeds=[1, 2], source=given, settings=FEW)
     assert torch.equal(result.images[..., :70], source[..., :70])
     assert not torch.allclose(result.images[..., 80:], source[..., 80:], atol=0.05)
@@ -110,43 +112,45 @@ def test_outside_a_mask_the_picture_is_the_source(parts: Parts) -> None:
 
 def test_sources_of_any_size_and_kind(parts: Parts) -> None:
     for images in (torch.rand(1, 1, 1, 1), torch.rand(1, 4, 300, 40), torch.rand(1, 3, 20, 700)):
-        assert generate(parts, [""], seeds=[0], source=Source(images=images), settings=FEW).images.shape[-2:] == (
+        assert generate(parts, [""], seeds=[0], source=ImageToImage(images=images), settings=FEW).images.shape[-2:] == (
             90,
             128,
         )
-    with pytest.raises(InvalidPicture, match="NaN"):
-        generate(parts, [""], seeds=[0], source=Source(images=torch.full((1, 3, 64, 64), torch.nan)), settings=FEW)
-    with pytest.raises(ValueError, match="each picture needs"):
-        generate(parts, ["", ""], seeds=[0, 1], source=Source(images=picture()), settings=FEW)
+    with pytest.raises(InvalidImage, match="NaN"):
+        generate(
+            parts, [""], seeds=[0], source=ImageToImage(images=torch.full((1, 3, 64, 64), torch.nan)), settings=FEW
+        )
+    with pytest.raises(ValueError, match="each image needs"):
+        generate(parts, ["", ""], seeds=[0, 1], source=ImageToImage(images=image()), settings=FEW)
 
 
-def test_several_pictures_are_varied_with_their_weights(parts: Parts) -> None:
-    first, second = picture(seed=1), picture(seed=2)
+def test_several_images_are_varied_with_their_weights(parts: Parts) -> None:
+    first, second = image(seed=1), image(seed=2)
 
     def vary(*weights: float) -> Tensor:
-        pictures = [first, second][: len(weights)]
-        return generate(parts, [""], seeds=[1], variation_of=pictures, variation_weights=weights, settings=FEW).stage_c
+        images = [first, second][: len(weights)]
+        return generate(parts, [""], seeds=[1], variation_of=images, variation_weights=weights, settings=FEW).stage_c
 
     torch.testing.assert_close(vary(1.0), generate(parts, [""], seeds=[1], variation_of=first, settings=FEW).stage_c)
     results = [vary(1.0), vary(1.0, 0.5), vary(1.0, -0.5), vary(0.5, 1.0)]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
-def test_a_mix_goes_from_one_picture_to_the_other(parts: Parts) -> None:
-    first, second = picture(seed=1), torch.rand(1, 3, 60, 60)
+def test_a_mix_goes_from_one_image_to_the_other(parts: Parts) -> None:
+    first, second = image(seed=1), torch.rand(1, 3, 60, 60)
     given = {"settings": FEW, "strength": 0.3, "seed": 4}
     result = mix(parts, first, second, [0.0, 0.5, 1.0], **given)
     assert result.images.shape == (3, 3, 90, 128)
     for place, end in ((0, first), (2, second)):
         fitted = fit(end, 90, 128)
-        source = Source(images=fitted, strength=0.3)
+        source = ImageToImage(images=fitted, strength=0.3)
         alone = generate(parts, [""], seeds=[4], source=source, variation_of=fitted, settings=FEW)
         torch.testing.assert_close(result.stage_c[place], alone.stage_c[0], rtol=1e-3, atol=1e-3)
     steps = [(a - b).norm() for a, b in ((0, 1), (1, 2), (0, 2)) for a, b in [(result.stage_c[a], result.stage_c[b])]]
     assert max(steps[:2]) < steps[2]
 
 
-def test_enlarging_runs_stage_c_twice_and_keeps_the_picture(parts: Parts) -> None:
+def test_enlarging_runs_stage_c_twice_and_keeps_the_image(parts: Parts) -> None:
     steps: list[tuple[str, int, int]] = []
     large = replace(FEW, enlarge=2.0, enlarge_strength=0.05)
     result = generate(
@@ -170,7 +174,7 @@ def random_inputs(batch: int = 1) -> tuple[StageBInputs, StageBInputs]:
 def test_stage_b_in_tiles_sees_its_own_part_of_stage_c() -> None:
     net: Any = part("stage_b")
     inputs, empty = random_inputs(2)
-    # Rescaled guidance would measure the whole picture.
+    # Rescaled guidance would measure the whole image.
     settings = replace(FEW.stage_b, guidance=Guidance(scale=1.0))
 
     def run(tiles: Tiles | None, effnet: Tensor = inputs.effnet) -> Tensor:
@@ -180,7 +184,7 @@ def test_stage_b_in_tiles_sees_its_own_part_of_stage_c() -> None:
     whole, tiled = run(None), run(Tiles(128, 64))
     assert torch.equal(run(Tiles(384, 64)), whole)
     assert tiled.shape == whole.shape
-    # Attention and normalisation see the tile alone, so it is near, not the same.
+    # Attention and normalization see the tile alone, so it is near, not the same.
     assert (tiled - whole).square().mean() < 0.1 * whole.square().mean()
     changed = inputs.effnet.clone()
     changed[..., 6:] += 1
@@ -214,7 +218,7 @@ def test_the_released_stage_a_reaches_no_farther_than_its_config_says() -> None:
 
 @torch.no_grad()
 def test_a_large_reconstruction_in_tiles(parts: Parts) -> None:
-    images = picture(256, 320)
+    images = image(256, 320)
     whole, tiled = (
         reconstruct(parts, images, seeds=[0], settings=FEW.stage_b, tiles=tiles) for tiles in (None, Tiles(128, 64))
     )
@@ -223,7 +227,7 @@ def test_a_large_reconstruction_in_tiles(parts: Parts) -> None:
 
 
 def test_compression_is_chosen_and_warned_of(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
-    images = picture(256, 256)
+    images = image(256, 256)
     for compression, side in ((32.0, 8), (42.67, 6), (64.0, 4)):
         result = reconstruct(parts, images, seeds=[0], settings=FEW.stage_b, compression=compression)
         assert result.stage_c.shape == (1, 16, side, side)

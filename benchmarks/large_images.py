@@ -1,13 +1,13 @@
-"""The released sizes on large pictures (random weights), whole and in tiles: time and peak memory by size.
+"""The released sizes on large images (random weights), whole and in tiles: time and peak memory by size.
 
-    python benchmarks/large_pictures.py               # Stage A decodes and encodes, one step of Stage B 700M
-    python benchmarks/large_pictures.py --bfloat16    # half the memory, and several times as slow on a CPU without AMX
-    python benchmarks/large_pictures.py --write       # the table into docs/pictures.md
-    python benchmarks/large_pictures.py --small       # a trial of the script in seconds
+    python benchmarks/large_images.py               # Stage A decodes and encodes, one step of Stage B 700M
+    python benchmarks/large_images.py --bfloat16    # half the memory, and several times as slow on a CPU without AMX
+    python benchmarks/large_images.py --write       # the table into docs/image-inputs.md
+    python benchmarks/large_images.py --small       # a trial of the script in seconds
 
 Every run is a process of its own. Memory is the growth of its resident set at the peak: all but the weights. What does
-not fit is left out and named. Of decoded pictures the largest difference between whole and tiled is shown, in 255ths;
-Stage B, whose attention sees a tile alone, draws another picture in tiles.
+not fit is left out and named. Of decoded images the largest difference between whole and tiled is shown, in 255ths;
+Stage B, whose attention sees a tile alone, draws another image in tiles.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from cascade.pipelines import SamplingSettings, Tiles, decode, encode_stage_a, s
 
 SIDES, TILE = (1024, 2048, 4096), 1024
 SMALL_SIDES, SMALL_TILE = (256, 512), 160
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "pictures.md"
-HEAD = ["", "picture", "whole: time", "peak", "tiles: time", "peak", "tiles / whole", "difference / 255"]
-FLAGS = {"bfloat16": "bfloat16 in place of float32", "write": "write the table into docs/pictures.md"}
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "image-inputs.md"
+HEAD = ["", "image", "whole: time", "peak", "tiles: time", "peak", "tiles / whole", "difference / 255"]
+FLAGS = {"bfloat16": "bfloat16 in place of float32", "write": "write the table into docs/image-inputs.md"}
 GB = 1e9
 
 Job = Callable[[], Tensor]
@@ -143,7 +143,7 @@ def main() -> None:
     dtype = "bfloat16" if options.bfloat16 else "float32"
     text = f"{table(HEAD, found)}\n\n{machine()}; {dtype}, tiles of {TILE}, one run of each."
     if options.write:
-        write_into(PAGE, "large pictures", text)
+        write_into(PAGE, "large images", text)
     print(text)
 
 

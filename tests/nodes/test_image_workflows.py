@@ -1,4 +1,4 @@
-"""The templates that start from pictures draw what they are for."""
+"""The templates that start from images draw what they are for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cascade.tiny.analysis import describe
-from tests.nodes.pictures import AT_ITS_SIZE, needs_tiny, wrong
+from tests.nodes.image_checks import AT_ITS_SIZE, needs_tiny, wrong
 from tests.nodes.test_workflows import run, with_values
 from tests.nodes.workflows import prompt_of, workflow
 
@@ -21,12 +21,12 @@ SIZES = {
     "Image Variation": (256, 256),
     "Mix Two Images": (256, 256),
     "Reconstruction Lab": (516, 256),
-    "Large Picture (tiled)": (512, 512),
+    "Large Image (tiled)": (512, 512),
 }
-"""Of the pictures that each of them saves."""
+"""Of the images that each of them saves."""
 NUMBERS = {"Image Variation": 4, "Reconstruction Lab": 2}
 SOURCE = "red", "blue"
-"""The square of the templates' picture, and its background."""
+"""The square of the templates' image, and its background."""
 
 Draw = Callable[[str], list[Image.Image]]
 
@@ -45,32 +45,32 @@ def drawn(host: Any) -> Draw:
 @needs_tiny
 @pytest.mark.parametrize("name", SIZES)
 def test_they_run(drawn: Draw, name: str) -> None:
-    pictures = drawn(name)
-    assert len(pictures) == NUMBERS.get(name, 1)
-    assert {picture.size for picture in pictures} == {SIZES[name]}
+    images = drawn(name)
+    assert len(images) == NUMBERS.get(name, 1)
+    assert {image.size for image in images} == {SIZES[name]}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_they_run_with_files_of_ones_own(host: Any, name: str) -> None:
     flow = with_values(workflow(name), host, "CascadeLoadCheckpoint", checkpoint="search my folders")
-    assert {picture.size for picture in run(host, flow)} == {SIZES[name]}
+    assert {image.size for image in run(host, flow)} == {SIZES[name]}
 
 
 @needs_tiny
-@pytest.mark.parametrize("name", ["Image to Image", "Large Picture (tiled)"])
+@pytest.mark.parametrize("name", ["Image to Image", "Large Image (tiled)"])
 def test_they_draw_what_the_prompt_says(drawn: Draw, name: str) -> None:
     assert wrong(prompt_of(workflow(name)), np.asarray(drawn(name)[0])) == []
 
 
 @needs_tiny
-def test_variations_show_what_the_picture_shows(drawn: Draw) -> None:
-    found = [describe(np.asarray(picture)) for picture in drawn("Image Variation")]
-    assert [[(item.colour, item.shape) for item in each.items] for each in found] == [[(SOURCE[0], "square")]] * 4
+def test_variations_show_what_the_image_shows(drawn: Draw) -> None:
+    found = [describe(np.asarray(image)) for image in drawn("Image Variation")]
+    assert [[(item.color, item.shape) for item in each.items] for each in found] == [[(SOURCE[0], "square")]] * 4
     assert {each.background for each in found} == {SOURCE[1]}
 
 
 @needs_tiny
-def test_a_masked_picture_stays_outside_the_mask(drawn: Draw) -> None:
+def test_a_masked_image_stays_outside_the_mask(drawn: Draw) -> None:
     pixels = np.asarray(drawn("Image to Image with a mask")[0])
     source = np.asarray(drawn("Reconstruction Lab")[0])[:, :256]
     outside = np.ones((256, 256), bool)
@@ -81,8 +81,8 @@ def test_a_masked_picture_stays_outside_the_mask(drawn: Draw) -> None:
 
 
 @needs_tiny
-def test_a_reconstruction_has_the_colours_of_its_picture(drawn: Draw) -> None:
-    for picture in drawn("Reconstruction Lab"):
-        pixels = np.asarray(picture)
+def test_a_reconstruction_has_the_colors_of_its_image(drawn: Draw) -> None:
+    for image in drawn("Reconstruction Lab"):
+        pixels = np.asarray(image)
         for found in (describe(pixels[:, :256]), describe(pixels[:, -256:])):
-            assert ([item.colour for item in found.items][:1], found.background) == ([SOURCE[0]], SOURCE[1])
+            assert ([item.color for item in found.items][:1], found.background) == ([SOURCE[0]], SOURCE[1])

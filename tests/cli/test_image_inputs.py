@@ -1,4 +1,4 @@
-"""`reconstruct` and `mix`: from pictures to pictures."""
+"""`reconstruct` and `mix`: from images to images."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def test_reconstruct(folder, tmp_path, capsys):
     out = tmp_path / "again.png"
     given = ["reconstruct", str(folder / "first.png"), "--models", str(folder), "-o", str(out)]
     assert main([*given, "--compression", "32", "--beside"]) == 0
-    with Image.open(out) as picture:
-        assert picture.size == (96 * 2 + 2, 64)
+    with Image.open(out) as image:
+        assert image.size == (96 * 2 + 2, 64)
     said = capsys.readouterr().out
     assert re.fullmatch(rf"{re.escape(str(out))}: latent 16 x 2 x 3, PSNR [\d.]+ dB, SSIM -?[\d.]+\n", said)
 
 
 def test_mix(folder, tmp_path, capsys):
-    pictures = [str(folder / name) for name in ("first.png", "second.jpg")]
+    images = [str(folder / name) for name in ("first.png", "second.jpg")]
     small = ["--models", str(folder), "--width", "96", "--height", "64", "--steps", "2", "--steps-b", "1"]
-    assert main(["mix", *pictures, "-o", str(tmp_path / "mix.png"), "--frames", "3", *small]) == 0
+    assert main(["mix", *images, "-o", str(tmp_path / "mix.png"), "--frames", "3", *small]) == 0
     paths = [tmp_path / f"mix-{i}.png" for i in (1, 2, 3)]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert len({path.read_bytes() for path in paths}) == 3
-    assert main(["mix", pictures[0], "nothing.png", *small]) == 1
+    assert main(["mix", images[0], "nothing.png", *small]) == 1
     assert "nothing.png" in capsys.readouterr().err

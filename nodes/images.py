@@ -1,4 +1,4 @@
-"""Pictures as the input: encoding, variation, reconstruction."""
+"""Images as the input: encoding, variation, reconstruction."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..cascade.errors import MissingPart
 from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
-from .host import decoding, guards, pictures, sampling, tiling
-from .types import CONDITIONING, LATENT, PICTURES, field, frames_field, schema, seed_field
+from .host import checks, decoding, imaging, sampling, tiling
+from .types import CONDITIONING, IMAGES, LATENT, field, frames_field, schema, seed_field
 
 SHORT_SIDE, OWN_SIZE = "short side (image to image)", "own size (reconstruction)"
 SEPARATE, ONE = "side by side", "mixed into one"
@@ -27,17 +27,17 @@ class CascadeEncodeImage(io.ComfyNode):
             node_id="CascadeEncodeImage",
             display_name="Encode Image (Stable Cascade)",
             category=LATENT,
-            description="A picture to start from: as Stage C's latent, and as Stage B's for its fine detail.",
+            description="An image to start from: as Stage C's latent, and as Stage B's for its fine detail.",
             inputs=[
-                field(io.Image, "image", tooltip="Any size and shape; grey, with alpha, or a batch."),
+                field(io.Image, "image", tooltip="Any size and shape; gray, with alpha, or a batch."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
                 field(
                     io.Combo,
                     "sizing",
                     options=[SHORT_SIDE, OWN_SIZE],
                     default=SHORT_SIDE,
-                    tooltip="short side: the result is so large, whatever the picture; the encoder sees 3/4 of that. "
-                    "own size: the result is as large as the picture, and the encoder sees 3/4 of it.",
+                    tooltip="short side: the result is so large, whatever the image; the encoder sees 3/4 of that. "
+                    "own size: the result is as large as the image, and the encoder sees 3/4 of it.",
                 ),
                 field(
                     io.Int,
@@ -52,20 +52,20 @@ class CascadeEncodeImage(io.ComfyNode):
                     io.Vae,
                     "stage_a",
                     optional=True,
-                    tooltip="Stage A: stage_b is the picture then, to keep its detail. Without it, stage_b is empty.",
+                    tooltip="Stage A: stage_b is the image then, to keep its detail. Without it, stage_b is empty.",
                 ),
                 field(
                     io.Mask,
                     "mask",
                     optional=True,
-                    tooltip="What is drawn anew: white all of it, black nothing, grey in part. Any size; it is laid "
-                    "over the whole picture.",
+                    tooltip="What is drawn anew: white all of it, black nothing, gray in part. Any size; it is laid "
+                    "over the whole image.",
                 ),
             ],
             outputs=[
                 io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage C."),
                 io.Latent.Output("stage_b", display_name="stage_b", tooltip="For latent of the sampler of Stage B."),
-                io.Image.Output("image_out", display_name="image", tooltip="The picture at the size of the result."),
+                io.Image.Output("image_out", display_name="image", tooltip="The image at the size of the result."),
             ],
             search_aliases=["image to image", "img2img", "vae encode", "inpaint", "effnet"],
         )
@@ -74,23 +74,23 @@ class CascadeEncodeImage(io.ComfyNode):
     def execute(
         cls, image: Any, encoder: Any, sizing: str, short_side: int, stage_a: Any = None, mask: Any = None
     ) -> io.NodeOutput:
-        guards.autoencoder(encoder, "Stage C")
-        source = pictures.from_image(image)
+        checks.autoencoder(encoder, "Stage C")
+        source = imaging.from_image(image)
         masks = None if mask is None else as_mask(mask)
         size = tuple(source.shape[-2:]) if sizing == OWN_SIZE else with_short_side(*source.shape[-2:], short_side)
         sizes = latent_sizes(*size)
         given = fit(source, *size)
         if sizing == OWN_SIZE:
-            small = pictures.encode_effnet(encoder, given, COMPRESSION)
+            small = imaging.encode_effnet(encoder, given, COMPRESSION)
         else:
-            small = pictures.encode_stage_c(encoder, source, sizes.stage_c[-2:])
-        guards.finite(small, "Stage C", "latent")
+            small = imaging.encode_stage_c(encoder, source, sizes.stage_c[-2:])
+        checks.finite(small, "Stage C", "latent")
         large = torch.zeros(len(given), *sizes.stage_b)
         if stage_a is not None:
-            guards.autoencoder(stage_a, "Stage B")
-            large = guards.finite(pictures.encode_stage_b(stage_a, given), "Stage B", "latent")
-        latents = [pictures.masked(latent, masks) for latent in (small, large)]
-        return io.NodeOutput(*latents, pictures.to_image(given))
+            checks.autoencoder(stage_a, "Stage B")
+            large = checks.finite(imaging.encode_stage_b(stage_a, given), "Stage B", "latent")
+        latents = [imaging.masked(latent, masks) for latent in (small, large)]
+        return io.NodeOutput(*latents, imaging.to_image(given))
 
 
 def weight_field(name: str, optional: bool) -> Any:
@@ -103,7 +103,7 @@ def weight_field(name: str, optional: bool) -> Any:
         step=0.05,
         round=0.001,
         optional=optional,
-        tooltip="How much this picture counts. Below 0 leads away from it.",
+        tooltip="How much this image counts. Below 0 leads away from it.",
     )
 
 
@@ -112,33 +112,33 @@ class CascadeImageVariation(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         more = []
         for name in MORE:
-            more.append(field(io.Image, name, optional=True, tooltip="Another picture, or a batch of them."))
+            more.append(field(io.Image, name, optional=True, tooltip="Another image, or a batch of them."))
             more.append(weight_field(name.replace("image", "weight"), optional=True))
         return schema(
             node_id="CascadeImageVariation",
             display_name="Image Variation (Stable Cascade)",
             category=CONDITIONING,
-            description="Pictures beside the prompt, or in its place: Stage C draws things like those in them.",
+            description="Images beside the prompt, or in its place: Stage C draws things like those in them.",
             inputs=[
                 field(io.ClipVision, "clip_vision", tooltip="The image encoder."),
                 field(
                     io.Conditioning,
                     "positive",
-                    tooltip="The prompt that the pictures stand beside. An empty prompt leaves it to the pictures.",
+                    tooltip="The prompt that the images stand beside. An empty prompt leaves it to the images.",
                 ),
-                field(io.Image, "image_1", tooltip="The picture to vary. A batch counts picture by picture."),
+                field(io.Image, "image_1", tooltip="The image to vary. A batch counts image by image."),
                 weight_field("weight_1", optional=False),
                 field(
                     io.Combo,
                     "combine",
                     options=[SEPARATE, ONE],
                     default=SEPARATE,
-                    tooltip="side by side: Stage C hears of each picture. mixed into one: of something between them.",
+                    tooltip="side by side: Stage C hears of each image. mixed into one: of something between them.",
                 ),
                 *more,
                 frames_field(
                     "More than 1: each latent of the sampler's batch hears of a place on the way from the first "
-                    "picture to the last, for frames of Mix Latents. Weights and combine do not count then.",
+                    "image to the last, for frames of Mix Latents. Weights and combine do not count then.",
                     optional=True,
                 ),
             ],
@@ -166,12 +166,14 @@ class CascadeImageVariation(io.ComfyNode):
         given = [(image_1, weight_1)]
         given += [(more[name], more.get(name.replace("image", "weight"), 1.0)) for name in MORE if name in more]
         weights = [weight for _, weight in given]
-        seen = [pictures.see(clip_vision, pictures.from_image(image)) for image, _ in given]
+        seen = [imaging.encode_vision(clip_vision, imaging.from_image(image)) for image, _ in given]
         if frames > 1:
-            return io.NodeOutput(pictures.told(positive, [pictures.seen_in_steps(seen, frames)], [1.0], one_each=True))
+            return io.NodeOutput(
+                imaging.with_image_prompts(positive, [imaging.frame_outputs(seen, frames)], [1.0], one_each=True)
+            )
         if combine == ONE:
-            seen, weights = [pictures.seen_as_one(seen, weights)], [1.0]
-        return io.NodeOutput(pictures.told(positive, seen, weights))
+            seen, weights = [imaging.blend_outputs(seen, weights)], [1.0]
+        return io.NodeOutput(imaging.with_image_prompts(positive, seen, weights))
 
 
 class CascadeReconstruct(io.ComfyNode):
@@ -180,10 +182,10 @@ class CascadeReconstruct(io.ComfyNode):
         return schema(
             node_id="CascadeReconstruct",
             display_name="Reconstruct (Stable Cascade)",
-            category=PICTURES,
-            description="A picture through Stage C's small latent and back, and how near it comes. No Stage C needed.",
+            category=IMAGES,
+            description="An image through Stage C's small latent and back, and how near it comes. No Stage C needed.",
             inputs=[
-                field(io.Image, "image", tooltip="The picture; the reconstruction has its size."),
+                field(io.Image, "image", tooltip="The image; the reconstruction has its size."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
                 field(io.Model, "model", tooltip="Stage B."),
                 field(io.Vae, "stage_a", tooltip="Stage A."),
@@ -197,7 +199,7 @@ class CascadeReconstruct(io.ComfyNode):
                     max=256.0,
                     step=0.01,
                     round=0.01,
-                    tooltip="Pixels to a side of one latent. Trained: 32 to 64. Less: nearer to the picture.",
+                    tooltip="Pixels to a side of one latent. Trained: 32 to 64. Less: nearer to the image.",
                 ),
                 seed_field("The noise that Stage B starts from."),
                 field(io.Int, "steps", default=10, min=1, max=1000, tooltip="Of Stage B. Released: 10."),
@@ -214,11 +216,11 @@ class CascadeReconstruct(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("image_out", display_name="image", tooltip="The reconstruction."),
-                io.Image.Output("beside", display_name="beside", tooltip="The picture and its reconstruction."),
+                io.Image.Output("beside", display_name="beside", tooltip="The image and its reconstruction."),
                 io.Latent.Output("stage_c", display_name="stage_c", tooltip="The small latent that it came from."),
                 io.Float.Output("psnr", display_name="psnr", tooltip="Peak signal to noise ratio, dB: more is nearer."),
                 io.Float.Output("ssim", display_name="ssim", tooltip="Structural similarity: 1 is equal."),
-                io.String.Output("report", display_name="report", tooltip="Sizes and scores of each picture."),
+                io.String.Output("report", display_name="report", tooltip="Sizes and scores of each image."),
             ],
             search_aliases=["psnr", "ssim", "compression", "effnet"],
         )
@@ -237,15 +239,15 @@ class CascadeReconstruct(io.ComfyNode):
         steps: int,
         guidance: float,
     ) -> io.NodeOutput:
-        guards.model(model, "Stage B")
-        guards.autoencoder(encoder, "Stage C")
-        guards.autoencoder(stage_a, "Stage B")
-        given = pictures.from_image(image)
+        checks.model(model, "Stage B")
+        checks.autoencoder(encoder, "Stage C")
+        checks.autoencoder(stage_a, "Stage B")
+        given = imaging.from_image(image)
         height, width = given.shape[-2:]
         sizes = latent_sizes(height, width)
-        small = guards.finite(pictures.encode_effnet(encoder, given, compression), "Stage C", "latent")
+        small = checks.finite(imaging.encode_effnet(encoder, given, compression), "Stage C", "latent")
         if warning := compression_warning(small.shape, sizes.stage_b):
-            guards.warn(warning)
+            checks.warn(warning)
         empty = torch.zeros(len(given), *sizes.stage_b)
         if tiling.too_large(model, empty):
             model = tiling.tiled(model)
@@ -257,13 +259,13 @@ class CascadeReconstruct(io.ComfyNode):
         )
         sigmas = sampling.released_sigmas(steps, 1.0)
         large = sampling.run(guided, {}, empty, seed, "stage_b", "ddpm", sigmas)["samples"]
-        again = decoding.decode(stage_a, guards.finite(large, "Stage B")).movedim(-1, 1)[..., :height, :width]
-        again = guards.finite(again, "Stage A", "picture")
+        again = decoding.decode(stage_a, checks.finite(large, "Stage B")).movedim(-1, 1)[..., :height, :width]
+        again = checks.finite(again, "Stage A", "image")
         scores = [(psnr(a, b), ssim(a, b)) for a, b in zip(given.to(again), again, strict=True)]
         report = _report(given, small, scores)
         means = [sum(score) / len(scores) for score in zip(*scores, strict=True)]
         beside = side_by_side(given, again)
-        return io.NodeOutput(pictures.to_image(again), pictures.to_image(beside), {"samples": small}, *means, report)
+        return io.NodeOutput(imaging.to_image(again), imaging.to_image(beside), {"samples": small}, *means, report)
 
 
 def _report(given: torch.Tensor, small: torch.Tensor, scores: list[tuple[float, float]]) -> str:

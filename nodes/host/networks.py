@@ -14,7 +14,7 @@ from torch import Tensor
 from ...cascade.errors import CascadeError
 from ...cascade.models import Conditions, StageB, StageC
 
-Control = Mapping[str, list[Tensor | None]]
+HostControl = Mapping[str, list[Tensor | None]]
 """The host's: under "input", residuals of which the last is for the first block."""
 
 
@@ -84,7 +84,7 @@ class Hosted:
         x: Tensor,
         timestep: Tensor,
         context: Tensor | None = None,
-        control: Control | None = None,
+        control: HostControl | None = None,
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> Tensor:
@@ -103,7 +103,7 @@ class Hosted:
         found = self.cache.get(self._inputs(x, conditions), self.conditions)  # type: ignore[attr-defined]
         return self.denoise(x, timestep, found, control=self._residuals(control, x))  # type: ignore[attr-defined]
 
-    def _residuals(self, control: Control | None, x: Tensor) -> list[Tensor | None] | None:
+    def _residuals(self, control: HostControl | None, x: Tensor) -> list[Tensor | None] | None:
         """The host's control for the blocks, in order of execution; a stage without control ignores it."""
         return None
 
@@ -117,7 +117,7 @@ class HostStageC(Hosted, StageC):
         names = ("clip_text", "clip_text_pooled", "clip_img", "sca", "crp")
         return {name: conditions.get(name) for name in names}
 
-    def _residuals(self, control: Control | None, x: Tensor) -> list[Tensor | None] | None:
+    def _residuals(self, control: HostControl | None, x: Tensor) -> list[Tensor | None] | None:
         if control is None or not control.get("input"):
             return None
         # The stream between the blocks is float32 where the network is float16. The host's lists are left as they are.

@@ -1,4 +1,4 @@
-"""The pictures of the README and the help pages come from the page itself: `pytest tests/browser --update-pictures`."""
+"""The images of the README and the help pages come from the page itself: `pytest tests/browser --update-images`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.driving import Page
-from tests.nodes.pictures import needs_tiny
+from tests.nodes.image_checks import needs_tiny
 from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, ROOT, nodes_of, workflow
 
 GRAPH = ROOT / "docs" / "images" / "graph.png"
@@ -22,15 +22,15 @@ WIDEST = 1600
 
 @pytest.fixture(autouse=True)
 def _asked_for(request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--update-pictures", default=False):
-        pytest.skip("writes files: --update-pictures")
+    if not request.config.getoption("--update-images", default=False):
+        pytest.skip("writes files: --update-images")
 
 
 @needs_tiny
 def test_the_graph_of_the_readme(page: Page) -> None:
     page.open_template(TEMPLATE)
     assert page.run() == "execution_success"
-    page.picture("SaveImage")
+    page.image("SaveImage")
     graph(page).save(GRAPH, optimize=True)
 
 
@@ -61,9 +61,9 @@ def graph(page: Page) -> Image.Image:
     boxes = [box for _, box in page.boxes()]
     left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - MARGIN
     right, bottom = (max(box[side] + box[side + 2] for box in boxes) + MARGIN for side in (0, 1))
-    picture = page.photograph((left, top, right - left, bottom - top))
-    picture.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
-    return picture
+    image = page.photograph((left, top, right - left, bottom - top))
+    image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    return image
 
 
 def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..models import (
     StageCConfig,
 )
 from .clip import ClipTextConfig, ClipVisionConfig
-from .kinds import KINDS
+from .network_kinds import KINDS
 
 HEAD_WIDTH = 64
 """Channels a head in every released network."""

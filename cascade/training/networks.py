@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InvalidConfig
-from ..images import normalise
+from ..images import normalize
 from ..models import Attention, initialize, scaled_dot_product_attention
 from ..models.blocks import AttnBlock
-from .data import resize, to_halves, to_pictures
+from .data import resize, to_halves, to_pixels
 from .loop import derive_seed
 
 C = TypeVar("C")
@@ -111,7 +111,7 @@ def frozen(path: Path, device: torch.device, part: str | None = None, dtype: tor
 
 def encode_latents(encoder: nn.Module, images: Tensor, size: int) -> np.ndarray:
     """float16 [B, 16, size / 32, size / 32]: what the EfficientNet encoder makes of square images in [0, 1]."""
-    return to_halves(encoder(normalise(resize(images, size))))
+    return to_halves(encoder(normalize(resize(images, size))))
 
 
 def on_device(net: nn.Module, device: torch.device) -> nn.Module:
@@ -139,11 +139,9 @@ def recalibrate_batch_norm(net: nn.Module, runs: Sequence[Any]) -> None:
 
 
 def sheet(rows: Sequence[Tensor], size: int = 128) -> Image.Image:
-    """Rows of images [B, 3, h, w] in [0, 1] as one picture, each `size` pixels wide."""
+    """Rows of images [B, 3, h, w] in [0, 1] as one image, each `size` pixels wide."""
     lines = []
     for row in rows:
-        tiles = [
-            Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST) for picture in to_pictures(row)
-        ]
+        tiles = [Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST) for image in to_pixels(row)]
         lines.append(np.concatenate([np.asarray(tile) for tile in tiles], axis=1))
     return Image.fromarray(np.concatenate(lines, axis=0))

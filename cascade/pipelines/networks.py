@@ -17,7 +17,7 @@ from ..conditioning import tokenizer
 from ..errors import MissingPart
 
 T = TypeVar("T")
-Source = str | Path | nn.Module | Callable[[], nn.Module]
+NetworkSource = str | Path | nn.Module | Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Parts:
     network that is given stays as it is, where it is. `loras` act on Stage C and the text encoder while they are used.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, NetworkSource]
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     loras: Sequence[Applied] = ()

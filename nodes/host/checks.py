@@ -35,7 +35,7 @@ def finite(samples: Tensor, stage: str, where: str = "result") -> Tensor:
         bad = int((~torch.isfinite(samples)).sum())
         raise CascadeError(
             f"{stage}'s {where} is not finite ({bad} of {samples.numel()} numbers are NaN or infinity; "
-            f"the picture would be black). {CURES[stage]}"
+            f"the image would be black). {CURES[stage]}"
         )
     return samples
 

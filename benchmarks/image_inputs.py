@@ -1,8 +1,8 @@
-"""What the tiny cascade makes of pictures: image to image by strength, and reconstruction by compression.
+"""What the tiny cascade makes of images: image to image by strength, and reconstruction by compression.
 
-    python benchmarks/pictures.py              # some minutes on one core
-    python benchmarks/pictures.py --pictures 2 # a trial
-    python benchmarks/pictures.py --write      # the tables go into docs/pictures.md
+    python benchmarks/image_inputs.py              # some minutes on one core
+    python benchmarks/image_inputs.py --images 2 # a trial
+    python benchmarks/image_inputs.py --write      # the tables go into docs/image-inputs.md
 
 A source is drawn from one scene of the grammar, the prompt is that of another; training drew neither. Distance is the
 mean difference of pixels in 255ths; the prompt score is the share of what the prompt says that image analysis finds.
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from cascade import tiny
 from cascade.images import psnr, ssim
-from cascade.pipelines import Parts, Source, generate, reconstruct
+from cascade.pipelines import ImageToImage, Parts, generate, reconstruct
 from cascade.tiny import grammar
 from cascade.tiny.analysis import describe
 from cascade.tiny.drawing import draw
 from cascade.tiny.evaluation import SETTINGS, held_out_scenes, judge
 from cascade.tiny.grammar import Scene
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "pictures.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "image-inputs.md"
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MIDDLE = 0.6
 COMPRESSIONS = (32.0, 42.67, 64.0)
@@ -48,10 +48,10 @@ def score(images: Tensor, scenes: Sequence[Scene]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=12, help="how many sources and prompts (default: 12)")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/pictures.md")
+    parser.add_argument("--images", type=int, default=12, help="how many sources and prompts (default: 12)")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/image-inputs.md")
     options = parser.parse_args()
-    number = options.pictures
+    number = options.images
     torch.set_num_threads(1)
     scenes = held_out_scenes(2 * number, seed=5)
     drawn = [draw(scene, np.random.default_rng((5, i, 3))) for i, scene in enumerate(scenes[:number])]
@@ -59,7 +59,7 @@ def main() -> None:
     prompts, seeds, parts = [grammar.write(scene) for scene in scenes[number:]], range(number), Parts(tiny.parts())
 
     def run(name: str, **given: float | bool) -> list[str]:
-        source = Source(images=sources, **given)
+        source = ImageToImage(images=sources, **given)
         images = generate(parts, prompts, seeds=seeds, source=source, settings=SETTINGS).images
         near = (distance(images, sources), sum(map(psnr, images, sources)) / number)
         return [name, f"{near[0]:.1f}", f"{near[1]:.1f} dB", f"{100 * score(images, scenes[number:]):.0f} %"]

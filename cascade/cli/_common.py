@@ -1,4 +1,4 @@
-"""What the commands that draw pictures share: their networks, their files, their progress."""
+"""What the commands that draw images share: their networks, their files, their progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CascadeError, InvalidPicture, MissingPart
+from ..errors import CascadeError, InvalidImage, MissingPart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..adapters import Applied
     from ..pipelines import Parts, SamplingSettings, Settings
 
-RELEASED = {
+RELEASED_FILES = {
     "text_encoder": "text_encoder/model.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: text_encoders",
     "stage_c": "stage_c.safetensors or stage_c_lite.safetensors; ComfyUI: diffusion_models",
     "stage_b": "stage_b.safetensors or stage_b_lite.safetensors; ComfyUI: diffusion_models",
@@ -72,7 +72,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 def add_tile(parser: Any) -> None:
     """The option of `tiles_of`."""
     parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="work in tiles of this side, such as 1024: for large pictures"
+        "--tile", type=int, metavar="PIXELS", help="work in tiles of this side, such as 1024: for large images"
     )
 
 
@@ -114,23 +114,23 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def read_picture(path: Path) -> Tensor:
-    """[1, 3, H, W] of a file. Raises InvalidPicture for one that is no picture, OSError for one that is not there."""
+def read_image(path: Path) -> Tensor:
+    """[1, 3, H, W] of a file. Raises InvalidImage for one that is no image, OSError for one that is not there."""
     from PIL import Image, UnidentifiedImageError
 
     from ..images import from_pillow
 
     try:
-        with Image.open(path) as picture:
-            return from_pillow(picture)
+        with Image.open(path) as image:
+            return from_pillow(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise InvalidPicture(f"{path}: this cannot be read as a picture: {error}") from error
+        raise InvalidImage(f"{path}: this cannot be read as an image: {error}") from error
 
 
 def output_paths(output: Path | None, number: int) -> list[Path]:
-    """Where the pictures go: `output` itself for one, `output-1` and so on for several, else the next free names.
+    """Where the images go: `output` itself for one, `output-1` and so on for several, else the next free names.
 
-    Raises CascadeError where no picture could be written, before the work is done.
+    Raises CascadeError where no image could be written, before the work is done.
     """
     if output is None:
         taken = (Path(f"cascade-{i}.png") for i in range(1, 1_000_000))
@@ -139,7 +139,7 @@ def output_paths(output: Path | None, number: int) -> list[Path]:
     from PIL import Image
 
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
-        raise CascadeError(f"{output}: no picture format has this ending; use .png, .jpg or .webp.")
+        raise CascadeError(f"{output}: no image format has this ending; use .png, .jpg or .webp.")
     if not output.absolute().parent.is_dir():
         raise CascadeError(f"{output}: there is no folder {output.absolute().parent}.")
     if number == 1:
@@ -147,8 +147,8 @@ def output_paths(output: Path | None, number: int) -> list[Path]:
     return [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
 
 
-def settings_of(args: argparse.Namespace, picture: Tensor | None = None) -> Settings:
-    """The settings of `add_stages` and `add_tile`; with a picture and no size, the usual size in its proportions.
+def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settings:
+    """The settings of `add_stages` and `add_tile`; with an image and no size, the usual size in its proportions.
 
     Raises CascadeError for a size that cannot be made.
     """
@@ -159,7 +159,7 @@ def settings_of(args: argparse.Namespace, picture: Tensor | None = None) -> Sett
 
     released = Settings()
     side = released.width if args.models else 256
-    height, width = (side, side) if picture is None else with_short_side(picture.shape[-2], picture.shape[-1], side)
+    height, width = (side, side) if image is None else with_short_side(image.shape[-2], image.shape[-1], side)
     width = width if args.width is None else args.width
     height = height if args.height is None else args.height
     latent_sizes(height, width)
@@ -191,7 +191,7 @@ def parts_of(args: argparse.Namespace, needed: Sequence[str] = NEEDED) -> Parts:
             say(f"{kind}: {path}")
     missing = [kind for kind in needed if kind not in found]
     for kind in missing:
-        say(f"{kind}: not found ({RELEASED[kind]})")
+        say(f"{kind}: not found ({RELEASED_FILES[kind]})")
     if missing:
         raise MissingPart(f"{', '.join(missing)} not found in {', '.join(str(path) for path in args.models)}")
     return Parts(found, device, dtype, _loras(args))
@@ -247,26 +247,26 @@ class Bars:
 
 
 def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict[str, Any]:
-    """How the pictures were made, for `save`."""
+    """How the images were made, for `save`."""
     stages = {"stage_c": settings.stage_c, "stage_b": settings.stage_b}
     return {
         **more,
         "width": settings.width,
         "height": settings.height,
         **{name: {"steps": stage.steps, "guidance": stage.guidance.scale} for name, stage in stages.items()},
-        # Names only: where somebody's folders are is nobody's business who sees the picture.
+        # Names only: where somebody's folders are is nobody's business who sees the image.
         **({"loras": [Path(text).name for text in args.lora]} if args.lora else {}),
         "models": [path.name for path in args.models] if args.models else "tiny",
     }
 
 
-def save(picture: Any, path: Path, recipe: dict[str, Any]) -> None:
-    """Write a picture; a PNG carries all that is needed to make it again."""
+def save(image: Any, path: Path, recipe: dict[str, Any]) -> None:
+    """Write an image; a PNG carries all that is needed to make it again."""
     if path.suffix.lower() != ".png":
-        picture.save(path)
+        image.save(path)
         return
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    picture.save(path, pnginfo=info)
+    image.save(path, pnginfo=info)

@@ -85,7 +85,7 @@ def fingerprint_of_all(*choices: str | None) -> str:
 
 
 def digest(stamps: object) -> str:
-    """ComfyUI writes a fingerprint into the pictures: names of folders have no place there."""
+    """ComfyUI writes a fingerprint into the images: names of folders have no place there."""
     return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Whatever people call a picture or a mask, and how alike two pictures are."""
+"""Whatever people call an image or a mask, and how alike two images are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade.errors import InvalidPicture
+from cascade.errors import InvalidImage
 from cascade.images import (
     as_mask,
     as_rgb,
@@ -42,16 +42,16 @@ def test_values_outside_are_clipped_and_what_is_given_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(0, 3, 8, 8), "no picture"),
-        (torch.zeros(1, 3, 0, 8), "no picture"),
-        (torch.zeros(3, 8, 8), "no picture"),
+        (torch.zeros(0, 3, 8, 8), "no image"),
+        (torch.zeros(1, 3, 0, 8), "no image"),
+        (torch.zeros(3, 8, 8), "no image"),
         (torch.zeros(1, 5, 8, 8), "1 to 4 channels .* not 5"),
-        (torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), torch.nan)]), "Picture 2 of 2 .* NaN"),
-        (torch.full((1, 3, 2, 2), torch.inf), "Picture 1 of 1 .* infinity"),
+        (torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), torch.nan)]), "Image 2 of 2 .* NaN"),
+        (torch.full((1, 3, 2, 2), torch.inf), "Image 1 of 1 .* infinity"),
     ],
 )
-def test_what_is_no_picture_is_said(images: torch.Tensor, message: str) -> None:
-    with pytest.raises(InvalidPicture, match=message):
+def test_what_is_no_image_is_said(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(InvalidImage, match=message):
         as_rgb(images)
 
 
@@ -71,7 +71,7 @@ def test_fit_covers_and_takes_the_middle() -> None:
     assert fit(torch.rand(1, 3, 1, 1), 64, 96).shape == (1, 3, 64, 96)
 
 
-def test_the_encoders_picture_is_32_times_the_latent() -> None:
+def test_the_encoders_image_is_32_times_the_latent() -> None:
     assert stage_c_input(torch.rand(1, 3, 1024, 1536), (24, 36)).shape == (1, 3, 768, 1152)
 
 
@@ -85,7 +85,7 @@ def test_masks() -> None:
     assert int((small > 0).sum()) == 2
     assert as_mask(torch.ones(2, 8, 8)).shape == (2, 1, 8, 8)
     assert resize_mask(mask, (64, 32)).shape == (1, 1, 64, 32)
-    with pytest.raises(InvalidPicture, match="The mask is empty"):
+    with pytest.raises(InvalidImage, match="The mask is empty"):
         as_mask(torch.zeros(1, 64, 64))
 
 
