@@ -247,7 +247,8 @@ def _low_rank(parts: Mapping[str, Tensor], name: str, path: str | None) -> LowRa
     shaped = numbers and min(down.dim(), up.dim()) >= 2 and max(down.dim(), up.dim()) <= 4
     if shaped and 0 in (down.shape[0], up.shape[1]):
         raise BrokenCheckpoint(f"{name} has rank 0", path)
-    if not shaped or down.shape[0] != up[0].numel() or not down.numel() or not up.numel():
+    # Emptiness comes first: an empty matrix has no first row to look at.
+    if not shaped or not down.numel() or not up.numel() or down.shape[0] != up[0].numel():
         raise BrokenCheckpoint(f"{name}: {list(down.shape)} and {list(up.shape)} make no low-rank change", path)
     if alpha is not None and alpha.numel() != 1:
         raise BrokenCheckpoint(f"{name}: its alpha has the shape {list(alpha.shape)}", path)
@@ -287,7 +288,7 @@ def split(change: Change, count: int, path: str | None) -> list[Change]:
 
 def _as_rows(change: Change) -> Change:
     """A low-rank change of a table whose `up` only picks rows, as those rows: how other formats hold them."""
-    if not isinstance(change, LowRank) or change.dora is not None or change.up.dim() != 2:
+    if not isinstance(change, LowRank) or change.dora is not None or (change.up.dim(), change.down.dim()) != (2, 2):
         return change
     picked = change.up != 0
     if not bool((picked.sum(0) == 1).all()) or not bool((picked.sum(1) <= 1).all()):

@@ -41,6 +41,13 @@ def sd(name: str, width: int) -> dict[str, Tensor]:
 
 BROKEN = {
     "rank 0": (pair(down=(0, 8), up=(8, 0)), "rank 0"),
+    "rank 0 above": (pair(down=(0, 8), up=(8, 1)), "rank 0"),
+    "rank 0 below": (pair(down=(1, 8), up=(8, 0)), "rank 0"),
+    "no rows": (pair(down=(1, 8), up=(0, 1)), "make no low-rank change"),
+    "no rows of rank 2": (pair(up=(0, 2)), "make no low-rank change"),
+    "no columns": (pair(down=(2, 0)), "make no low-rank change"),
+    "no rows of rank 0": (pair(down=(0, 8), up=(0, 0)), "rank 0"),
+    "no filters": (pair(down=(2, 8, 0, 1), up=(8, 2, 1, 1)), "make no low-rank change"),
     "NaN": (pair() | {UP: torch.full((8, 2), torch.nan)}, "NaN or infinity"),
     "infinity": (pair() | {DOWN: torch.full((2, 8), torch.inf)}, "NaN or infinity"),
     "half": ({DOWN: torch.ones(2, 8)}, "has only down"),
@@ -127,6 +134,15 @@ def test_a_block_that_is_not_there_is_named() -> None:
 def test_one_change_under_two_names_is_refused() -> None:
     with pytest.raises(IncompatibleCheckpoint, match="the same"):
         read_lora(pair() | pair("lora_prior_unet_down_blocks_0_2_attention_to_q"))
+
+
+def test_a_change_of_the_token_table_that_is_written_as_a_convolution() -> None:
+    """`up` picks a row, `down` has four dimensions: as much a change of the table as with two."""
+    stem = "text_encoder.text_model.embeddings.token_embedding"
+    lora = read_lora(pair(stem, (1, 8, 1, 1), (3, 1)) | {f"{stem}.lora_up.weight": torch.eye(3)[:, :1]})
+    [change] = lora.changes["text_encoder"].values()
+    assert change.fits(torch.Size((3, 8)))
+    assert torch.equal(change.delta(torch.zeros(3, 8)), torch.eye(3)[:, :1].expand(3, 8))
 
 
 def test_duplicate_tokens_are_refused() -> None:
