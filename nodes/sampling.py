@@ -91,7 +91,9 @@ def steps_field(default: int) -> Any:
 
 def run_fields(steps: int, guidance: float, shift: float) -> list[Any]:
     return [
-        seed_field("The noise. The same seed gives the same image, alone and as the first of a batch."),
+        seed_field(
+            "The noise. The same seed gives, but for rounding, the same image alone and as the first of a batch."
+        ),
         steps_field(steps),
         guidance_field(guidance),
         field(

@@ -107,7 +107,7 @@ def generate(
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """One image for each prompt, from the seed at the same place; it is the same alone as among others.
+    """One image for each prompt, from the seed at the same place; but for rounding, alone it is the same.
 
     parts: "text_encoder", "stage_c", "stage_b", "stage_a"; with a source "effnet", for variations "image_encoder" too.
     negative: what to keep away; the empty prompt is the released unconditional one.

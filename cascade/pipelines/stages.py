@@ -64,7 +64,7 @@ class Tiles:
 def encode_prompts(model: nn.Module, prompts: Iterable[str]) -> dict[str, TextEmbedding]:
     """prompt -> embedding of batch 1, as long as the prompt needs.
 
-    Each by itself, so that a prompt's embedding, and with it its image, does not depend on its neighbors.
+    Each by itself, so that a prompt's embedding does not depend on its neighbors.
     """
     encoder = TextEncoder(model)
     return {prompt: encoder.encode([prompt]) for prompt in dict.fromkeys(prompts)}

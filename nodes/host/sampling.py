@@ -93,8 +93,8 @@ def run(
 ) -> dict[str, Any]:
     """The latent with what sampling made of its samples [B, c, h, w].
 
-    Image i of a batch has the noise of seed + i (or of the index that the host kept for it), on its own: so it is the
-    same alone, in a batch, and from the library with that seed.
+    Image i of a batch has the noise of seed + i (or of the index that the host kept for it), on its own: so, but for
+    rounding, it is the same alone, in a batch, and from the library with that seed.
 
     noised_to: the level that the latents are really noised to, where it is not that of the first step.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from cascade.checkpoints import config_of, convert, inspect_file, load_model, save_model
 from cascade.checkpoints.layouts import DIFFUSERS_FOLDERS, LAYOUTS, from_ours, rules, to_ours
 from cascade.errors import BrokenCheckpoint, UnknownCheckpoint
-from tests.checkpoints.files import CONFIGS, comfyui_state, network, released_state, same_outputs, save
+from tests.checkpoints.files import CONFIGS, comfyui_state, network, released_state, same_outputs, same_weights, save
 from tests.small import part as small_part
 
 KINDS = tuple(CONFIGS)
@@ -25,10 +25,11 @@ def state_of(path: Path) -> dict[str, Tensor]:
 
 
 def check(kind: str, source: Any, **options: Any) -> None:
-    """It loads, to the same config, and gives the same numbers, bit for bit."""
+    """It loads, to the same config and bit for bit the same weights, and computes the same."""
     net = load_model(source, **options)
     assert not net.training
     assert config_of(net) == CONFIGS[kind]
+    assert same_weights(net, network(kind))
     assert same_outputs(kind, net, network(kind))
 
 

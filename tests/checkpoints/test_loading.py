@@ -12,7 +12,16 @@ from torch import nn
 
 from cascade.checkpoints import inspect_file, load_model, save_model
 from cascade.errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnsafeCheckpoint
-from tests.checkpoints.files import CONFIGS, network, outputs, raw_file, released_state, same_outputs, save
+from tests.checkpoints.files import (
+    CONFIGS,
+    network,
+    outputs,
+    raw_file,
+    released_state,
+    same_outputs,
+    same_weights,
+    save,
+)
 
 
 def test_types(tmp_path: Path) -> None:
@@ -36,6 +45,7 @@ def test_float8_is_calculated_in_a_type_that_can(stored: torch.dtype, tmp_path: 
     net = load_model(path)
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
     expected = load_model({name: tensor.float() for name, tensor in state.items()})
+    assert same_weights(net, expected)
     assert same_outputs("stage_c", net, expected)
     only = {name: tensor.to(stored) for name, tensor in state.items()}
     assert next(load_model(only).parameters()).dtype == torch.bfloat16
@@ -102,6 +112,7 @@ def test_layers_come_from_the_factory(tmp_path: Path) -> None:
     net = load_model(released_state("stage_c"), ops=Factory)
     assert any(isinstance(module, Noted) for module in net.modules())
     assert not any(type(module) is nn.Linear for module in net.modules())
+    assert same_weights(net, network("stage_c"))
     assert same_outputs("stage_c", net, network("stage_c"))
 
 
@@ -124,6 +135,7 @@ def test_training_does_not_reach_the_file(tmp_path: Path) -> None:
     out = net(*(torch.randn(s, generator=generator) for s in ((1, 16, 2, 2), (1,), (1, 3, 20), (1, 1, 12), (1, 1, 8))))
     out.square().sum().backward()
     optimizer.step()
+    assert not same_weights(net, network("stage_c"))
     assert not same_outputs("stage_c", net, network("stage_c"))
     assert path.read_bytes() == before
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from cascade.checkpoints import convert, inspect_file, load_model, save_model, saving
 from cascade.errors import CheckpointError, IncompatibleCheckpoint
-from tests.checkpoints.files import comfyui_state, network, released_state, same_outputs, save
+from tests.checkpoints.files import comfyui_state, network, released_state, same_outputs, same_weights, save
 
 
 def test_types_on_the_way_out(tmp_path: Path) -> None:
@@ -38,6 +38,7 @@ def test_float8_is_for_matrices(tmp_path: Path) -> None:
         assert torch.equal(file.get_tensor(name), released_state("stage_c")[name].to(torch.float8_e4m3fn))
     save_model(network("stage_c"), tmp_path / "saved.safetensors", dtype=torch.float8_e4m3fn)
     one, other = (load_model(tmp_path / f"{name}.safetensors") for name in ("small", "saved"))
+    assert same_weights(one, other)
     assert same_outputs("stage_c", one, other)
 
 
@@ -67,7 +68,9 @@ def test_several_files_become_one_checkpoint(tmp_path: Path) -> None:
     assert names == set(comfyui_state(*kinds))
     assert steps == [(i + 1, len(names)) for i in range(len(names))]
     for kind in kinds:
-        assert same_outputs(kind, load_model(target, part=kind), network(kind))
+        net = load_model(target, part=kind)
+        assert same_weights(net, network(kind))
+        assert same_outputs(kind, net, network(kind))
     # and the whole checkpoint as it is, in another type
     convert(target, tmp_path / "half.safetensors", layout="comfyui", dtype=torch.float16)
     assert inspect_file(tmp_path / "half.safetensors").dtype == "float16"

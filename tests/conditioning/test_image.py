@@ -4,6 +4,7 @@ import torch
 
 from cascade.conditioning import ImageEncoder, combine_images
 from cascade.conditioning.image import MEAN, STD, preprocess
+from tests.support import relative_error
 
 
 @torch.no_grad()
@@ -12,7 +13,7 @@ def test_one_embedding_a_image(image_model):
     images = torch.rand(2, 3, 40, 60)
     embeddings = encoder.encode(images)
     assert embeddings.shape == (2, 1, 8)
-    torch.testing.assert_close(encoder.encode(images[1:]), embeddings[1:])
+    assert relative_error(encoder.encode(images[1:]), embeddings[1:]) < 1e-5
 
 
 def test_preprocessing_takes_the_middle_square_and_normalizes():

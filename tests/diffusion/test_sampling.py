@@ -141,8 +141,8 @@ def test_ddim_reaches_the_data_of_a_gaussian() -> None:
 def test_ddim_with_eta_1_is_ddpm() -> None:
     arguments: dict[str, Any] = {"cond": {"shift": torch.zeros(2)}, "steps": 4}
     ddpm = sample(Recorder(), start(), sampler="ddpm", **arguments)
-    assert torch.equal(sample(Recorder(), start(), sampler=SAMPLERS["ddim"](eta=1.0), **arguments), ddpm)
-    assert not torch.equal(sample(Recorder(), start(), sampler="ddim", **arguments), ddpm)
+    assert relative_error(sample(Recorder(), start(), sampler=SAMPLERS["ddim"](eta=1.0), **arguments), ddpm) < 1e-6
+    assert relative_error(sample(Recorder(), start(), sampler="ddim", **arguments), ddpm) > 1e-3
 
 
 @settings(max_examples=20, deadline=None)
@@ -155,7 +155,7 @@ def test_an_image_is_the_same_alone_or_in_a_batch(row: int, sampler: str, per_se
         sides = {"cond": {"shift": shift[rows]}, "uncond": {"shift": -shift[rows]}}
         return sample(Recorder(), x[rows], steps=3, sampler=sampler, noise=noise, **sides)
 
-    torch.testing.assert_close(run(slice(None))[row], run(slice(row, row + 1))[0])
+    assert relative_error(run(slice(None))[row], run(slice(row, row + 1))[0]) < 1e-6
 
 
 def test_seeded_noise_belongs_to_seed_step_and_stream() -> None:
@@ -182,7 +182,7 @@ def test_guidance_costs_one_call_of_both_or_two_of_different_shape() -> None:
 
     apart = Recorder()
     both["uncond"] = {"shift": torch.zeros(1)}
-    torch.testing.assert_close(sample(apart, x, steps=3, **both), together)
+    assert relative_error(sample(apart, x, steps=3, **both), together) < 1e-6
     assert apart.batches == [2] * 6
 
 

@@ -13,13 +13,13 @@ from cascade.images import (
     shrink,
     super_resolution_hint,
 )
-from tests.support import golden
+from tests.support import golden, relative_error
 
 
 def test_the_golden_hints() -> None:
     data = golden("filters")
     assert torch.equal(inpaint_hint(data["images"], data["mask"]), data["inpaint"])
-    assert torch.equal(enlarge(shrink(data["images"], 4), 4), data["sr_quarter"])
+    assert relative_error(enlarge(shrink(data["images"], 4), 4), data["sr_quarter"]) < 1e-6
 
 
 def test_what_is_to_be_filled_is_white_and_the_mask_comes_fourth() -> None:

@@ -119,7 +119,7 @@ def test_the_hosts_own_apply_node(host: Any) -> None:
     theirs = host.classes["ControlNetApplyAdvanced"]().apply_controlnet(
         conditioning(), conditioning(seed=2), net, image, 0.8, 0.0, 1.0
     )
-    assert torch.equal(run(model, theirs), run(model, applied(host, net, image, strength=0.8)))
+    assert relative_error(run(model, theirs), run(model, applied(host, net, image, strength=0.8))) < 1e-5
 
 
 def test_steps_without_guidance_and_a_hint_for_each_image(host: Any) -> None:

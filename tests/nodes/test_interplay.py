@@ -174,8 +174,8 @@ def test_noise_masks_of_the_host(host: Any) -> None:
     before, theirs, ours = samples(
         host, parts, before=done, theirs=parts.ksampler(latent_image=masked), ours=parts.cascade(latent=masked, seed=6)
     )
-    assert torch.allclose(theirs, before, atol=1e-4)
-    assert torch.allclose(ours, before, atol=1e-4)
+    assert relative_error(theirs, before) < 1e-5
+    assert relative_error(ours, before) < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 from cascade.models import ControlNet, ControlNetConfig, initialize
 from cascade.pipelines import Control, Parts, SamplingSettings, Settings, generate
 from tests.small import small_cascade
+from tests.support import relative_error
 
 FEW = Settings(
     width=96,
@@ -55,7 +56,7 @@ def hint(batch: int = 1, seed: int = 0) -> torch.Tensor:
 
 def test_the_hint_is_read_once_and_changes_the_image(parts: Parts) -> None:
     control = Control(net=net(), hint=hint())
-    assert not torch.allclose(latents(parts, control), latents(parts))
+    assert relative_error(latents(parts, control), latents(parts)) > 1e-3
     assert control.net.calls == 1
 
 
@@ -68,15 +69,15 @@ def test_strength_0_and_an_empty_part_of_the_run_change_nothing(parts: Parts) ->
 def test_each_image_has_its_own_hint(parts: Parts) -> None:
     both = latents(parts, Control(net=net(), hint=hint(2)))
     second = latents(parts, Control(net=net(), hint=hint(2)[1:]))
-    assert torch.allclose(both[1], second[1], atol=1e-5)
-    assert not torch.allclose(both[0], second[0])
+    assert relative_error(both[1], second[1]) < 1e-5
+    assert relative_error(both[0], second[0]) > 1e-3
 
 
 def test_several_nets_add_up(parts: Parts) -> None:
     one = Control(net=net(), hint=hint(), strength=0.5)
-    assert torch.allclose(latents(parts, one, one), latents(parts, replace(one, strength=1.0)), atol=1e-5)
+    assert relative_error(latents(parts, one, one), latents(parts, replace(one, strength=1.0))) < 1e-5
     longer = Control(net=net(1, blocks=(1, 3)), hint=hint())
-    assert torch.allclose(latents(parts, one, longer), latents(parts, longer, one), atol=1e-5)
+    assert relative_error(latents(parts, one, longer), latents(parts, longer, one)) < 1e-5
 
 
 @pytest.mark.parametrize(("start", "end", "expected"), [(0.0, 0.4, 2), (0.5, 1.0, 2), (0.0, 1.0, 4)])

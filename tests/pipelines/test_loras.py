@@ -12,6 +12,7 @@ from cascade.cli import main
 from cascade.conditioning import TextEncoder, tokenizer
 from cascade.pipelines import Parts, Settings, generate
 from tests import small
+from tests.support import relative_error
 
 QUERY = "down_blocks.0.2.attention.attn.to_q.weight"
 SETTINGS = Settings(width=64, height=64)
@@ -30,8 +31,8 @@ def drawn(prompt: str, *applied: Applied) -> torch.Tensor:
 
 def test_a_lora_acts_and_leaves_no_trace() -> None:
     lora, plain = some_lora(), drawn("a red [thing]")
-    assert not torch.equal(drawn("a red [thing]", Applied(lora)), plain)
-    assert not torch.equal(drawn("a red [thing]", Applied(lora, 0.0, 1.0)), plain)
+    assert relative_error(drawn("a red [thing]", Applied(lora)), plain) > 1e-3
+    assert relative_error(drawn("a red [thing]", Applied(lora, 0.0, 1.0)), plain) > 1e-3
     assert torch.equal(drawn("a red [thing]", Applied(lora, 0.0, 0.0)), plain)
     assert torch.equal(drawn("a red circle", Applied(lora, 0.0, 1.0)), drawn("a red circle"))
     assert torch.equal(drawn("a red [thing]"), plain)

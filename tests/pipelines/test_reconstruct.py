@@ -7,6 +7,7 @@ from cascade.diffusion import Guidance
 from cascade.images import effnet_input
 from cascade.pipelines import Parts, SamplingSettings, reconstruct
 from tests.small import small_cascade
+from tests.support import relative_error
 
 FEW = SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0)
 
@@ -16,9 +17,9 @@ def test_images_come_back_at_their_size():
     images = torch.rand(2, 3, 90, 130)
     result = reconstruct(Parts(nets), images, seeds=[0, 1], settings=FEW)
     assert result.images.shape == images.shape
-    assert torch.equal(result.stage_c, nets["effnet"](effnet_input(images)))
+    assert relative_error(result.stage_c, nets["effnet"](effnet_input(images))) < 1e-5
     alone = reconstruct(Parts(nets), images[1:], seeds=[1], settings=FEW)
-    torch.testing.assert_close(alone.images, result.images[1:], rtol=1e-3, atol=1e-3)
+    assert relative_error(alone.images, result.images[1:]) < 1e-4
 
 
 def test_each_image_needs_a_seed():

@@ -11,6 +11,7 @@ from cascade.errors import MissingPart
 from cascade.pipelines import SamplingSettings, Settings, generate
 from cascade.pipelines.networks import Parts
 from tests.small import small_cascade
+from tests.support import relative_error
 
 FEW = Settings(
     width=96,
@@ -46,7 +47,7 @@ def test_images_and_latents(parts):
     assert result.images.max() <= 1
     assert result.stage_c.shape == (2, 16, 2, 3)
     assert result.stage_b.shape == (2, 4, 18, 24)
-    assert not torch.equal(result.images[0], result.images[1])
+    assert relative_error(result.images[0], result.images[1]) > 1e-2
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def test_it_is_the_stages_one_after_another(nets, parts):
         guidance=Guidance(scale=4.0),
         noise=SeededNoise([3], "stage_c"),
     )
-    torch.testing.assert_close(result.stage_c, x, rtol=1e-3, atol=1e-3)
+    assert relative_error(result.stage_c, x) < 1e-5
     y = sample(
         nets["stage_b"],
         SeededNoise([3], "stage_b").start(4, 18, 24),
@@ -77,25 +78,25 @@ def test_it_is_the_stages_one_after_another(nets, parts):
         guidance=Guidance(scale=1.1),
         noise=SeededNoise([3], "stage_b"),
     )
-    torch.testing.assert_close(result.stage_b, y, rtol=1e-3, atol=1e-3)
+    assert relative_error(result.stage_b, y) < 1e-5
     images = nets["stage_a"].decode(y).clamp(0, 1)[..., :70, :96]
-    torch.testing.assert_close(result.images, images, rtol=1e-3, atol=1e-3)
+    assert relative_error(result.images, images) < 1e-4
 
 
 def test_a_image_is_the_same_alone_as_among_others(parts):
-    """Other prompts, longer ones too, and other seeds beside it change nothing."""
+    """Other prompts, longer ones too, and other seeds beside it change nothing but the rounding."""
     among = generate(parts, [LONG, "a cat", "a dog"], seeds=[4, 5, 6], settings=FEW)
     for i, prompt in enumerate([LONG, "a cat", "a dog"]):
         alone = generate(parts, [prompt], seeds=[4 + i], settings=FEW)
-        torch.testing.assert_close(among.images[i : i + 1], alone.images, rtol=1e-3, atol=1e-3)
+        assert relative_error(among.images[i : i + 1], alone.images) < 1e-4
 
 
 def test_negative_prompt_and_variation_change_the_image(parts):
     plain = generate(parts, ["a cat"], seeds=[1], settings=FEW).stage_c
     negative = generate(parts, ["a cat"], seeds=[1], negative="blue", settings=FEW).stage_c
     varied = generate(parts, ["a cat"], seeds=[1], variation_of=torch.rand(1, 3, 40, 40), settings=FEW).stage_c
-    assert not torch.allclose(plain, negative)
-    assert not torch.allclose(plain, varied)
+    assert relative_error(plain, negative) > 1e-3
+    assert relative_error(plain, varied) > 1e-3
 
 
 def test_progress_counts_every_step_once(parts):

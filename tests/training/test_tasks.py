@@ -23,6 +23,7 @@ from cascade.training.metrics import read_metrics
 from cascade.training.state import load_state
 from cascade.training.text import pooled_captions
 from tests import small
+from tests.support import relative_error
 
 ROOT = Path(__file__).parents[2]
 IMAGES = {"count": 12, "seed": 1, "size": 64}
@@ -181,7 +182,8 @@ def test_stage_b_without_a_text_encoder_is_deaf_to_text(folder: Path, tmp_path: 
     fit(TASKS["stage_b"].task(settings), settings)
     net: Any = load_model(tmp_path / "stage_b.safetensors", dtype=torch.float32)
     x, r, effnet = torch.randn(1, 4, 16, 16), torch.rand(1), torch.randn(1, 16, 2, 2)
-    assert torch.equal(net(x, r, effnet, torch.randn(1, 1, 8)), net(x, r, effnet, torch.zeros(1, 1, 8)))
+    deaf = net(x, r, effnet, torch.randn(1, 1, 8)), net(x, r, effnet, torch.zeros(1, 1, 8))
+    assert relative_error(*deaf) < 1e-6
 
 
 def test_stage_b_with_a_text_encoder_reads_the_pooled_captions(folder: Path) -> None:
@@ -191,9 +193,9 @@ def test_stage_b_with_a_text_encoder_reads_the_pooled_captions(folder: Path) -> 
     batch = task.batch(0)
     captions = [task.data.captions[row] for row in task.order.rows(0, 4)]
     net: Any = load_model(folder / text["text_encoder"], dtype=torch.float32)
-    torch.testing.assert_close(batch.clip, pooled_captions(net, captions))
+    assert relative_error(batch.clip, pooled_captions(net, captions)) < 1e-5
     empty = build(folder, "stage_b", model=model, drop_caption=1.0, **text).batch(0).clip
-    torch.testing.assert_close(empty, pooled_captions(net, [""] * 4))
+    assert relative_error(empty, pooled_captions(net, [""] * 4)) < 1e-5
     with pytest.raises(InvalidConfig, match="clip is 8"):
         build(folder, "stage_b", **text)
 
@@ -253,7 +255,7 @@ def test_stage_c_starts_from_one_with_smaller_filters(folder: Path, tmp_path: Pa
     grown = build(folder, "stage_c", start=str(tmp_path / "stage_c.safetensors"), model=model).modules["stage_c"]
     inputs = torch.randn(2, 16, 4, 4), torch.rand(2), torch.randn(2, 3, 8), torch.randn(2, 8), torch.zeros(2, 8)
     trained = load_model(tmp_path / "stage_c.safetensors")
-    torch.testing.assert_close(grown.eval()(*inputs), trained(*inputs))
+    assert relative_error(grown.eval()(*inputs), trained(*inputs)) < 1e-5
 
 
 def test_stage_b_starts_from_the_one_it_is_given(folder: Path, tmp_path: Path) -> None:
@@ -307,7 +309,7 @@ def test_repeats_share_conditions_and_not_noise(folder: Path) -> None:
             module.load_state_dict(task.modules[name].state_dict())
         latents, ids, mask, images = (x.repeat_interleave(2, dim=0) for x in batch[:4])
         loss, _ = twice.loss(type(batch)(latents, ids, mask, images, torch.arange(4)), generator())
-    torch.testing.assert_close(loss, expected)
+    assert relative_error(loss, expected) < 1e-5
 
 
 def test_adaptive_loss_weights_are_part_of_the_state(folder: Path, tmp_path: Path) -> None:
