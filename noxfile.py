@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -72,6 +73,15 @@ def tests(session: nox.Session) -> None:
     """The library's tests; `nox -s tests -- -k sampler` passes words on to pytest."""
     session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *PEERS)
     session.run("pytest", *TWO_AT_ONCE, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random tests with a fresh seed; `nox -s fuzz -- 12345` repeats the run with that one. Not in the default run."""
+    session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *PEERS)
+    seed = session.posargs[0] if session.posargs else str(secrets.randbelow(2**32))
+    session.log(f"the seed is {seed}: nox -s fuzz -- {seed}")
+    session.run("pytest", "-m", "hypothesis or fuzz", f"--hypothesis-seed={seed}", *TWO_AT_ONCE, env=ONE_THREAD)
 
 
 @nox.session

@@ -231,7 +231,7 @@ SHAPE = st.lists(st.sampled_from([0, 1, 2, 3, 32]), max_size=4)
 DTYPE = st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(NAMES), st.tuples(SHAPE, DTYPE), min_size=1, max_size=6))
 def test_any_mixture_of_names_and_shapes_is_read_or_refused(entries: dict[str, tuple[list[int], torch.dtype]]) -> None:
     tensors = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in entries.items()}

@@ -57,7 +57,7 @@ def test_words_are_found(prompt: str, expected: list[int]) -> None:
     assert learned.encode(prompt).ids == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=40).filter(lambda text: "zork" not in text.lower()))
 def test_prompts_without_the_word_are_tokenized_as_before(prompt: str) -> None:
     assert LearnedTokenizer(BASE, {"zork": [50000]}).encode(prompt).ids == ids(prompt)

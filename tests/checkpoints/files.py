@@ -70,6 +70,7 @@ CONFIGS: dict[str, Any] = {
 
 
 @cache
+@torch.random.fork_rng(devices=[])
 def network(kind: str) -> nn.Module:
     """A network with random numbers everywhere, the same every time."""
     torch.manual_seed(sum(map(ord, kind)))

@@ -59,13 +59,15 @@ def length_of(data: bytes) -> int:
 
 
 def flip_bits(data: bytearray, dice: random.Random) -> None:
+    end = 8 + length_of(data)  # which the flips may change
     for _ in range(dice.randint(1, 8)):
-        data[dice.randrange(8 + length_of(data))] ^= 1 << dice.randrange(8)
+        data[dice.randrange(end)] ^= 1 << dice.randrange(8)
 
 
 def set_bytes(data: bytearray, dice: random.Random) -> None:
+    end = 8 + length_of(data)
     for _ in range(dice.randint(1, 4)):
-        data[dice.randrange(8 + length_of(data))] = dice.choice(b'0123456789{}[],:"\\ \x00\xff')
+        data[dice.randrange(end)] = dice.choice(b'0123456789{}[],:"\\ \x00\xff')
 
 
 def change_length(data: bytearray, dice: random.Random) -> None:
@@ -184,8 +186,8 @@ def survives(path: Path) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mutated_headers(tmp_path: Path) -> None:
-    dice = random.Random(20240212)
+@pytest.mark.fuzz
+def test_mutated_headers(tmp_path: Path, dice: random.Random) -> None:
     path = tmp_path / "file.safetensors"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded = 0
@@ -203,8 +205,8 @@ def test_mutated_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_mutated_pickles(new: bool, tmp_path: Path) -> None:
-    dice = random.Random(20240213)
+@pytest.mark.fuzz
+def test_mutated_pickles(new: bool, tmp_path: Path, dice: random.Random) -> None:
     path = tmp_path / "file.pt"
     net = KINDS["previewer"].network(PreviewerConfig(latent_channels=2, width=4), torch.nn)
     torch.save(net.state_dict(), path, _use_new_zipfile_serialization=new)
@@ -221,7 +223,7 @@ def test_mutated_pickles(new: bool, tmp_path: Path) -> None:
         survives(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_any_bytes(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "file.bin"
@@ -243,7 +245,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(list("abc")) | st.text(max_size=5), entries | json_values, max_size=4))
 def test_any_header(tmp_path: Path, header: dict[str, object]) -> None:
     text = json.dumps(header).encode()

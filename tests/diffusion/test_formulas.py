@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.diffusion import LOSS_WEIGHTS, NOISE_CONDITIONS, SAMPLERS, SCALINGS, SCHEDULES, TARGETS
@@ -95,7 +95,6 @@ def test_targets_equal_the_reference(name: str, reference: str) -> None:
     assert relative_error(target.epsilon(GDF["noised"], wanted, *level), GDF[f"target.{reference}.epsilon"]) < 1e-4
 
 
-@settings(deadline=None)  # the first call of a process pays for imports
 @given(log_snr=levels, name=st.sampled_from(sorted(TARGETS)), seed=st.integers(0, 1000))
 def test_x0_and_epsilon_come_back_from_the_target(log_snr: float, name: str, seed: int) -> None:
     level = torch.full((2,), log_snr, dtype=torch.float64)
@@ -109,7 +108,6 @@ def test_x0_and_epsilon_come_back_from_the_target(log_snr: float, name: str, see
         torch.testing.assert_close(TARGETS[name]().epsilon(noised, prediction, level, a, b), epsilon)
 
 
-@settings(deadline=None)
 @given(log_snr=st.floats(-15, 15))
 def test_scalings_have_the_level_they_are_asked_for(log_snr: float) -> None:
     for name, total in (("vp", lambda a, b: a**2 + b**2), ("lerp", lambda a, b: a + b)):
@@ -118,7 +116,6 @@ def test_scalings_have_the_level_they_are_asked_for(log_snr: float) -> None:
         assert 2 * math.log(a / b) == pytest.approx(log_snr, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(t=unit, shift=st.floats(0.1, 10), name=st.sampled_from(sorted(SCHEDULES)))
 def test_shift_only_moves_log_snr(t: float, shift: float, name: str) -> None:
     schedule = SCHEDULES[name]()
@@ -127,7 +124,6 @@ def test_shift_only_moves_log_snr(t: float, shift: float, name: str) -> None:
     assert schedule(t, shift=shift).item() == pytest.approx(min(max(moved, low), high), abs=1e-4)
 
 
-@settings(deadline=None)
 @given(first=unit, second=unit, name=st.sampled_from(sorted(SCHEDULES)))
 def test_schedules_fall_with_t(first: float, second: float, name: str) -> None:
     t = torch.tensor(sorted((first, second)), dtype=torch.float64)
@@ -137,7 +133,6 @@ def test_schedules_fall_with_t(first: float, second: float, name: str) -> None:
     assert math.isfinite(noisy)
 
 
-@settings(deadline=None)
 @given(t=st.floats(0.01, 0.99))
 def test_noise_conditions_invert_their_schedules(t: float) -> None:
     for condition, schedule, wanted in (

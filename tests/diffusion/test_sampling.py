@@ -145,7 +145,7 @@ def test_ddim_with_eta_1_is_ddpm() -> None:
     assert relative_error(sample(Recorder(), start(), sampler="ddim", **arguments), ddpm) > 1e-3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(row=st.integers(0, 3), sampler=st.sampled_from(sorted(SAMPLERS)), per_seed=st.booleans())
 def test_an_image_is_the_same_alone_or_in_a_batch(row: int, sampler: str, per_seed: bool) -> None:
     x, shift = start(4), torch.arange(4.0)

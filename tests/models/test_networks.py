@@ -103,7 +103,7 @@ def test_impossible_sizes_are_refused(arguments: dict[str, Any], message: str) -
         StageCConfig.from_reference(**arguments)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 7),
     width=st.integers(1, 7),
@@ -121,7 +121,7 @@ def test_stage_c_takes_any_size(height: int, width: int, batch: int, tokens: int
     assert out.isfinite().all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(1, 21), width=st.integers(1, 21), batch=st.integers(1, 2))
 def test_stage_b_takes_any_size(height: int, width: int, batch: int) -> None:
     net = randomised(StageB(SMALL_B))
@@ -131,7 +131,7 @@ def test_stage_b_takes_any_size(height: int, width: int, batch: int) -> None:
     assert out.isfinite().all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(height=st.integers(1, 33), width=st.integers(1, 33))
 def test_stage_a_takes_any_size(height: int, width: int) -> None:
     net = randomised(models.StageA(models.StageAConfig(width=8, bottleneck_blocks=1, codebook_size=4)))
