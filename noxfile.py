@@ -15,7 +15,7 @@ from nox.command import CommandFailed
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "tests", "hosts"]
+nox.options.sessions = ["lint", "tests", "numerics", "hosts"]
 
 TORCH = "torch==2.13.0"
 LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
@@ -23,6 +23,17 @@ TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15", "pytest-xdist==3.8.0"]
 # Two processes of one thread each are sooner done than one of two, and a host takes some gigabytes in each.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TWO_AT_ONCE = ["-n", "2", "--dist", "loadfile"]
+# What chooses kernels (PyTorch's, oneDNN's), how many threads share a sum, where weights lie: each pair of values is in
+# one of the first five; the last is this processor with a foreign file.
+ATEN, ONEDNN, THREADS, ASKEW = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "CASCADE_TEST_MISALIGNED"
+NUMERICS = (
+    {ATEN: "default", ONEDNN: "SSE41", THREADS: "1"},
+    {ATEN: "default", ONEDNN: "AVX2", THREADS: "2", ASKEW: "1"},
+    {ATEN: "avx2", ONEDNN: "SSE41", THREADS: "2", ASKEW: "1"},
+    {ATEN: "avx2", ONEDNN: "AVX2", THREADS: "1", ASKEW: "1"},
+    {ATEN: "avx2", ONEDNN: "AVX2", THREADS: "2"},
+    {THREADS: "1", ASKEW: "1"},
+)
 # Drives Debian's Chromium from pytest; playwright-core from npm would want Node.js and a second harness.
 BROWSER_TOOLS = ["requests", "playwright==1.65.2"]
 # A second implementation to compare with, not something the library uses.
@@ -73,6 +84,21 @@ def tests(session: nox.Session) -> None:
     """The library's tests; `nox -s tests -- -k sampler` passes words on to pytest."""
     session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *PEERS)
     session.run("pytest", *TWO_AT_ONCE, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def numerics(session: nox.Session) -> None:
+    """What computes with networks, as on other processors; words are passed on to pytest."""
+    session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS)
+    # By name: importing the tests that are left out would take longer than running the others.
+    files = sorted(str(path) for path in Path("tests").rglob("test_*.py") if "mark.numeric" in path.read_text("utf-8"))
+    for env in NUMERICS:
+        session.log(" ".join(f"{name}={value}" for name, value in env.items()))
+        at_once = TWO_AT_ONCE if env[THREADS] == "1" else []
+        # Threads that wait for each other sleep: else a busy machine takes minutes for seconds of work.
+        session.run(
+            "pytest", "-m", "numeric", *files, *at_once, *session.posargs, env=env | {"OMP_WAIT_POLICY": "PASSIVE"}
+        )
 
 
 @nox.session

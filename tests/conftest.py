@@ -1,10 +1,12 @@
 """Makes `cascade` and `tests.support` importable, whichever way pytest was started, and chance the same every time.
 
 `--hypothesis-seed=N` draws other inputs, for hypothesis and for what mutates files (`nox -s fuzz`).
+CASCADE_TEST_MISALIGNED=1 has weights lie where a foreign file may put them (`nox -s numerics`).
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import zlib
@@ -29,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # No deadline: the first call of a process pays for imports.
     hypothesis.settings.register_profile("project", derandomize=fixed, deadline=None)
     hypothesis.settings.load_profile("project")
+    if os.environ.get("CASCADE_TEST_MISALIGNED"):
+        from cascade.checkpoints import sources
+        from tests.support import MisalignedFile
+
+        sources.safe_open = MisalignedFile
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,6 +14,8 @@ from tests.adapters import loras
 from tests.small import TEXT, text_encoder
 from tests.support import relative_error
 
+pytestmark = pytest.mark.numeric
+
 QUERY = "down_blocks.0.2.attention.attn.to_q.weight"
 FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
 

@@ -50,6 +50,7 @@ def test_every_tensor_of_every_trainer_matches(trainer: str, size: str) -> None:
     assert sum(getattr(c, "dora", None) is not None for own in changes.values() for c in own.values()) == expected
 
 
+@pytest.mark.numeric
 def test_the_golden_lora_changes_the_output_as_in_the_reference() -> None:
     net = loras.small_stage_c()
     assert relative_error(loras.golden_output(net), golden("lora_official")["out_base"]) < 1e-4

@@ -14,6 +14,8 @@ from cascade.errors import BrokenCheckpoint, UnknownCheckpoint
 from tests.checkpoints.files import CONFIGS, comfyui_state, network, released_state, same_outputs, same_weights, save
 from tests.small import part as small_part
 
+pytestmark = pytest.mark.numeric
+
 KINDS = tuple(CONFIGS)
 MERGED = tuple(kind for kind in KINDS if kind != "controlnet")
 

@@ -12,6 +12,8 @@ from cascade.checkpoints import convert, inspect_file, load_model, save_model, s
 from cascade.errors import CheckpointError, IncompatibleCheckpoint
 from tests.checkpoints.files import comfyui_state, network, released_state, same_outputs, same_weights, save
 
+pytestmark = pytest.mark.numeric
+
 
 def test_types_on_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"

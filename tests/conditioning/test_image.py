@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cascade.conditioning import ImageEncoder, combine_images
 from cascade.conditioning.image import MEAN, STD, preprocess
 from tests.support import relative_error
+
+pytestmark = pytest.mark.numeric
 
 
 @torch.no_grad()

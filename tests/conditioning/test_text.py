@@ -6,6 +6,8 @@ import torch
 from cascade.conditioning import TextEncoder
 from tests.support import relative_error
 
+pytestmark = pytest.mark.numeric
+
 LONG = "a very long prompt about many small things, " * 12
 
 

@@ -26,6 +26,8 @@ from cascade.diffusion import (
 from cascade.diffusion.sampling import join_arguments
 from tests.support import INDEX, golden, golden_network, relative_error
 
+pytestmark = pytest.mark.numeric
+
 CASES = [name for name, entry in INDEX.items() if entry["kind"] == "sample"]
 SAMPLER_NAMES = {"DDPMSampler": "ddpm", "DDIMSampler": "ddim", "LCMSampler": "lcm"}
 

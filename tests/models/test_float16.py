@@ -10,6 +10,8 @@ from cascade.models import blocks, stack
 from cascade.models.blocks import ResBlock, TimestepBlock
 from tests.support import golden, golden_network, relative_error
 
+pytestmark = pytest.mark.numeric
+
 HALF_MAX = 65504
 
 

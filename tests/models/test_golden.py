@@ -7,6 +7,8 @@ import torch
 
 from tests.support import INDEX, golden, golden_network, relative_error
 
+pytestmark = pytest.mark.numeric
+
 TOLERANCE = 1e-4
 
 

@@ -140,6 +140,7 @@ def test_stage_a_takes_any_size(height: int, width: int) -> None:
     assert net.decode(latents).shape == (1, 3, latents.shape[-2] * 4, latents.shape[-1] * 4)
 
 
+@pytest.mark.numeric
 def test_stage_a_in_parts_is_stage_a(monkeypatch: pytest.MonkeyPatch) -> None:
     net = randomised(models.StageA(models.StageAConfig(width=8, bottleneck_blocks=2, codebook_size=4)))
     latents = torch.randn(2, 4, 7, 5)
@@ -156,6 +157,7 @@ def test_stage_a_in_parts_is_stage_a(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) < whole[:, 0].numel()
 
 
+@pytest.mark.numeric
 def test_an_image_does_not_depend_on_its_batch() -> None:
     net = randomised(StageC(SMALL_C))
     inputs = inputs_c(SMALL_C, 3, (4, 5))
@@ -164,12 +166,14 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         assert relative_error(net(*(value[i : i + 1] for value in inputs)), together[i : i + 1]) < 1e-5
 
 
+@pytest.mark.numeric
 def test_pooled_embeddings_may_come_without_their_token_dimension() -> None:
     net = randomised(StageC(SMALL_C))
     x, r, text, pooled, image = inputs_c(SMALL_C, 2, (4, 4))
     assert torch.equal(net(x, r, text, pooled[:, 0], image[:, 0]), net(x, r, text, pooled, image))
 
 
+@pytest.mark.numeric
 def test_conditions_once_equal_conditions_every_step() -> None:
     net = randomised(StageC(SMALL_C))
     x, r, *embeddings = inputs_c(SMALL_C, 2, (4, 5))
@@ -184,6 +188,7 @@ def test_conditions_once_equal_conditions_every_step() -> None:
     assert torch.equal(net.denoise(x, r, conditions), net(x, r, effnet, clip, pixels=pixels))
 
 
+@pytest.mark.numeric
 def test_control_reaches_the_block_it_is_for() -> None:
     net = randomised(StageC(SMALL_C))
     inputs = inputs_c(SMALL_C, 1, (4, 4))
@@ -256,6 +261,7 @@ def test_training_starts_from_zero_output_and_zero_control() -> None:
     assert all(r.abs().max() == 0 for r in residuals if r is not None)
 
 
+@pytest.mark.numeric
 def test_codebook_entries_are_fixed_points_of_the_quantizer() -> None:
     net = randomised(models.StageA(models.StageAConfig(width=8, bottleneck_blocks=1, codebook_size=16)))
     rows = net.vquantizer.entries.detach()[torch.randint(16, (6,))]
@@ -264,6 +270,7 @@ def test_codebook_entries_are_fixed_points_of_the_quantizer() -> None:
     assert relative_error(net.quantize(latents + 10), latents + 10) > 0.1
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", ["stage_c_small", "stage_b_small"])
 def test_half_precision_stays_close(case: str, dtype: torch.dtype) -> None:

@@ -13,6 +13,8 @@ from cascade.pipelines import Control, Parts, SamplingSettings, Settings, genera
 from tests.small import small_cascade
 from tests.support import relative_error
 
+pytestmark = pytest.mark.numeric
+
 FEW = Settings(
     width=96,
     height=96,

@@ -56,6 +56,7 @@ def image(height: int = 90, width: int = 128, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)
 
 
+@pytest.mark.numeric
 def test_a_start_is_noised_at_the_samplers_own_level_or_as_released() -> None:
     """The released image to image noises with shift 1 what it samples with shift 2."""
     latents, epsilon = torch.randn(1, 16, 5, 6), torch.randn(1, 16, 5, 6)
@@ -98,6 +99,7 @@ def test_stage_b_from_the_images_own_latents_keeps_its_detail(parts: Parts) -> N
     assert likeness(0.1) > likeness(0.5) > likeness(1.0)
 
 
+@pytest.mark.numeric
 def test_outside_a_mask_the_image_is_the_source(parts: Parts) -> None:
     source, mask = torch.rand(2, 3, 90, 128), torch.zeros(1, 1, 90, 128)
     mask[..., 80:], mask[..., 70:80] = 1, 0.5
@@ -124,6 +126,7 @@ def test_sources_of_any_size_and_kind(parts: Parts) -> None:
         generate(parts, ["", ""], seeds=[0, 1], source=ImageToImage(images=image()), settings=FEW)
 
 
+@pytest.mark.numeric
 def test_several_images_are_varied_with_their_weights(parts: Parts) -> None:
     first, second = image(seed=1), image(seed=2)
 
@@ -138,6 +141,7 @@ def test_several_images_are_varied_with_their_weights(parts: Parts) -> None:
     assert all(relative_error(a, b) > 1e-3 for i, a in enumerate(results) for b in results[:i])
 
 
+@pytest.mark.numeric
 def test_a_mix_goes_from_one_image_to_the_other(parts: Parts) -> None:
     first, second = image(seed=1), torch.rand(1, 3, 60, 60)
     given = {"settings": FEW, "strength": 0.3, "seed": 4}
@@ -172,6 +176,7 @@ def random_inputs(batch: int = 1) -> tuple[StageBInputs, StageBInputs]:
     return StageBInputs(effnet, clip), StageBInputs(torch.zeros_like(effnet), clip * 0)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_stage_b_in_tiles_sees_its_own_part_of_stage_c() -> None:
     net: Any = part("stage_b")
@@ -195,6 +200,7 @@ def test_stage_b_in_tiles_sees_its_own_part_of_stage_c() -> None:
     assert other[..., -30:].abs().max() > 1e-3
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(256, 320), (301, 450)])
 def test_stage_a_in_tiles_is_stage_a(size: tuple[int, int]) -> None:
@@ -205,6 +211,7 @@ def test_stage_a_in_tiles_is_stage_a(size: tuple[int, int]) -> None:
     assert relative_error(decode(net, latents, tile=128), decode(net, latents)) < 1e-5
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_released_stage_a_reaches_no_farther_than_its_config_says() -> None:
     net = models.initialize(models.StageA(replace(models.STAGE_A, width=16)))

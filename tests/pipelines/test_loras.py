@@ -14,6 +14,8 @@ from cascade.pipelines import Parts, Settings, generate
 from tests import small
 from tests.support import relative_error
 
+pytestmark = pytest.mark.numeric
+
 QUERY = "down_blocks.0.2.attention.attn.to_q.weight"
 SETTINGS = Settings(width=64, height=64)
 

@@ -9,6 +9,8 @@ from cascade.pipelines import Parts, SamplingSettings, reconstruct
 from tests.small import small_cascade
 from tests.support import relative_error
 
+pytestmark = pytest.mark.numeric
+
 FEW = SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0)
 
 

@@ -13,6 +13,8 @@ from cascade.pipelines.networks import Parts
 from tests.small import small_cascade
 from tests.support import relative_error
 
+pytestmark = pytest.mark.numeric
+
 FEW = Settings(
     width=96,
     height=70,

@@ -45,6 +45,7 @@ def test_files_are_small_and_say_what_they_are() -> None:
         assert found.layout == "cascade"
 
 
+@pytest.mark.numeric
 def test_images_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> None:
     answers: dict[str, list[float]] = {}
     for prompt, image in drawn:
@@ -93,6 +94,7 @@ def test_the_lora_draws_what_nothing_else_draws() -> None:
     assert reached[OTHERS] >= 0.6, reached
 
 
+@pytest.mark.numeric
 def test_stage_a_keeps_images() -> None:
     images = torch.from_numpy(drawing.batch(123, 8).images).permute(0, 3, 1, 2).float() / 255
     net = load_model(tiny.path("stage_a"), dtype=torch.float32)
