@@ -22,6 +22,8 @@ MAX_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""
+ALIGNMENT = 64
+"""Bytes, of a cache line and of the widest registers: at multiples of it tensors begin in the files that we write."""
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -142,7 +144,7 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """The start of a safetensors file with these tensors in this order; wide types must come first to be aligned."""
+    """The start of a safetensors file with these tensors in this order, the first at a multiple of `ALIGNMENT`."""
     content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, info in tensors.items():
@@ -150,7 +152,7 @@ def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str])
         content[name] = {"dtype": DTYPE_NAMES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
         position = offsets[1]
     raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-(8 + len(raw)) % ALIGNMENT)
     return len(raw).to_bytes(8, "little") + raw
 
 

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, IncompatibleCheckpoint
 from ..models import Config
 from .clip import ClipConfig
 from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, detect_parts
-from .header import TensorInfo, header_bytes
+from .header import ALIGNMENT, TensorInfo, header_bytes
 from .layouts import DIFFUSERS_FOLDERS, from_ours, prefix, rules
 from .loading import FLOAT8, converted, expected_network, read_piece, settled_config
 from .network_kinds import KINDS, config_of, kind_of
@@ -59,6 +59,17 @@ def save_model(net: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dty
         infos = [_info(state[each].shape, state[each].dtype, dtype) for each in ours]
         outputs.append(_Output(name, _joined(infos), _reading([state[each] for each in ours])))
     _write_file(Path(path), outputs, _metadata(kind, config), None)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    """Write named tensors as a safetensors file. The file is replaced whole or not at all.
+
+    Raises:
+        OSError: it could not be written; what was there is still there.
+    """
+    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    outputs = [_Output(name, infos[name], _reading([tensor])) for name, tensor in tensors.items()]
+    _write_file(Path(path), outputs, metadata, None)
 
 
 def convert(
@@ -179,8 +190,11 @@ def _metadata(kind: str, config: Config) -> dict[str, str]:
 def _write_file(
     path: Path, outputs: Iterable[_Output], metadata: Mapping[str, str], on_tensor: OnTensor | None
 ) -> None:
-    # Wide types first: every tensor then begins at a multiple of its type's size.
-    ordered = sorted(outputs, key=lambda output: (-output.info.dtype.itemsize, output.name))
+    # Whole multiples of 64 bytes first: each of them begins at one. Then wide types: each begins at one of its size.
+    def rank(output: _Output) -> tuple[bool, int, str]:
+        return output.info.bytes % ALIGNMENT != 0, -output.info.dtype.itemsize, output.name
+
+    ordered = sorted(outputs, key=rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -113,6 +113,7 @@ def test_each_kind_of_change_comes_back_the_same(format: str, tmp_path: Path) ->
         }
     )
     save_lora(lora, tmp_path / "a.safetensors", format=format)
+    assert (8 + int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little")) % 64 == 0
     read = read_lora(tmp_path / "a.safetensors")
     assert {kind: set(own) for kind, own in read.changes.items()} == {k: set(own) for k, own in lora.changes.items()}
     for kind, own in lora.changes.items():
