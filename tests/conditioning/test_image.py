@@ -7,7 +7,7 @@ from cascade.conditioning.image import MEAN, STD, preprocess
 
 
 @torch.no_grad()
-def test_one_embedding_a_image(image_model):
+def test_one_embedding_an_image(image_model):
     encoder = ImageEncoder(image_model)
     images = torch.rand(2, 3, 40, 60)
     embeddings = encoder.encode(images)

@@ -8,7 +8,7 @@ from cascade.images import effnet_input
 from cascade.pipelines import Parts, SamplingSettings, reconstruct
 from tests.small import small_cascade
 
-FEW = SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0)
+FEW = SamplingSettings(steps=2, guidance=Guidance(cfg=1.1), shift=1.0)
 
 
 def test_images_come_back_at_their_size():
