@@ -38,7 +38,7 @@ class StageCInputs:
 
 @dataclass(frozen=True)
 class StageBInputs:
-    """Stage B's conditions: stage_c [B, 16, h, w] (Stage C's or an encoded image's latents), clip [B, 1, c] pooled text."""
+    """Stage B's conditions: stage_c [B, 16, h, w] (latents of Stage C or an image), clip [B, 1, c] (pooled text)."""
 
     stage_c: Tensor
     clip: Tensor

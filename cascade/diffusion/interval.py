@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ROUNDING = 1e-5
-"""How far outside an interval a step may lie and still belong to it. Noise levels come back from float32 to about 1e-6."""
+"""How far outside an interval a step may lie and still belong to it: noise levels lose digits in float32."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Samplers: one step from a noise level to the next, cleaner one. A level is the factors (a, b) of x = a x0 + b epsilon.
+"""Samplers: one step from a noise level to the next. A level is the factors (a, b) of x = a x0 + b epsilon.
 
 `step(x0, epsilon, (a, b), (a_next, b_next), noise)` -> x at the next level. `noise()` gives standard normal noise of
 x0's shape and is called only where the step needs it.
