@@ -43,7 +43,7 @@ def choices(kind: str) -> list[str]:
     return [TINY, *_names(of_kind(kind))]
 
 
-def file_field(kind: str, tip: str, name: str = "file") -> Any:
+def file_field(kind: str, tip: str, name: str) -> Any:
     """A node's input that offers them."""
     return field(io.Combo, name, options=choices(kind), default=TINY, tooltip=tip)
 
