@@ -39,6 +39,11 @@ def token_names_field() -> Any:
     )
 
 
+def filename_prefix_field(default: str, folder: str) -> Any:
+    tip = f"Start of the new file's name in {folder}; a number is added, and no file is replaced. / makes a subfolder."
+    return field(io.String, "filename_prefix", default=default, tooltip=tip)
+
+
 def targets() -> list[Any]:
     return [
         field(io.Model, "model", optional=True, tooltip="Stage C. Not needed for a LoRA of the text encoder only."),
@@ -229,12 +234,7 @@ class CascadeSaveLora(io.ComfyNode):
             description="Saves a LoRA to models/loras in the format of any trainer: converts files, keeps new ones.",
             inputs=[
                 folders.file_field("lora", "The LoRA to convert, from models/loras.", name="lora_name"),
-                field(
-                    io.String,
-                    "name",
-                    default="converted",
-                    tooltip="The new file, without ending; a / makes a subfolder. A file of that name is replaced.",
-                ),
+                filename_prefix_field("cascade_lora", "models/loras"),
                 field(
                     io.Combo,
                     "format",
@@ -268,14 +268,14 @@ class CascadeSaveLora(io.ComfyNode):
     def execute(
         cls,
         lora_name: str,
-        name: str,
+        filename_prefix: str,
         format: str,
         lora: Lora | None = None,
         model: Any = None,
         clip: Any = None,
         token_names: str = "",
     ) -> io.NodeOutput:
-        path = folders.new_file("lora", name)
+        path = folders.numbered_file("lora", filename_prefix)
         adapters.write(chosen(lora_name, token_names, model, lora), path, format, model, clip)
         return io.NodeOutput(str(path))
 
@@ -293,12 +293,7 @@ class CascadeMergeLora(io.ComfyNode):
             ),
             inputs=[
                 field(io.Model, "model", tooltip="Stage C with LoRAs on it."),
-                field(
-                    io.String,
-                    "name",
-                    default="merged",
-                    tooltip="The new file in models/diffusion_models, without ending. A file of that name is replaced.",
-                ),
+                filename_prefix_field("stage_c_merged", "models/diffusion_models"),
             ],
             outputs=[io.String.Output("path", display_name="path", tooltip="The file that was written.")],
             is_output_node=True,
@@ -306,8 +301,8 @@ class CascadeMergeLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, name: str) -> io.NodeOutput:
-        path = folders.new_file("stage_c", name)
+    def execute(cls, model: Any, filename_prefix: str) -> io.NodeOutput:
+        path = folders.numbered_file("stage_c", filename_prefix)
         adapters.save_merged(model, path)
         return io.NodeOutput(str(path))
 
