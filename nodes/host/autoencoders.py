@@ -25,7 +25,7 @@ from ...cascade.models.stage_a import AT_ONCE_GPU
 from .files import read
 from .networks import LayerFactory
 
-DTYPES: dict[str, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES: dict[str, torch.dtype | None] = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 Memory = Callable[[tuple[int, ...], torch.dtype], float]
 """(shape of one image or latent [B, c, h, w], type) -> bytes beside the weights."""
@@ -139,7 +139,7 @@ def _in_tiles(function: Callable[[Tensor], Tensor], batch: Tensor, **tiles: int)
     return torch.cat(results)
 
 
-def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:
+def load_stage_a(path: Path, dtype: str = "default") -> CascadeVAE:
     """The VAE of a Stage A file. Raises CheckpointError."""
     wanted = _dtype(dtype)
     with torch.inference_mode(False):
@@ -149,7 +149,7 @@ def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:
     return vae
 
 
-def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "auto") -> CascadeVAE:
+def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "default") -> CascadeVAE:
     """The VAE of an EfficientNet encoder's and a previewer's file, which may be one. Raises CheckpointError."""
     wanted = _dtype(dtype)
     with torch.inference_mode(False):

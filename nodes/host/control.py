@@ -233,7 +233,9 @@ def apply(
     if control is None:
         raise CascadeError("There is no ControlNet: connect Load ControlNet (Stable Cascade).")
     if start > end:
-        raise CascadeError(f"Apply ControlNet (Stable Cascade): start {start:g} lies after end {end:g}.")
+        raise CascadeError(
+            f"Apply ControlNet (Stable Cascade): start_percent {start:g} lies after end_percent {end:g}."
+        )
     image = hint.movedim(-1, 1)
     if isinstance(control, comfy.controlnet.T2IAdapter):
         # The host would make one channel of a color image, and the net would see no edges in it.

@@ -34,11 +34,11 @@ KEY = "cascade"
 """Under which our callbacks and wrappers stand in the host's lists."""
 
 DTYPES: dict[str, torch.dtype | None] = {
-    "auto": None,
+    "default": None,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
-    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 
 
@@ -217,7 +217,7 @@ def _known(entry: _Entry) -> Iterator[None]:
 
 
 def load_stage(
-    kind: str, path: Path, dtype: str = "auto", previewer: Path | None = None, disable_dynamic: bool = False
+    kind: str, path: Path, dtype: str = "default", previewer: Path | None = None, disable_dynamic: bool = False
 ) -> Any:
     """The MODEL of a Stage C or Stage B file.
 
