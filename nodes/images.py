@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from ..cascade.diffusion import Guidance
 from ..cascade.errors import MissingPart
 from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
-from ..cascade.pipelines import compression_warning, latent_sizes, with_short_side
-from .host import checks, decoding, imaging, sampling, tiling
+from ..cascade.pipelines import STAGE_B_SETTINGS, Tiles, latent_sizes, with_short_side
+from .host import checks, decoding, imaging, sampling
+from .host.tiling import too_large
 from .types import CONDITIONING, IMAGES, LATENT, cfg_field, field, frames_field, schema, seed_field
 
 SHORT_SIDE, OWN_SIZE = "short side (image to image)", "own size (reconstruction)"
@@ -200,7 +202,7 @@ class CascadeReconstruct(io.ComfyNode):
                 field(
                     io.Float,
                     "compression",
-                    default=42.67,
+                    default=COMPRESSION,
                     min=8.0,
                     max=256.0,
                     step=0.01,
@@ -209,8 +211,15 @@ class CascadeReconstruct(io.ComfyNode):
                     "to 64.",
                 ),
                 seed_field("The noise that Stage B starts from."),
-                field(io.Int, "steps", default=10, min=1, max=1000, tooltip="Steps of Stage B. Released: 10."),
-                cfg_field(1.1),
+                field(
+                    io.Int,
+                    "steps",
+                    default=STAGE_B_SETTINGS.steps,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of Stage B. Released: 10.",
+                ),
+                cfg_field(STAGE_B_SETTINGS.guidance.cfg),
             ],
             outputs=[
                 io.Image.Output("image_out", display_name="image", tooltip="The reconstruction."),
@@ -239,33 +248,27 @@ class CascadeReconstruct(io.ComfyNode):
         steps: int,
         cfg: float,
     ) -> io.NodeOutput:
-        checks.model(model, "Stage B")
         checks.autoencoder(encoder, "Stage C")
         checks.autoencoder(vae, "Stage B")
         given = imaging.from_image(image)
         height, width = given.shape[-2:]
         sizes = latent_sizes(height, width)
         small = checks.finite(imaging.encode_effnet(encoder, given, compression), "Stage C", "latent")
-        if warning := compression_warning(small.shape, sizes.stage_b):
-            checks.warn(warning)
-        empty = torch.zeros(len(given), *sizes.stage_b)
-        if tiling.too_large(model, empty):
-            model = tiling.tiled(model)
-        guided = sampling.guider(
-            sampling.shifted(model, 1.0),
-            sampling.with_prior(positive, small),
-            sampling.with_prior(negative, None),
-            Guidance(scale=cfg),
-        )
-        sigmas = sampling.released_sigmas(steps, 1.0)
-        large = sampling.run(guided, {}, empty, seed, "stage_b", "ddpm", sigmas)["samples"]
-        again = decoding.decode(vae, checks.finite(large, "Stage B")).movedim(-1, 1)[..., :height, :width]
+        stage_c = {"samples": small}
+        empty = {"samples": torch.zeros(len(given), *sizes.stage_b)}
+        settings = replace(STAGE_B_SETTINGS, steps=steps, guidance=Guidance(cfg=cfg))
+
+        def tiles(samples: torch.Tensor) -> Tiles | None:
+            return Tiles() if too_large(model, samples) else None
+
+        stage_b = sampling.sample_stage_b(model, positive, negative, stage_c, empty, seed, settings, tiles)
+        again = decoding.decode(vae, stage_b["samples"]).movedim(-1, 1)[..., :height, :width]
         again = checks.finite(again, "Stage A", "image")
         scores = [(psnr(a, b), ssim(a, b)) for a, b in zip(given.to(again), again, strict=True)]
         report = _report(given, small, scores)
         means = [sum(score) / len(scores) for score in zip(*scores, strict=True)]
         comparison = imaging.to_image(side_by_side(given, again))
-        return io.NodeOutput(imaging.to_image(again), comparison, {"samples": small}, *means, report)
+        return io.NodeOutput(imaging.to_image(again), comparison, stage_c, *means, report)
 
 
 def _report(given: torch.Tensor, small: torch.Tensor, scores: list[tuple[float, float]]) -> str:

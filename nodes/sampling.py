@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..cascade.diffusion import Guidance
-from ..cascade.pipelines import compression_warning
-from .host import checks, sampling
-from .host import tiling as tiles
+from ..cascade.diffusion import Guidance, SamplingSettings
+from ..cascade.pipelines import STAGE_B_SETTINGS, STAGE_C_SETTINGS, Tiles
+from .host import sampling
+from .host.tiling import too_large
 from .types import CUSTOM_SAMPLING, SAMPLING, cfg_field, field, schema, seed_field
 
 PER_IMAGE, WHOLE_BATCH = "per image", "whole batch (as released)"
 MATCHES_DENOISE, AS_RELEASED = "matches denoise", "as released"
 AUTO, NEVER, ALWAYS = "auto", "never", "always"
 PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a stage is sampled: the widgets of its node."""
-
-    seed: int
-    steps: int
-    sampler_name: str
-    denoise: float
-    shift: float
-    guidance: Guidance
 
 
 def conditioning_fields() -> list[Any]:
@@ -102,15 +89,15 @@ def steps_field(default: int) -> Any:
     return field(io.Int, "steps", default=default, min=1, max=1000, tooltip=tip)
 
 
-def run_fields(steps: int, cfg: float, shift: float) -> list[Any]:
+def run_fields(released: SamplingSettings) -> list[Any]:
     return [
         seed_field("Of the noise. The same seed gives the same image, alone or as the first of a batch."),
-        steps_field(steps),
-        cfg_field(cfg),
+        steps_field(released.steps),
+        cfg_field(released.guidance.cfg),
         field(
             io.Combo,
             "sampler_name",
-            options=sampling.samplers(),
+            options=sampling.sampler_names(),
             default="ddpm",
             tooltip="Released: ddpm. ddim adds no noise between steps; lcm is for models made for few steps.",
         ),
@@ -124,7 +111,7 @@ def run_fields(steps: int, cfg: float, shift: float) -> list[Any]:
             round=0.001,
             tooltip="How much of latent_image is generated anew: 1 all of it, less keeps more of an encoded image.",
         ),
-        shift_field(shift),
+        shift_field(released.shift),
         *guidance_fields(),
     ]
 
@@ -132,12 +119,13 @@ def run_fields(steps: int, cfg: float, shift: float) -> list[Any]:
 def to_guidance(
     cfg: float, cfg_rescale: float, cfg_end: float, start_percent: float, end_percent: float, rescale_scope: str
 ) -> Guidance:
-    """The inputs of a node as the library's. Raises ValueError for an interval that ends before it begins."""
+    """The inputs of a node as the library's. Raises ValueError for an interval that ends before it starts."""
     return Guidance(
-        scale=(cfg, cfg_end) if cfg_end else cfg,
-        rho=cfg_rescale,
-        t_start=1 - start_percent,
-        t_stop=1 - end_percent,
+        cfg=cfg,
+        cfg_rescale=cfg_rescale,
+        cfg_end=cfg_end or None,
+        start_percent=start_percent,
+        end_percent=end_percent,
         per_image=rescale_scope == PER_IMAGE,
     )
 
@@ -154,7 +142,7 @@ class CascadeSampleStageC(io.ComfyNode):
                 field(io.Model, "model", tooltip="Stage C."),
                 *conditioning_fields(),
                 field(io.Latent, "latent_image", tooltip="Where to start: an empty latent, or an encoded image."),
-                *run_fields(steps=20, cfg=4.0, shift=2.0),
+                *run_fields(STAGE_C_SETTINGS),
                 field(
                     io.Combo,
                     "img2img_noise_level",
@@ -185,15 +173,13 @@ class CascadeSampleStageC(io.ComfyNode):
         img2img_noise_level: str = MATCHES_DENOISE,
         **guidance: Any,
     ) -> io.NodeOutput:
-        checks.model(model, "Stage C")
-        samples = checks.latents(latent_image, "Stage C")
-        noised_to = None
-        if img2img_noise_level == AS_RELEASED and denoise < 1:
-            noised_to = float(sampling.released_sigmas(1, 1.0, t_start=denoise)[0])
-        settings = Settings(seed, steps, sampler_name, denoise, shift, to_guidance(**guidance))
-        result = _sample(model, (positive, negative), latent_image, samples, settings, "stage_c", noised_to)
-        checks.finite(result["samples"], "Stage C")
-        return io.NodeOutput(result)
+        settings = SamplingSettings(
+            steps=steps, sampler_name=sampler_name, shift=shift, guidance=to_guidance(**guidance)
+        ).with_strength(denoise)
+        as_released = img2img_noise_level == AS_RELEASED
+        return io.NodeOutput(
+            sampling.sample_stage_c(model, positive, negative, latent_image, seed, settings, as_released)
+        )
 
 
 class CascadeSampleStageB(io.ComfyNode):
@@ -208,7 +194,7 @@ class CascadeSampleStageB(io.ComfyNode):
                 field(io.Model, "model", tooltip="Stage B."),
                 *conditioning_fields(),
                 field(io.Latent, "stage_c", tooltip="What to generate: Stage C's result, or an encoded image."),
-                *run_fields(steps=10, cfg=1.1, shift=1.0),
+                *run_fields(STAGE_B_SETTINGS),
                 field(
                     io.Latent,
                     "latent_image",
@@ -229,7 +215,7 @@ class CascadeSampleStageB(io.ComfyNode):
                 field(
                     io.Int,
                     "tile_size",
-                    default=1024,
+                    default=Tiles.tile_size,
                     min=256,
                     max=8192,
                     step=64,
@@ -240,7 +226,7 @@ class CascadeSampleStageB(io.ComfyNode):
                 field(
                     io.Int,
                     "overlap",
-                    default=256,
+                    default=Tiles.overlap,
                     min=64,
                     max=4096,
                     step=64,
@@ -267,37 +253,21 @@ class CascadeSampleStageB(io.ComfyNode):
         shift: float,
         latent_image: Any = None,
         tiling: str = NEVER,
-        tile_size: int = 1024,
-        overlap: int = 256,
+        tile_size: int = Tiles.tile_size,
+        overlap: int = Tiles.overlap,
         **guidance: Any,
     ) -> io.NodeOutput:
-        checks.model(model, "Stage B")
-        small = checks.latents(stage_c, "Stage C")
-        start = sampling.start_of_stage_b(stage_c, small) if latent_image is None else latent_image
-        samples = sampling.repeated(checks.latents(start, "Stage B"), len(small))
-        if warning := compression_warning(small.shape, samples.shape):
-            checks.warn(warning)
-        if tiling == ALWAYS or (tiling == AUTO and tiles.too_large(model, samples)):
-            model = tiles.tiled(model, tile_size, overlap)
-        conditionings = sampling.with_prior(positive, small), sampling.with_prior(negative, None)
-        settings = Settings(seed, steps, sampler_name, denoise, shift, to_guidance(**guidance))
-        result = _sample(model, conditionings, start, samples, settings, "stage_b")
-        checks.finite(result["samples"], "Stage B")
-        return io.NodeOutput(result)
+        settings = SamplingSettings(
+            steps=steps, sampler_name=sampler_name, shift=shift, guidance=to_guidance(**guidance)
+        ).with_strength(denoise)
 
+        def tiles(samples: Tensor) -> Tiles | None:
+            wanted = tiling == ALWAYS or (tiling == AUTO and too_large(model, samples))
+            return Tiles(tile_size, overlap) if wanted else None
 
-def _sample(
-    model: Any,
-    conditionings: tuple[Any, Any],
-    latent: Any,
-    samples: torch.Tensor,
-    settings: Settings,
-    stream: str,
-    noised_to: float | None = None,
-) -> dict[str, Any]:
-    sigmas = sampling.released_sigmas(settings.steps, settings.shift, t_start=settings.denoise)
-    guider = sampling.guider(sampling.shifted(model, settings.shift), *conditionings, settings.guidance)
-    return sampling.run(guider, latent, samples, settings.seed, stream, settings.sampler_name, sigmas, noised_to)
+        return io.NodeOutput(
+            sampling.sample_stage_b(model, positive, negative, stage_c, latent_image, seed, settings, tiles)
+        )
 
 
 class CascadeSigmas(io.ComfyNode):
@@ -309,8 +279,8 @@ class CascadeSigmas(io.ComfyNode):
             category=CUSTOM_SAMPLING,
             description="The released noise levels, for any number of steps. Shift: 2 for Stage C, 1 for Stage B.",
             inputs=[
-                steps_field(20),
-                shift_field(2.0),
+                steps_field(STAGE_C_SETTINGS.steps),
+                shift_field(STAGE_C_SETTINGS.shift),
                 field(
                     io.Float,
                     "start_percent",
@@ -332,7 +302,8 @@ class CascadeSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps: int, shift: float, start_percent: float, end_percent: float) -> io.NodeOutput:
-        return io.NodeOutput(sampling.released_sigmas(steps, shift, 1 - start_percent, 1 - end_percent))
+        settings = SamplingSettings(steps=steps, shift=shift, start_percent=start_percent, end_percent=end_percent)
+        return io.NodeOutput(sampling.sigmas(settings))
 
 
 class CascadeGuider(io.ComfyNode):
@@ -347,7 +318,7 @@ class CascadeGuider(io.ComfyNode):
             inputs=[
                 field(io.Model, "model", tooltip="Stage C or Stage B."),
                 *conditioning_fields(),
-                cfg_field(4.0),
+                cfg_field(STAGE_C_SETTINGS.guidance.cfg),
                 *guidance_fields(),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from comfy_api.latest import io
+
+from .host.compat import supported
 
 CATEGORY = "Stable Cascade"
 LOADERS = f"{CATEGORY}/loaders"
@@ -22,23 +23,14 @@ LoraType = io.Custom("CASCADE_LORA")
 """A LoRA in the library's form, whatever file or training it came from."""
 
 
-NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
-"""Keywords that not every supported ComfyUI knows. Other unknown ones are mistakes: the host raises TypeError."""
-
-
 def schema(**keywords: Any) -> io.Schema:
     """A node's schema; what this ComfyUI does not know yet is left out."""
-    return io.Schema(**_supported(io.Schema, keywords))
+    return io.Schema(**supported(io.Schema, keywords))
 
 
 def field(kind: Any, name: str, **keywords: Any) -> Any:
     """An input of a type (`io.Int`, ...); what this ComfyUI does not know yet is left out."""
-    return kind.Input(name, **_supported(kind.Input, keywords))
-
-
-def _supported(made: Any, keywords: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(made).parameters
-    return {name: value for name, value in keywords.items() if name in known or name not in NEWER}
+    return kind.Input(name, **supported(kind.Input, keywords))
 
 
 def seed_field(tip: str) -> Any:

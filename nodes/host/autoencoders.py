@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ...cascade.images import stitched
 from ...cascade.images.resize import normalize
 from ...cascade.models import EffnetEncoder, Previewer, StageA
 from ...cascade.models.stage_a import AT_ONCE_GPU
+from .compat import build_empty_vae
 from .files import read
 from .networks import LayerFactory
 
@@ -80,8 +79,7 @@ class CascadeVAE(comfy.sd.VAE):
     """The host's VAE around a network of ours with `encode` and `decode`, images in [0, 1]."""
 
     def __init__(self, net: nn.Module, geometry: Geometry, dtype: torch.dtype) -> None:
-        with _quietly():
-            super().__init__(sd={})
+        build_empty_vae(self)
         self.first_stage_model: Any = net.eval().requires_grad_(False)
         self.downscale_ratio, self.upscale_ratio = geometry.down, geometry.up
         self.latent_channels = geometry.channels
@@ -214,18 +212,3 @@ def _coder_geometry(encoder: Any, previewer: Any) -> Geometry:
         return shape[2] * shape[3] * 64 * width / 4 * 2.5 * comfy.model_management.dtype_size(dtype)
 
     return Geometry(channels=16, down=32, up=8, encode_memory=encode_memory, decode_memory=decode_memory)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The host warns of a VAE without weights; here they come a moment later."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return "No VAE weights" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(other)
-    try:
-        yield
-    finally:
-        root.removeFilter(other)
