@@ -21,7 +21,7 @@ NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
 """Schema keywords that not every supported version knows. For any other unknown one the host raises TypeError."""
 
 CALLBACK = 5
-"""Place of the callback among the arguments of a sampling run: noise, latent_image, sampler, sigmas, denoise_mask, ..."""
+"""Place of the callback in a sampling run's arguments: noise, latent_image, sampler, sigmas, denoise_mask, callback."""
 
 _lock = threading.Lock()
 
