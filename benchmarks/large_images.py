@@ -32,7 +32,7 @@ from torch import Tensor
 from cascade.conditioning import StageBInputs
 from cascade.diffusion import Guidance
 from cascade.models import STAGE_A, STAGE_B_700M, StageA, StageB
-from cascade.pipelines import SamplingSettings, Tiles, decode, encode_stage_a, sample_stage_b
+from cascade.pipelines import SamplingSettings, StagePlan, Tiles, decode, encode_stage_a, sample_stage_b
 
 SIDES, TILE = (1024, 2048, 4096), 1024
 SMALL_SIDES, SMALL_TILE = (256, 512), 160
@@ -66,9 +66,10 @@ def a_step(side: int, tile: int | None, options: argparse.Namespace) -> Job:
         net = StageB(SMALL_B if options.small else STAGE_B_700M).to(options.dtype)
     with_random_weights(net)
     inputs = StageBInputs(torch.randn(1, 16, side // 32, side // 32), torch.randn(1, 1, net.config.clip))
-    settings = SamplingSettings(steps=1, guidance=Guidance(scale=1.0), shift=1.0)
+    settings = SamplingSettings(steps=1, guidance=Guidance(cfg=1.0), shift=1.0)
     size, tiles = (4, side // 4, side // 4), Tiles(tile, tile // 4) if tile else None
-    return lambda: sample_stage_b(net, inputs, inputs, size=size, seeds=[0], settings=settings, tiles=tiles)
+    plan = StagePlan(stage="stage_b", size=size, seeds=[0], settings=settings, cond=inputs, uncond=inputs, tiles=tiles)
+    return lambda: sample_stage_b(net, plan)
 
 
 JOBS = {"Stage A decodes": decoding, "Stage A encodes": encoding, "a step of Stage B 700M": a_step}

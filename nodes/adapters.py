@@ -1,4 +1,4 @@
-"""LoRAs and learned words: use them, look into them, convert, merge and extract them."""
+"""LoRAs and learned tokens: use them, look into them, convert, merge and extract them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,57 @@ from .types import LORA, LoraType, field, schema
 
 NONE = "none"
 SLOTS = 5
-TOKENS_TIP = (
-    "Only for files that do not tell their words, such as the released trainer's: one line a word, with the text it "
-    "starts from, as its YAML has them: [fernando] = ^dog</w>"
+TOKEN_NAMES_TIP = (
+    "Only for files without the names of their tokens, such as the released trainer's: one line for each token, with "
+    "the text it starts from, as in the trainer's YAML: [fernando] = ^dog</w>"
 )
-WINS_TIP = "A LoRA from Train LoRA or Extract LoRA. It is taken in the place of the file."
+WINS_TIP = "A LoRA from Train LoRA or Extract LoRA. It is used instead of lora_name."
 
 
 def strength_field(name: str, tip: str) -> Any:
     return field(
-        io.Float, name, default=1.0, min=-20.0, max=20.0, step=0.05, round=0.001, tooltip=f"{tip} 0: as without it."
+        io.Float,
+        name,
+        default=1.0,
+        min=-20.0,
+        max=20.0,
+        step=0.05,
+        round=0.001,
+        tooltip=f"{tip} 1: as trained; 0: no effect.",
     )
 
 
-def tokens_field() -> Any:
-    return field(io.String, "tokens", default="", multiline=True, optional=True, advanced=True, tooltip=TOKENS_TIP)
+def token_names_field() -> Any:
+    return field(
+        io.String, "token_names", default="", multiline=True, optional=True, advanced=True, tooltip=TOKEN_NAMES_TIP
+    )
+
+
+def filename_prefix_field(default: str, folder: str) -> Any:
+    tip = f"Start of the new file's name in {folder}; a number is added, and no file is replaced. / makes a subfolder."
+    return field(io.String, "filename_prefix", default=default, tooltip=tip)
 
 
 def targets() -> list[Any]:
     return [
-        field(io.Model, "model", optional=True, tooltip="Stage C. Leave it open for a LoRA of the text encoder alone."),
-        field(io.Clip, "clip", optional=True, tooltip="The text encoder, which then knows the words of the LoRA."),
+        field(io.Model, "model", optional=True, tooltip="Stage C. Not needed for a LoRA of the text encoder only."),
+        field(io.Clip, "clip", optional=True, tooltip="The text encoder, for the LoRA's changes of it and its tokens."),
     ]
 
 
 def target_outputs() -> list[Any]:
     return [
         io.Model.Output("model_out", display_name="model", tooltip="Stage C with the LoRA."),
-        io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder with the LoRA and its words."),
-        io.String.Output("report", display_name="report", tooltip="What matched, and which words prompts can use now."),
+        io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder with the LoRA and its tokens."),
+        io.String.Output(
+            "report", display_name="report", tooltip="What matched, and which tokens prompts can use now."
+        ),
     ]
 
 
-def chosen(file: str, tokens: str = "", model: Any = None, lora: Lora | None = None, kind: str = "lora") -> Lora:
+def chosen(lora_name: str, token_names: str = "", model: Any = None, lora: Lora | None = None) -> Lora:
     """The LoRA that is connected, else that of the file."""
-    return adapters.read(folders.find(kind, file), tokens, model) if lora is None else lora
+    return adapters.read(folders.find("lora", lora_name), token_names, model) if lora is None else lora
 
 
 class CascadeLoadLora(io.ComfyNode):
@@ -58,37 +74,39 @@ class CascadeLoadLora(io.ComfyNode):
             display_name="Load LoRA (Stable Cascade)",
             category=LORA,
             description=(
-                "Puts a LoRA of any trainer on Stage C and the text encoder; its learned words then work in prompts. "
+                "Puts a LoRA of any trainer on Stage C and the text encoder; its learned tokens then work in prompts. "
                 "The report says how much of it matched."
             ),
             inputs=[
                 *targets(),
-                folders.file_field("lora", "A LoRA from models/loras, of any trainer."),
-                strength_field("strength_model", "How strongly it acts on Stage C."),
-                strength_field("strength_clip", "How strongly it acts on the text encoder; words are whole or not."),
+                folders.file_field("lora", "A LoRA from models/loras, of any trainer.", name="lora_name"),
+                strength_field("strength_model", "Strength on Stage C."),
+                strength_field(
+                    "strength_clip", "Strength on the text encoder; tokens are added as a whole at any strength but 0."
+                ),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
-                tokens_field(),
+                token_names_field(),
             ],
             outputs=target_outputs(),
-            search_aliases=["lora", "lora loader"],
+            search_aliases=["lora", "load lora", "lora loader", "dora"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("lora", file)
+    def fingerprint_inputs(cls, lora_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("lora", lora_name)
 
     @classmethod
     def execute(
         cls,
-        file: str,
+        lora_name: str,
         strength_model: float,
         strength_clip: float,
         model: Any = None,
         clip: Any = None,
         lora: Lora | None = None,
-        tokens: str = "",
+        token_names: str = "",
     ) -> io.NodeOutput:
-        found = chosen(file, tokens, model, lora)
+        found = chosen(lora_name, token_names, model, lora)
         return io.NodeOutput(*adapters.apply(model, clip, found, strength_model, strength_clip))
 
 
@@ -102,12 +120,12 @@ class CascadeLoraStack(io.ComfyNode):
             for each in (
                 field(
                     io.Combo,
-                    f"file_{number}",
+                    f"lora_name{number}",
                     options=options,
                     default=NONE,
-                    tooltip="A LoRA of models/loras.",
+                    tooltip="A LoRA from models/loras.",
                 ),
-                strength_field(f"strength_{number}", "How strongly it acts on Stage C and on the text encoder."),
+                strength_field(f"strength{number}", "Strength on Stage C and on the text encoder."),
             )
         ]
         return schema(
@@ -117,21 +135,21 @@ class CascadeLoraStack(io.ComfyNode):
             description="Several LoRAs at once. Their order does not matter; for more than five put stacks in a row.",
             inputs=[*targets(), *slots],
             outputs=target_outputs(),
-            search_aliases=["lora stacker"],
+            search_aliases=["lora stacker", "multiple loras"],
         )
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
-        files = [inputs.get(f"file_{number}", NONE) for number in range(1, SLOTS + 1)]
-        return [checkpoint_sets.fingerprint("lora", file) for file in files if file != NONE]
+        names = [inputs.get(f"lora_name{number}", NONE) for number in range(1, SLOTS + 1)]
+        return [checkpoint_sets.fingerprint("lora", name) for name in names if name != NONE]
 
     @classmethod
     def execute(cls, model: Any = None, clip: Any = None, **slots: Any) -> io.NodeOutput:
         reports = []
         for number in range(1, SLOTS + 1):
-            file, strength = slots[f"file_{number}"], slots[f"strength_{number}"]
-            if file != NONE:
-                model, clip, report = adapters.apply(model, clip, chosen(file, model=model), strength, strength)
+            name, strength = slots[f"lora_name{number}"], slots[f"strength{number}"]
+            if name != NONE:
+                model, clip, report = adapters.apply(model, clip, chosen(name, model=model), strength, strength)
                 reports.append(report)
         return io.NodeOutput(model, clip, "\n\n".join(reports))
 
@@ -143,34 +161,36 @@ class CascadeLoadEmbedding(io.ComfyNode):
             node_id="CascadeLoadEmbedding",
             display_name="Load Embedding (Stable Cascade)",
             category=LORA,
-            description="Teaches the text encoder learned words: an embedding's, or a LoRA's without its rest.",
+            description="Adds learned tokens to the text encoder: those of an embedding, or only the tokens of a LoRA.",
             inputs=[
                 field(io.Clip, "clip", tooltip="The text encoder."),
-                folders.file_field("embedding", "An embedding from models/embeddings, or a LoRA that has words."),
+                folders.file_field(
+                    "embedding", "An embedding from models/embeddings, or a LoRA with tokens.", name="embedding_name"
+                ),
                 field(
                     io.String,
-                    "word",
+                    "token",
                     default="",
-                    tooltip="How prompts are to call it, such as [owl]. Empty: as the file does, else [file name].",
+                    tooltip="How prompts write the token, such as [owl]. Empty: its name in the file, else [file "
+                    "name].",
                 ),
-                tokens_field(),
+                token_names_field(),
             ],
             outputs=[
-                io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder that knows the words."),
-                io.String.Output("words", display_name="words", tooltip="The words, as prompts write them."),
+                io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder with the tokens."),
+                io.String.Output("tokens", display_name="tokens", tooltip="The tokens, as prompts write them."),
             ],
-            search_aliases=["textual inversion"],
+            search_aliases=["textual inversion", "token"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("embedding", file)
+    def fingerprint_inputs(cls, embedding_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("embedding", embedding_name)
 
     @classmethod
-    def execute(cls, clip: Any, file: str, word: str, tokens: str = "") -> io.NodeOutput:
-        lora = adapters.read_words(folders.find("embedding", file), word.strip(), tokens)
-        words = ", ".join(token.word for token in lora.tokens)
-        return io.NodeOutput(adapters.with_words(clip, lora), words)
+    def execute(cls, clip: Any, embedding_name: str, token: str, token_names: str = "") -> io.NodeOutput:
+        lora = adapters.read_words(folders.find("embedding", embedding_name), token.strip(), token_names)
+        return io.NodeOutput(adapters.with_words(clip, lora), ", ".join(each.word for each in lora.tokens))
 
 
 class CascadeLoraInfo(io.ComfyNode):
@@ -180,26 +200,26 @@ class CascadeLoraInfo(io.ComfyNode):
             node_id="CascadeLoraInfo",
             display_name="LoRA Info (Stable Cascade)",
             category=LORA,
-            description="What a LoRA is: made for what, its rank, words and training, and where it acts how much.",
+            description="What a LoRA is for, its rank, tokens and training, and how much it changes each block.",
             inputs=[
-                folders.file_field("lora", "A LoRA from models/loras."),
+                folders.file_field("lora", "A LoRA from models/loras.", name="lora_name"),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
-                tokens_field(),
+                token_names_field(),
             ],
             outputs=[
                 io.String.Output("info", display_name="info", tooltip="Lines of text; Preview as Text shows them."),
-                io.Image.Output("norms", display_name="norms", tooltip="How much each block is changed, as bars."),
+                io.Image.Output("norms", display_name="norms", tooltip="How much it changes each block, as bars."),
             ],
             search_aliases=["lora metadata"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("lora", file)
+    def fingerprint_inputs(cls, lora_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("lora", lora_name)
 
     @classmethod
-    def execute(cls, file: str, lora: Lora | None = None, tokens: str = "") -> io.NodeOutput:
-        found = chosen(file, tokens, lora=lora)
+    def execute(cls, lora_name: str, lora: Lora | None = None, token_names: str = "") -> io.NodeOutput:
+        found = chosen(lora_name, token_names, lora=lora)
         image = from_pillow(chart(norms_by_block(found))).movedim(1, -1)
         return io.NodeOutput("\n".join(summary(found)), image)
 
@@ -211,55 +231,52 @@ class CascadeSaveLora(io.ComfyNode):
             node_id="CascadeSaveLora",
             display_name="Save LoRA (Stable Cascade)",
             category=LORA,
-            description="Writes a LoRA into models/loras in the form of any trainer: converts files, keeps new ones.",
+            description="Saves a LoRA to models/loras in the format of any trainer: converts files, keeps new ones.",
             inputs=[
-                folders.file_field("lora", "The LoRA to convert, from models/loras."),
-                field(
-                    io.String,
-                    "name",
-                    default="converted",
-                    tooltip="The new file, without ending; a / makes a subfolder. A file of that name is replaced.",
-                ),
+                folders.file_field("lora", "The LoRA to convert, from models/loras.", name="lora_name"),
+                filename_prefix_field("cascade_lora", "models/loras"),
                 field(
                     io.Combo,
                     "format",
                     options=list(WRITABLE),
                     default="cascade",
                     tooltip="cascade keeps everything. kohya and onetrainer: for ComfyUI's own LoRA loader and others. "
-                    "released: for the released code. embedding: one word alone.",
+                    "released: for the released code. embedding: only one token.",
                 ),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
-                field(io.Model, "model", optional=True, tooltip="Stage C; only for sizes that were not released."),
+                field(
+                    io.Model, "model", optional=True, tooltip="Stage C; only needed for sizes that were not released."
+                ),
                 field(
                     io.Clip,
                     "clip",
                     optional=True,
-                    tooltip="The text encoder; only where words start from a text.",
+                    tooltip="The text encoder; only needed for tokens with a start text.",
                 ),
-                tokens_field(),
+                token_names_field(),
             ],
             outputs=[io.String.Output("path", display_name="path", tooltip="The file that was written.")],
             is_output_node=True,
-            search_aliases=["convert lora"],
+            search_aliases=["convert lora", "export lora"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("lora", file)
+    def fingerprint_inputs(cls, lora_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("lora", lora_name)
 
     @classmethod
     def execute(
         cls,
-        file: str,
-        name: str,
+        lora_name: str,
+        filename_prefix: str,
         format: str,
         lora: Lora | None = None,
         model: Any = None,
         clip: Any = None,
-        tokens: str = "",
+        token_names: str = "",
     ) -> io.NodeOutput:
-        path = folders.new_file("lora", name)
-        adapters.write(chosen(file, tokens, model, lora), path, format, model, clip)
+        path = folders.numbered_file("lora", filename_prefix)
+        adapters.write(chosen(lora_name, token_names, model, lora), path, format, model, clip)
         return io.NodeOutput(str(path))
 
 
@@ -271,17 +288,12 @@ class CascadeMergeLora(io.ComfyNode):
             display_name="Merge LoRA into Stage C (Stable Cascade)",
             category=LORA,
             description=(
-                "Saves Stage C with all LoRAs that are on it as a file of its own. Words are not merged: a checkpoint "
+                "Saves Stage C with all LoRAs that are on it as a file of its own. Tokens are not merged: a checkpoint "
                 "has none; keep the LoRA for them."
             ),
             inputs=[
                 field(io.Model, "model", tooltip="Stage C with LoRAs on it."),
-                field(
-                    io.String,
-                    "name",
-                    default="merged",
-                    tooltip="The new file in models/diffusion_models, without ending. A file of that name is replaced.",
-                ),
+                filename_prefix_field("stage_c_merged", "models/diffusion_models"),
             ],
             outputs=[io.String.Output("path", display_name="path", tooltip="The file that was written.")],
             is_output_node=True,
@@ -289,8 +301,8 @@ class CascadeMergeLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, name: str) -> io.NodeOutput:
-        path = folders.new_file("stage_c", name)
+    def execute(cls, model: Any, filename_prefix: str) -> io.NodeOutput:
+        path = folders.numbered_file("stage_c", filename_prefix)
         adapters.save_merged(model, path)
         return io.NodeOutput(str(path))
 
@@ -307,15 +319,15 @@ class CascadeExtractLora(io.ComfyNode):
                 "several LoRAs and without, which makes one of them."
             ),
             inputs=[
-                field(io.Model, "base", tooltip="The Stage C without what is to be extracted."),
-                field(io.Model, "tuned", tooltip="The Stage C with it."),
+                field(io.Model, "base_model", tooltip="The Stage C without what is to be extracted."),
+                field(io.Model, "tuned_model", tooltip="The Stage C with it."),
                 field(
                     io.Int,
                     "rank",
                     default=16,
                     min=1,
                     max=4096,
-                    tooltip="Of the new LoRA. More keeps more of the difference and makes a larger file.",
+                    tooltip="Rank of the new LoRA. More keeps more of the difference and makes a larger file.",
                 ),
             ],
             outputs=[LoraType.Output("lora", display_name="lora", tooltip="For Save LoRA, Load LoRA and LoRA Info.")],
@@ -323,8 +335,8 @@ class CascadeExtractLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, base: Any, tuned: Any, rank: int) -> io.NodeOutput:
-        return io.NodeOutput(adapters.difference(base, tuned, rank))
+    def execute(cls, base_model: Any, tuned_model: Any, rank: int) -> io.NodeOutput:
+        return io.NodeOutput(adapters.difference(base_model, tuned_model, rank))
 
 
 NODES = [

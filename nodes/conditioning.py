@@ -26,7 +26,8 @@ class CascadeTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="a large red circle on a blue background",
-                    tooltip="What the image should show. (word:1.2) weighs a word, embedding:name is a learned one.",
+                    tooltip="What the image should show. (word:1.2) weighs a word; embedding:name adds an embedding "
+                    "file.",
                 ),
                 field(
                     io.String,
@@ -34,14 +35,18 @@ class CascadeTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What to keep away. Empty is what the models were trained with.",
+                    tooltip="What the image should not show. Trained: empty.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive_out", display_name="positive", tooltip="For `positive` of a sampler."),
-                io.Conditioning.Output("negative_out", display_name="negative", tooltip="For `negative` of a sampler."),
+                io.Conditioning.Output(
+                    "positive_out", display_name="positive", tooltip="For positive of the samplers."
+                ),
+                io.Conditioning.Output(
+                    "negative_out", display_name="negative", tooltip="For negative of the samplers."
+                ),
             ],
-            search_aliases=["prompt", "clip text encode"],
+            search_aliases=["prompt", "clip text encode", "text prompt", "negative prompt", "wuerstchen"],
         )
 
     @classmethod

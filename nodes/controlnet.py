@@ -10,7 +10,7 @@ from ..cascade.errors import CascadeError
 from .host import control, folders
 from .types import CONTROL, LOADERS, field, schema
 
-BOTH, POSITIVE, NEGATIVE = "positive and negative", "positive alone", "negative alone"
+BOTH, POSITIVE, NEGATIVE = "positive and negative", "positive only", "negative only"
 
 
 class CascadeLoadControlNet(io.ComfyNode):
@@ -25,36 +25,45 @@ class CascadeLoadControlNet(io.ComfyNode):
             inputs=[
                 field(
                     io.Combo,
-                    "controlnet",
+                    "control_net_name",
                     options=choices,
                     default=choices[0],
-                    tooltip="From ComfyUI's controlnet folder. The tiny ones belong to the tiny cascade alone.",
+                    tooltip="From ComfyUI's controlnet folder. The tiny ones fit the tiny cascade only.",
                 ),
                 field(
                     io.String,
                     "blocks",
                     default="",
                     advanced=True,
-                    tooltip="Empty: as the file tells, or as released. Else the residual blocks that it controls, "
-                    "as in 0, 4, 8, 12: for files of other trainers that do not tell them.",
+                    tooltip="Residual blocks that it controls, such as 0, 4, 8, 12: for files of other trainers that "
+                    "do not say. Empty: as in the file, or as released.",
                 ),
             ],
             outputs=[
                 io.ControlNet.Output(
                     "control_net", display_name="control_net", tooltip="For Apply ControlNet, ComfyUI's too."
                 ),
-                io.String.Output("report", display_name="report", tooltip="What it reads, and for which Stage C."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Which hint it needs, and for which Stage C it is."
+                ),
             ],
-            search_aliases=["control net", "canny", "inpainting", "super resolution", "identity"],
+            search_aliases=[
+                "control net",
+                "load controlnet model",
+                "canny",
+                "inpainting",
+                "super resolution",
+                "identity",
+            ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, controlnet: str, **_: Any) -> Any:
-        return folders.stamp(folders.find_controlnet(controlnet))
+    def fingerprint_inputs(cls, control_net_name: str, **_: Any) -> Any:
+        return folders.stamp(folders.find_controlnet(control_net_name))
 
     @classmethod
-    def execute(cls, controlnet: str, blocks: str) -> io.NodeOutput:
-        return io.NodeOutput(*control.load_control(folders.find_controlnet(controlnet), _numbers(blocks)))
+    def execute(cls, control_net_name: str, blocks: str) -> io.NodeOutput:
+        return io.NodeOutput(*control.load_control(folders.find_controlnet(control_net_name), _numbers(blocks)))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -69,17 +78,18 @@ def _numbers(text: str) -> tuple[int, ...]:
 class CascadeApplyControlNet(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        share = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+        percent = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
         return schema(
             node_id="CascadeApplyControlNet",
             display_name="Apply ControlNet (Stable Cascade)",
             category=CONTROL,
-            description="Stage C draws what the prompt says as the hint shows it. Several nets in a row add up.",
+            description="Stage C generates what the prompt says, laid out as the hint shows. Several nets in a row "
+            "add up.",
             inputs=[
                 field(io.Conditioning, "positive", tooltip="What the image should show."),
-                field(io.Conditioning, "negative", tooltip="What to keep away."),
+                field(io.Conditioning, "negative", tooltip="What the image should not show."),
                 field(io.ControlNet, "control_net", tooltip="From Load ControlNet, ours or ComfyUI's."),
-                field(io.Image, "hint", tooltip="From the hint node of the net's kind. Another kind is refused."),
+                field(io.Image, "image", tooltip="The hint, from the hint node for this kind of net."),
                 field(
                     io.Float,
                     "strength",
@@ -88,15 +98,22 @@ class CascadeApplyControlNet(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much the hint counts. 0: as without a ControlNet.",
+                    tooltip="Strength of the hint. 1: as trained; 0: no effect.",
                 ),
-                field(io.Float, "start", default=0.0, **share, tooltip="The hint counts from this part of the run on."),
                 field(
                     io.Float,
-                    "end",
+                    "start_percent",
+                    default=0.0,
+                    **percent,
+                    tooltip="From where on the hint acts: 0 is the start of sampling, 1 the end.",
+                ),
+                field(
+                    io.Float,
+                    "end_percent",
                     default=1.0,
-                    **share,
-                    tooltip="The hint counts up to this part of the run. Less leaves detail to the prompt.",
+                    **percent,
+                    tooltip="Up to where the hint acts: 0 is the start of sampling, 1 the end. Less leaves detail to "
+                    "the prompt.",
                 ),
                 field(
                     io.Combo,
@@ -104,8 +121,8 @@ class CascadeApplyControlNet(io.ComfyNode):
                     options=[BOTH, POSITIVE, NEGATIVE],
                     default=BOTH,
                     advanced=True,
-                    tooltip="Both, as released. The positive alone: guidance strengthens the hint too. For another "
-                    "strength on each, use the node twice.",
+                    tooltip="Both, as released. positive only: cfg strengthens the hint too. For a different strength "
+                    "on each, use the node twice.",
                 ),
             ],
             outputs=[
@@ -125,16 +142,16 @@ class CascadeApplyControlNet(io.ComfyNode):
         positive: Any,
         negative: Any,
         control_net: Any,
-        hint: Any,
+        image: Any,
         strength: float,
-        start: float,
-        end: float,
+        start_percent: float,
+        end_percent: float,
         apply_to: str,
     ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(positive, negative)
         wanted = positive if apply_to != NEGATIVE else None, negative if apply_to != POSITIVE else None
-        made = control.apply(*wanted, control_net, hint, strength, start, end)
+        made = control.apply(*wanted, control_net, image, strength, start_percent, end_percent)
         return io.NodeOutput(*(old if new is None else new for old, new in zip((positive, negative), made)))
 
 

@@ -22,13 +22,15 @@ class CascadeCropToMask(io.ComfyNode):
             node_id="CascadeCropToMask",
             display_name="Crop to Mask (Stable Cascade)",
             category=CONTROL,
-            description="The part of an image around the mask, made as large as the models draw best; Stitch puts it "
-            "back. So a small part of a large image gets all the detail.",
+            description="Crops an image around the mask and scales the crop to the size that the models do best; "
+            "Stitch puts it back. So a small part of a large image gets full detail.",
             inputs=[
                 field(io.Image, "image", tooltip="The whole image."),
-                field(io.Mask, "mask", tooltip="White (1): what is to be worked on. Any size."),
-                field(io.Int, "width", default=1024, **side, tooltip="Width of the part. Tiny cascade: 256."),
-                field(io.Int, "height", default=1024, **side, tooltip="Height of the part. Tiny cascade: 256."),
+                field(io.Mask, "mask", tooltip="White (1): what to generate anew. Any size."),
+                field(io.Int, "width", default=1024, **side, tooltip="Width of the crop in pixels. Tiny cascade: 256."),
+                field(
+                    io.Int, "height", default=1024, **side, tooltip="Height of the crop in pixels. Tiny cascade: 256."
+                ),
                 field(
                     io.Float,
                     "context",
@@ -37,30 +39,32 @@ class CascadeCropToMask(io.ComfyNode):
                     max=8.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="How much around the mask is taken along, as a share of the mask's longer side.",
+                    tooltip="How much of the image around the mask to keep, as a fraction of the mask's longer side.",
                 ),
                 field(
                     io.Int,
-                    "feather",
+                    "feathering",
                     default=8,
                     min=0,
                     max=256,
-                    tooltip="Over so many pixels around the mask the result fades into the image.",
+                    tooltip="Width in pixels of the soft edge around the mask, where the result fades into the image.",
                 ),
             ],
             outputs=[
-                io.Image.Output("image_out", display_name="image", tooltip="The part."),
-                io.Mask.Output("mask_out", display_name="mask", tooltip="The part of the mask."),
-                STITCH.Output("stitch", display_name="stitch", tooltip="For Stitch: the whole, and the part's place."),
+                io.Image.Output("image_out", display_name="image", tooltip="The crop."),
+                io.Mask.Output("mask_out", display_name="mask", tooltip="The same crop of the mask."),
+                STITCH.Output(
+                    "stitch", display_name="stitch", tooltip="For Stitch: the whole image, and where the crop was."
+                ),
             ],
-            search_aliases=["crop", "inpaint", "mask", "detail"],
+            search_aliases=["crop", "inpaint crop", "mask", "detailer"],
         )
 
     @classmethod
-    def execute(cls, image: Any, mask: Any, width: int, height: int, context: float, feather: int) -> io.NodeOutput:
+    def execute(cls, image: Any, mask: Any, width: int, height: int, context: float, feathering: int) -> io.NodeOutput:
         images = imaging.from_image(image)
         masks = imaging.masks_over(mask, images, "Crop to Mask (Stable Cascade)")
-        crop = crop_to_mask(images, masks, width=width, height=height, context=context, feather=feather)
+        crop = crop_to_mask(images, masks, width=width, height=height, context=context, feather=feathering)
         return io.NodeOutput(imaging.to_image(crop.images), crop.mask[:, 0], crop)
 
 
@@ -71,9 +75,9 @@ class CascadeStitch(io.ComfyNode):
             node_id="CascadeStitch",
             display_name="Stitch (Stable Cascade)",
             category=CONTROL,
-            description="Puts a part that was worked on back into its image. Outside the mask not a pixel changes.",
+            description="Puts a crop back into its image. Outside the mask no pixel changes.",
             inputs=[
-                field(io.Image, "image", tooltip="The part as it is now, of any size."),
+                field(io.Image, "image", tooltip="The changed crop, of any size."),
                 field(STITCH, "stitch", tooltip="From Crop to Mask."),
             ],
             outputs=[io.Image.Output("image_out", display_name="image", tooltip="The whole image.")],
@@ -85,7 +89,8 @@ class CascadeStitch(io.ComfyNode):
         images = imaging.from_image(image)
         if 1 < len(stitch.whole) != len(images) > 1:
             raise CascadeError(
-                f"Stitch (Stable Cascade): {len(images)} parts for {len(stitch.whole)} images. Connect as many."
+                f"Stitch (Stable Cascade): {len(images)} crops for {len(stitch.whole)} images. Connect one for each "
+                f"image."
             )
         return io.NodeOutput(imaging.to_image(stitch.stitch(images)))
 

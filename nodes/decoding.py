@@ -19,9 +19,10 @@ class CascadeDecode(io.ComfyNode):
             node_id="CascadeDecode",
             display_name="Decode (Stable Cascade)",
             category=LATENT,
-            description="Stage A makes the image of Stage B's latent. What is too large for memory goes in tiles.",
+            description="Stage A decodes Stage B's latent to the image. What is too large for memory is decoded in "
+            "tiles.",
             inputs=[
-                field(io.Latent, "latent", tooltip="Stage B's result."),
+                field(io.Latent, "samples", tooltip="Stage B's result."),
                 field(io.Vae, "vae", tooltip="Stage A."),
                 field(
                     io.Combo,
@@ -43,15 +44,15 @@ class CascadeDecode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output("image", display_name="image", tooltip="The image.")],
-            search_aliases=["vae decode"],
+            search_aliases=["vae decode", "vae decode tiled", "latent to image"],
         )
 
     @classmethod
-    def execute(cls, latent: Any, vae: Any, tiling: str, tile_size: int) -> io.NodeOutput:
-        samples = checks.latents(latent, "Stage B")
+    def execute(cls, samples: Any, vae: Any, tiling: str, tile_size: int) -> io.NodeOutput:
+        latents = checks.latents(samples, "Stage B")
         checks.autoencoder(vae, "Stage B")
-        tiled = decoding.too_large(vae, samples) if tiling == AUTO else tiling == ALWAYS
-        image = decoding.decode_tiled(vae, samples, tile_size) if tiled else vae.decode(samples)
+        tiled = decoding.too_large(vae, latents) if tiling == AUTO else tiling == ALWAYS
+        image = decoding.decode_tiled(vae, latents, tile_size) if tiled else vae.decode(latents)
         return io.NodeOutput(checks.finite(image, "Stage A", "image"))
 
 
@@ -62,20 +63,20 @@ class CascadePreviewDecode(io.ComfyNode):
             node_id="CascadePreviewDecode",
             display_name="Preview Decode (Stable Cascade)",
             category=LATENT,
-            description="A quick, small image straight from Stage C's latent, before Stage B has drawn anything.",
+            description="A quick, small image straight from Stage C's latent, before Stage B has run.",
             inputs=[
-                field(io.Latent, "latent", tooltip="Stage C's result."),
-                field(io.Vae, "vae", tooltip="Encoder and previewer."),
+                field(io.Latent, "samples", tooltip="Stage C's result."),
+                field(io.Vae, "encoder", tooltip="Encoder and previewer."),
             ],
             outputs=[io.Image.Output("image", display_name="image", tooltip="8 pixels to a side of one latent.")],
-            search_aliases=["preview", "previewer"],
+            search_aliases=["preview", "previewer", "vae decode"],
         )
 
     @classmethod
-    def execute(cls, latent: Any, vae: Any) -> io.NodeOutput:
-        samples = checks.latents(latent, "Stage C")
-        checks.autoencoder(vae, "Stage C")
-        return io.NodeOutput(checks.finite(vae.decode(samples), "The previewer", "image"))
+    def execute(cls, samples: Any, encoder: Any) -> io.NodeOutput:
+        latents = checks.latents(samples, "Stage C")
+        checks.autoencoder(encoder, "Stage C")
+        return io.NodeOutput(checks.finite(encoder.decode(latents), "The previewer", "image"))
 
 
 NODES = [CascadeDecode, CascadePreviewDecode]

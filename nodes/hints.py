@@ -16,11 +16,11 @@ from ..cascade.pipelines import latent_sizes
 from .host import checks, faces, imaging
 from .types import CONTROL, field, schema
 
-LEARNED, FULL = f"as learned ({LEARNED_SIZE} x {LEARNED_SIZE})", "full size"
+TRAINED, FULL = f"as trained ({LEARNED_SIZE} x {LEARNED_SIZE})", "full size"
 
 
 def start_of(images: torch.Tensor, mask: torch.Tensor, encoder: Any) -> dict[str, Any]:
-    """Stage C's latent for images of this size: empty, or encoded with what of it is drawn anew."""
+    """Stage C's latent for images of this size: empty, or encoded with a mask of what is generated anew."""
     _, height, width = latent_sizes(*images.shape[-2:]).stage_c
     if encoder is None:
         return {"samples": torch.zeros(len(images), 16, height, width)}
@@ -34,13 +34,13 @@ def encoder_field() -> Any:
         io.Vae,
         "encoder",
         optional=True,
-        tooltip="Encoder and previewer: stage_c is then the image, with a mask of what is drawn anew, so that the "
-        "rest stays. Without it stage_c is empty, and the hint alone tells of the image.",
+        tooltip="Encoder and previewer: stage_c is then the encoded image with the mask, so that the rest stays. Not "
+        "connected: stage_c is empty.",
     )
 
 
 def latent_output() -> Any:
-    return io.Latent.Output("stage_c", display_name="stage_c", tooltip="For latent of the sampler of Stage C.")
+    return io.Latent.Output("stage_c", display_name="stage_c", tooltip="For latent_image of the sampler of Stage C.")
 
 
 class CascadeCannyHint(io.ComfyNode):
@@ -51,28 +51,43 @@ class CascadeCannyHint(io.ComfyNode):
             node_id="CascadeCannyHint",
             display_name="Canny Hint (Stable Cascade)",
             category=CONTROL,
-            description="The edges of an image, for the canny ControlNet. It learned edges of 224 x 224 pixels, "
-            "made large again: thick and soft. Thin edges at full size have little effect on it.",
+            description="The edges of an image, for the canny ControlNet. It was trained with edges found at 224 x "
+            "224 and scaled up: thick and soft. Thin edges at full size have little effect on it.",
             inputs=[
                 field(io.Image, "image", tooltip="The image whose outlines the result should have."),
                 field(
                     io.Combo,
-                    "detail",
-                    options=[LEARNED, FULL],
-                    default=LEARNED,
-                    tooltip="as learned is right for the released net. full size is for nets that were trained so.",
+                    "resolution",
+                    options=[TRAINED, FULL],
+                    default=TRAINED,
+                    tooltip="Size at which edges are found. as trained: for the released net. full size: for nets "
+                    "trained that way.",
                 ),
-                field(io.Float, "low", default=100.0, **threshold, tooltip="Down to this slope an edge goes on."),
-                field(io.Float, "high", default=200.0, **threshold, tooltip="From this slope on an edge begins."),
+                field(
+                    io.Float,
+                    "low_threshold",
+                    default=100.0,
+                    **threshold,
+                    tooltip="An edge continues while its gradient is above this. Lower gives longer edges. Released: "
+                    "100.",
+                ),
+                field(
+                    io.Float,
+                    "high_threshold",
+                    default=200.0,
+                    **threshold,
+                    tooltip="An edge starts where the gradient is above this. Lower gives more edges. Released: 200.",
+                ),
             ],
             outputs=[io.Image.Output("hint", display_name="hint", tooltip="White edges on black.")],
-            search_aliases=["canny", "edges", "preprocessor"],
+            search_aliases=["canny", "edge detection", "preprocessor"],
         )
 
     @classmethod
-    def execute(cls, image: Any, detail: str, low: float, high: float) -> io.NodeOutput:
-        size = LEARNED_SIZE if detail == LEARNED else None
-        edges = canny(imaging.from_image(image), size=size, low=min(low, high), high=max(low, high))
+    def execute(cls, image: Any, resolution: str, low_threshold: float, high_threshold: float) -> io.NodeOutput:
+        size = LEARNED_SIZE if resolution == TRAINED else None
+        low, high = sorted((low_threshold, high_threshold))
+        edges = canny(imaging.from_image(image), size=size, low=low, high=high)
         return io.NodeOutput(imaging.to_image(edges.expand(-1, 3, -1, -1)))
 
 
@@ -87,7 +102,7 @@ class CascadeInpaintHint(io.ComfyNode):
             "itself as the fourth channel.",
             inputs=[
                 field(io.Image, "image", tooltip="The image that is to be filled."),
-                field(io.Mask, "mask", tooltip="White (1): draw this anew. Any size; laid over the whole image."),
+                field(io.Mask, "mask", tooltip="White (1): generate anew. Any size; scaled to the image."),
                 encoder_field(),
             ],
             outputs=[
@@ -124,11 +139,11 @@ class CascadeOutpaintHint(io.ComfyNode):
                 ),
                 field(
                     io.Int,
-                    "feather",
+                    "feathering",
                     default=16,
                     min=0,
                     max=1024,
-                    tooltip="Over so many pixels the old image fades into the new, in the mask.",
+                    tooltip="Width in pixels of the soft edge of the mask, where the old image fades into the new.",
                 ),
                 encoder_field(),
             ],
@@ -138,17 +153,17 @@ class CascadeOutpaintHint(io.ComfyNode):
                 io.Image.Output("image_out", display_name="image", tooltip="The padded image, to put the result into."),
                 io.Mask.Output("mask", display_name="mask", tooltip="White where the result goes."),
             ],
-            search_aliases=["outpaint", "pad", "extend"],
+            search_aliases=["outpaint", "pad image", "uncrop"],
         )
 
     @classmethod
     def execute(
-        cls, image: Any, left: int, top: int, right: int, bottom: int, feather: int, encoder: Any = None
+        cls, image: Any, left: int, top: int, right: int, bottom: int, feathering: int, encoder: Any = None
     ) -> io.NodeOutput:
         if not any((left, top, right, bottom)):
             raise CascadeError("Outpaint Hint (Stable Cascade): all margins are 0; give at least one side some pixels.")
-        padded, mask = outpaint(imaging.from_image(image), left, top, right, bottom, feather=feather)
-        # What fades is still the old image to the net.
+        padded, mask = outpaint(imaging.from_image(image), left, top, right, bottom, feather=feathering)
+        # In the soft edge the net still gets the old image.
         hint = inpaint_hint(padded, mask.floor())
         return io.NodeOutput(
             imaging.to_image(hint), start_of(padded, mask, encoder), imaging.to_image(padded), mask[:, 0]
@@ -169,29 +184,31 @@ class CascadeSuperResolutionHint(io.ComfyNode):
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
                 field(
                     io.Int,
-                    "factor",
+                    "scale_by",
                     default=2,
                     min=1,
                     max=8,
-                    tooltip="How many times as large the result becomes. Released: 2.",
+                    tooltip="Width and height of the result as a multiple of the image's. Released: 2.",
                 ),
             ],
             outputs=[
                 io.Image.Output("hint", display_name="hint", tooltip="Latents, for Apply ControlNet alone."),
                 latent_output(),
-                io.Latent.Output("stage_b", display_name="stage_b", tooltip="For latent of the sampler of Stage B."),
+                io.Latent.Output(
+                    "stage_b", display_name="stage_b", tooltip="For latent_image of the sampler of Stage B."
+                ),
             ],
-            search_aliases=["super resolution", "upscale", "sr"],
+            search_aliases=["super resolution", "upscale"],
         )
 
     @classmethod
-    def execute(cls, image: Any, encoder: Any, factor: int) -> io.NodeOutput:
+    def execute(cls, image: Any, encoder: Any, scale_by: int) -> io.NodeOutput:
         checks.autoencoder(encoder, "Stage C")
         images = imaging.from_image(image)
         height, width = images.shape[-2:]
-        sizes = latent_sizes(height * factor, width * factor)
+        sizes = latent_sizes(height * scale_by, width * scale_by)
         grid = max(1, round(height / GRID)), max(1, round(width / GRID))
-        hint = super_resolution_hint(images, lambda x: imaging.encode_stage_c(encoder, x, grid), factor)
+        hint = super_resolution_hint(images, lambda x: imaging.encode_stage_c(encoder, x, grid), scale_by)
         checks.finite(hint, "Stage C", "latent")
         return io.NodeOutput(
             imaging.to_image(hint),
@@ -210,18 +227,18 @@ class CascadeIdentityHint(io.ComfyNode):
             description="Faces for an identity ControlNet: each face's 512 numbers in its place. Boxes and numbers "
             "come from a face detector's node, or from insightface where it is installed.",
             inputs=[
-                field(io.Image, "image", tooltip="The image with the faces; it tells the size and the places."),
+                field(io.Image, "image", tooltip="The image with the faces, of the size of the result."),
                 field(
                     io.Int,
                     "max_faces",
                     default=MAX_FACES,
                     min=1,
                     max=64,
-                    tooltip=f"Of more faces the largest are taken. Released: {MAX_FACES}.",
+                    tooltip=f"Of more faces than this the largest are used. Released: {MAX_FACES}.",
                 ),
                 field(
                     io.AnyType,
-                    "boxes",
+                    "bboxes",
                     optional=True,
                     tooltip="For each face left, top, right and bottom in pixels: a list or tensor [faces, 4], or a "
                     "list of those for a batch.",
@@ -239,16 +256,16 @@ class CascadeIdentityHint(io.ComfyNode):
                 ),
                 io.Image.Output("preview", display_name="preview", tooltip="The image, with the faces' places marked."),
             ],
-            search_aliases=["face", "identity", "insightface"],
+            search_aliases=["face", "identity", "insightface", "face id"],
         )
 
     @classmethod
-    def execute(cls, image: Any, max_faces: int, boxes: Any = None, embeddings: Any = None) -> io.NodeOutput:
+    def execute(cls, image: Any, max_faces: int, bboxes: Any = None, embeddings: Any = None) -> io.NodeOutput:
         images = imaging.from_image(image)
-        if (boxes is None) != (embeddings is None):
-            missing = "embeddings" if embeddings is None else "boxes"
+        if (bboxes is None) != (embeddings is None):
+            missing = "embeddings" if embeddings is None else "bboxes"
             raise CascadeError(f"Identity Hint (Stable Cascade): {missing} are missing; both belong to each face.")
-        found = faces.detected(images) if boxes is None else faces.given(boxes, embeddings, len(images))
+        found = faces.detected(images) if bboxes is None else faces.given(bboxes, embeddings, len(images))
         try:
             hint = faces_hint(found, *images.shape[-2:], limit=max_faces)
         except ValueError as error:

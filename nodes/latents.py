@@ -69,7 +69,7 @@ class CascadeEmptyLatent(io.ComfyNode):
                     tooltip="For the sampler of Stage B, which otherwise takes its size from Stage C's latent.",
                 ),
             ],
-            search_aliases=["size", "resolution", "aspect ratio"],
+            search_aliases=["empty latent image", "size", "resolution", "aspect ratio", "wuerstchen"],
         )
 
     @classmethod
@@ -81,7 +81,7 @@ class CascadeEmptyLatent(io.ComfyNode):
         return io.NodeOutput(*({"samples": torch.zeros(shape)} for shape in shapes))
 
 
-WAYS = {"slerp": slerp, "straight": lerp}
+BLEND_MODES = {"slerp": slerp, "lerp": lerp}
 
 
 class CascadeMixLatents(io.ComfyNode):
@@ -93,45 +93,45 @@ class CascadeMixLatents(io.ComfyNode):
             category=LATENT,
             description="What lies between two latents of one stage: a mix, or a sequence from one to the other.",
             inputs=[
-                field(io.Latent, "latent_1", tooltip="Of an encoded image, or a sampler's result."),
-                field(io.Latent, "latent_2", tooltip="The other, of the same stage; resized to the first."),
+                field(io.Latent, "samples1", tooltip="Of an encoded image, or a sampler's result."),
+                field(io.Latent, "samples2", tooltip="The other, of the same stage; resized to the first."),
                 field(
                     io.Float,
-                    "share",
+                    "blend_factor",
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much of latent_2 is in it: 0 is latent_1 alone, 1 latent_2 alone.",
+                    tooltip="How much of samples2 is in the result: 0 is only samples1, 1 only samples2.",
                 ),
                 field(
                     io.Combo,
-                    "way",
-                    options=list(WAYS),
+                    "blend_mode",
+                    options=list(BLEND_MODES),
                     default="slerp",
-                    tooltip="slerp goes along the sphere and keeps latents strong. straight is the plain weighted sum, "
-                    "which is paler in the middle.",
+                    tooltip="slerp keeps the strength of the latents. lerp is the weighted sum, which is paler in the "
+                    "middle.",
                 ),
-                frames_field("More than 1: a batch that goes from latent_1 to latent_2; share does not count then."),
+                frames_field("More than 1: a batch that goes from samples1 to samples2. blend_factor is then ignored."),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="For the sampler of that stage.")],
-            search_aliases=["interpolate", "slerp", "blend", "latent"],
+            search_aliases=["latent blend", "interpolate", "slerp", "morph"],
         )
 
     @classmethod
-    def execute(cls, latent_1: Any, latent_2: Any, share: float, way: str, frames: int) -> io.NodeOutput:
-        stage = checks.stage_of(latent_1)
-        first, second = (checks.latents(latent, stage) for latent in (latent_1, latent_2))
+    def execute(cls, samples1: Any, samples2: Any, blend_factor: float, blend_mode: str, frames: int) -> io.NodeOutput:
+        stage, blend = checks.stage_of(samples1), BLEND_MODES[blend_mode]
+        first, second = (checks.latents(latent, stage) for latent in (samples1, samples2))
         if second.shape[-2:] != first.shape[-2:]:
             second = F.interpolate(second, first.shape[-2:], mode="bilinear")
         if frames > 1:
             # From the first image of one latent to the first of the other.
-            mixed = sequence(torch.cat([first[:1], second[:1]]), frames, WAYS[way])
+            mixed = sequence(torch.cat([first[:1], second[:1]]), frames, blend)
         else:
             batch = max(len(first), len(second))
-            mixed = WAYS[way](sampling.repeated(first, batch), sampling.repeated(second, batch), share)
-        kept = {name: latent_1[name] for name in ("noise_mask",) if name in latent_1}
+            mixed = blend(sampling.repeated(first, batch), sampling.repeated(second, batch), blend_factor)
+        kept = {name: samples1[name] for name in ("noise_mask",) if name in samples1}
         # All frames with one noise: what changes from one to the next is the image.
         places = {"batch_index": [0] * len(mixed)} if frames > 1 else {}
         return io.NodeOutput({**kept, **places, "samples": mixed})

@@ -12,19 +12,21 @@ from .host.autoencoders import load_coder, load_stage_a
 from .host.models import DTYPES, load_stage
 from .types import LOADERS, field, schema
 
-DTYPE_TIP = (
-    "How the weights are held. auto: what the file and the machine suggest. fp16 is safe here, for Stage C too. "
-    "fp8 takes half the memory of bf16 and is slightly less exact. fp32 is exact and takes twice the memory."
+WEIGHT_DTYPE_TIP = (
+    "Number format of the weights in memory. default: what the file and the machine suggest. fp16 is safe, for Stage C "
+    "too. fp8_e4m3fn takes half the memory of bf16 and is slightly less exact; fp32 is exact and takes twice as much."
 )
-VAE_DTYPE_TIP = "How the weights are held. auto: bf16 where the machine is fast with it. fp32 is exact."
+VAE_WEIGHT_DTYPE_TIP = (
+    "Number format of the weights in memory. default: bf16 where the machine is fast with it. fp32 is exact."
+)
 PREVIEWER_TIP = (
-    "Draws an image of the latent after every step, with any sampler. auto: the one that came with the file, "
-    "or one that lies in the vae folder. none: no previews but ComfyUI's own."
+    "Network for live previews after every step, with any sampler. auto: the one in the same file, or one in the vae "
+    "folder. none: only ComfyUI's own previews."
 )
 
 
-def dtype_field(options: Any = DTYPES, tip: str = DTYPE_TIP) -> Any:
-    return field(io.Combo, "dtype", options=list(options), default="auto", tooltip=tip)
+def weight_dtype_field(options: Any = DTYPES, tip: str = WEIGHT_DTYPE_TIP) -> Any:
+    return field(io.Combo, "weight_dtype", options=list(options), default="default", tooltip=tip)
 
 
 def previewer_field() -> Any:
@@ -42,23 +44,27 @@ class CascadeLoadStageC(io.ComfyNode):
             description="Stage C makes a small latent of a prompt. Any released file, 3.6B or 1B, or one you trained.",
             inputs=[
                 folders.file_field(
-                    "stage_c", "A Stage C, from diffusion_models or a merged checkpoint from checkpoints."
+                    "stage_c",
+                    "A Stage C, from diffusion_models or a merged checkpoint from checkpoints.",
+                    name="unet_name",
                 ),
-                dtype_field(),
+                weight_dtype_field(),
                 previewer_field(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Stage C, for samplers of ComfyUI's too.")],
-            search_aliases=["unet", "prior", "diffusion model"],
+            search_aliases=["unet", "unet loader", "load diffusion model", "prior", "wuerstchen"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, previewer: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("stage_c", file, previewer)
+    def fingerprint_inputs(cls, unet_name: str | None, previewer: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("stage_c", unet_name, previewer)
 
     @classmethod
-    def execute(cls, file: str, dtype: str, previewer: str) -> io.NodeOutput:
-        path = folders.find("stage_c", file)
-        return io.NodeOutput(load_stage("stage_c", path, dtype, checkpoint_sets.previewer(path, file, previewer)))
+    def execute(cls, unet_name: str, weight_dtype: str, previewer: str) -> io.NodeOutput:
+        path = folders.find("stage_c", unet_name)
+        return io.NodeOutput(
+            load_stage("stage_c", path, weight_dtype, checkpoint_sets.previewer(path, unet_name, previewer))
+        )
 
 
 class CascadeLoadStageB(io.ComfyNode):
@@ -71,21 +77,23 @@ class CascadeLoadStageB(io.ComfyNode):
             description="Stage B makes the large latent of Stage C's small one. 1.5B or 700M, or one you trained.",
             inputs=[
                 folders.file_field(
-                    "stage_b", "A Stage B, from diffusion_models or a merged checkpoint from checkpoints."
+                    "stage_b",
+                    "A Stage B, from diffusion_models or a merged checkpoint from checkpoints.",
+                    name="unet_name",
                 ),
-                dtype_field(),
+                weight_dtype_field(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Stage B, for samplers of ComfyUI's too.")],
-            search_aliases=["unet", "decoder", "diffusion model"],
+            search_aliases=["unet", "unet loader", "load diffusion model", "decoder", "wuerstchen"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("stage_b", file)
+    def fingerprint_inputs(cls, unet_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("stage_b", unet_name)
 
     @classmethod
-    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_stage("stage_b", folders.find("stage_b", file), dtype))
+    def execute(cls, unet_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_stage("stage_b", folders.find("stage_b", unet_name), weight_dtype))
 
 
 class CascadeLoadStageA(io.ComfyNode):
@@ -97,20 +105,22 @@ class CascadeLoadStageA(io.ComfyNode):
             category=LOADERS,
             description="Stage A makes the image of Stage B's latent, and that latent of an image.",
             inputs=[
-                folders.file_field("stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints."),
-                dtype_field(VAE_DTYPES, VAE_DTYPE_TIP),
+                folders.file_field(
+                    "stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints.", name="vae_name"
+                ),
+                weight_dtype_field(VAE_DTYPES, VAE_WEIGHT_DTYPE_TIP),
             ],
             outputs=[io.Vae.Output(display_name="vae", tooltip="Stage A, for ComfyUI's VAE nodes too.")],
-            search_aliases=["vae", "vqgan"],
+            search_aliases=["vae", "load vae", "vqgan"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("stage_a", file)
+    def fingerprint_inputs(cls, vae_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("stage_a", vae_name)
 
     @classmethod
-    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_stage_a(folders.find("stage_a", file), dtype))
+    def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_stage_a(folders.find("stage_a", vae_name), weight_dtype))
 
 
 class CascadeLoadEncoder(io.ComfyNode):
@@ -122,27 +132,29 @@ class CascadeLoadEncoder(io.ComfyNode):
             category=LOADERS,
             description=(
                 "The VAE of Stage C's latents: the EfficientNet encoder makes them of images, "
-                "the previewer draws quick images of them."
+                "the previewer decodes them to quick images."
             ),
             inputs=[
                 folders.file_field(
-                    "effnet", "An EfficientNet encoder, a previewer, or a file with both, from vae or checkpoints."
+                    "effnet",
+                    "An EfficientNet encoder, a previewer, or a file with both, from vae or checkpoints.",
+                    name="vae_name",
                 ),
                 previewer_field(),
-                dtype_field(VAE_DTYPES, VAE_DTYPE_TIP),
+                weight_dtype_field(VAE_DTYPES, VAE_WEIGHT_DTYPE_TIP),
             ],
-            outputs=[io.Vae.Output(display_name="vae", tooltip="Encodes to and previews Stage C's latents.")],
-            search_aliases=["effnet", "efficientnet", "previewer", "vae"],
+            outputs=[io.Vae.Output(display_name="encoder", tooltip="Encodes to and previews Stage C's latents.")],
+            search_aliases=["effnet", "efficientnet", "previewer", "load vae"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, previewer: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("effnet", file, previewer)
+    def fingerprint_inputs(cls, vae_name: str | None, previewer: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("effnet", vae_name, previewer)
 
     @classmethod
-    def execute(cls, file: str, previewer: str, dtype: str) -> io.NodeOutput:
-        path = folders.find("effnet", file)
-        return io.NodeOutput(load_coder(*checkpoint_sets.coder(path, file, previewer), dtype))
+    def execute(cls, vae_name: str, previewer: str, weight_dtype: str) -> io.NodeOutput:
+        path = folders.find("effnet", vae_name)
+        return io.NodeOutput(load_coder(*checkpoint_sets.coder(path, vae_name, previewer), weight_dtype))
 
 
 class CascadeLoadTextEncoder(io.ComfyNode):
@@ -152,24 +164,26 @@ class CascadeLoadTextEncoder(io.ComfyNode):
             node_id="CascadeLoadTextEncoder",
             display_name="Load Text Encoder (Stable Cascade)",
             category=LOADERS,
-            description="The CLIP that reads prompts: CLIP bigG/14 for the released stages.",
+            description="The CLIP for prompts: CLIP bigG/14 for the released stages.",
             inputs=[
                 folders.file_field(
-                    "text_encoder", "A text encoder, from text_encoders or a merged checkpoint from checkpoints."
+                    "text_encoder",
+                    "A text encoder, from text_encoders or a merged checkpoint from checkpoints.",
+                    name="clip_name",
                 ),
-                dtype_field(),
+                weight_dtype_field(),
             ],
             outputs=[io.Clip.Output(display_name="clip", tooltip="For ComfyUI's CLIP nodes too.")],
-            search_aliases=["clip"],
+            search_aliases=["clip", "load clip"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("text_encoder", file)
+    def fingerprint_inputs(cls, clip_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("text_encoder", clip_name)
 
     @classmethod
-    def execute(cls, file: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(encoders.load_text_encoder(folders.find("text_encoder", file), dtype))
+    def execute(cls, clip_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(encoders.load_text_encoder(folders.find("text_encoder", clip_name), weight_dtype))
 
 
 class CascadeLoadImageEncoder(io.ComfyNode):
@@ -182,22 +196,24 @@ class CascadeLoadImageEncoder(io.ComfyNode):
             description="The CLIP vision tower for image variations: CLIP ViT-L/14 for the released Stage C.",
             inputs=[
                 folders.file_field(
-                    "image_encoder", "An image encoder, from clip_vision or a merged checkpoint from checkpoints."
+                    "image_encoder",
+                    "An image encoder, from clip_vision or a merged checkpoint from checkpoints.",
+                    name="clip_name",
                 ),
             ],
             outputs=[
                 io.ClipVision.Output(display_name="clip_vision", tooltip="For ComfyUI's CLIP vision and unCLIP nodes.")
             ],
-            search_aliases=["clip vision"],
+            search_aliases=["clip vision", "load clip vision"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint("image_encoder", file)
+    def fingerprint_inputs(cls, clip_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint("image_encoder", clip_name)
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(encoders.load_image_encoder(folders.find("image_encoder", file)))
+    def execute(cls, clip_name: str) -> io.NodeOutput:
+        return io.NodeOutput(encoders.load_image_encoder(folders.find("image_encoder", clip_name)))
 
 
 class CascadeLoadCheckpoint(io.ComfyNode):
@@ -216,39 +232,39 @@ class CascadeLoadCheckpoint(io.ComfyNode):
             inputs=[
                 field(
                     io.Combo,
-                    "checkpoint",
+                    "ckpt_name",
                     options=[folders.TINY, checkpoint_sets.SEARCH, *checkpoints],
                     default=folders.TINY,
                     tooltip=f"Where to look first. {checkpoint_sets.SEARCH}: the largest networks that fit together.",
                 ),
                 field(
                     io.Combo,
-                    "second_checkpoint",
+                    "second_ckpt_name",
                     options=[checkpoint_sets.AUTO, *checkpoints],
                     default=checkpoint_sets.AUTO,
                     tooltip="Where to look next, such as the checkpoint of Stage B. auto: in all of ComfyUI's folders.",
                 ),
-                dtype_field(),
+                weight_dtype_field(),
             ],
             outputs=[
                 io.Model.Output("stage_c", display_name="stage_c", tooltip="Stage C."),
                 io.Model.Output("stage_b", display_name="stage_b", tooltip="Stage B."),
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder."),
-                io.Vae.Output("stage_a", display_name="stage_a", tooltip="Stage A, which makes the image."),
+                io.Vae.Output("vae", display_name="vae", tooltip="Stage A, which decodes the image."),
                 io.Vae.Output("encoder", display_name="encoder", tooltip="EfficientNet encoder and previewer."),
                 io.ClipVision.Output("clip_vision", display_name="clip_vision", tooltip="The image encoder."),
                 io.String.Output("report", display_name="report", tooltip="What was taken from where."),
             ],
-            search_aliases=["checkpoint", "diffusers"],
+            search_aliases=["checkpoint", "load checkpoint", "ckpt", "diffusers", "wuerstchen"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str | None, second_checkpoint: str | None, **_: Any) -> Any:
-        return checkpoint_sets.fingerprint_of_all(checkpoint, second_checkpoint)
+    def fingerprint_inputs(cls, ckpt_name: str | None, second_ckpt_name: str | None, **_: Any) -> Any:
+        return checkpoint_sets.fingerprint_of_all(ckpt_name, second_ckpt_name)
 
     @classmethod
-    def execute(cls, checkpoint: str, second_checkpoint: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(*checkpoint_sets.load(checkpoint, second_checkpoint, dtype))
+    def execute(cls, ckpt_name: str, second_ckpt_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(*checkpoint_sets.load(ckpt_name, second_ckpt_name, weight_dtype))
 
 
 NODES = [

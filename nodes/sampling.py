@@ -4,104 +4,102 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..cascade.diffusion import Guidance
-from ..cascade.pipelines import compression_warning
-from .host import checks, sampling
-from .host import tiling as tiles
-from .types import CUSTOM_SAMPLING, SAMPLING, field, schema, seed_field
+from ..cascade.diffusion import Guidance, SamplingSettings
+from ..cascade.pipelines import STAGE_B_SETTINGS, STAGE_C_SETTINGS, Tiles
+from .host import sampling
+from .host.tiling import too_large
+from .types import CUSTOM_SAMPLING, SAMPLING, cfg_field, field, schema, seed_field
 
 PER_IMAGE, WHOLE_BATCH = "per image", "whole batch (as released)"
-CORRECT, AS_RELEASED = "correct", "as released"
+MATCHES_DENOISE, AS_RELEASED = "matches denoise", "as released"
 AUTO, NEVER, ALWAYS = "auto", "never", "always"
+PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 
 
 def conditioning_fields() -> list[Any]:
     return [
         field(io.Conditioning, "positive", tooltip="What the image should show."),
-        field(io.Conditioning, "negative", tooltip="What to keep away; the empty prompt as the models were trained."),
+        field(io.Conditioning, "negative", tooltip="What the image should not show. Trained: the empty prompt."),
     ]
 
 
-def guidance_field(default: float) -> Any:
-    tip = f"How much the prompt counts; 1 ignores the negative and is twice as fast. Released: {default:g}."
-    return field(io.Float, "guidance", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tip)
-
-
 def guidance_fields() -> list[Any]:
-    """What shapes guidance beyond its strength."""
-    share = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001, "advanced": True}
+    """What shapes guidance beyond its scale."""
     return [
         field(
             io.Float,
-            "rho",
+            "cfg_rescale",
             default=0.7,
-            **share,
-            tooltip="How far guidance is kept from raising the contrast: 0 not at all, 1 wholly. Released: 0.7.",
-        ),
-        field(
-            io.Float,
-            "ramp",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            round=0.001,
+            **PERCENT,
             advanced=True,
-            tooltip="Guidance at the last step as a multiple of the first; in between it goes evenly. 1: it stays.",
+            tooltip="Reduces the contrast that a high cfg adds: 0 not at all, 1 fully. Released: 0.7 (called rho).",
         ),
         field(
             io.Float,
-            "guidance_start",
-            default=1.0,
-            **share,
-            tooltip="Guidance acts from this time on. Time goes from 1 (noise) to 0 (image). Less is faster.",
-        ),
-        field(
-            io.Float,
-            "guidance_stop",
+            "cfg_end",
             default=0.0,
-            **share,
-            tooltip="Guidance acts until this time. Time goes from 1 (noise) to 0 (image). More is faster.",
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            advanced=True,
+            tooltip="cfg at the last step; in between it changes evenly. 0: the same as cfg. Released: 0.",
+        ),
+        field(
+            io.Float,
+            "start_percent",
+            default=0.0,
+            **PERCENT,
+            advanced=True,
+            tooltip="From where on cfg acts: 0 is the start of sampling, 1 the end. Before it, steps are faster and "
+            "ignore the negative prompt. Released: 0.",
+        ),
+        field(
+            io.Float,
+            "end_percent",
+            default=1.0,
+            **PERCENT,
+            advanced=True,
+            tooltip="Up to where cfg acts: 0 is the start of sampling, 1 the end. After it, steps are faster and "
+            "ignore the negative prompt. Released: 1.",
         ),
         field(
             io.Combo,
-            "rescale",
+            "rescale_scope",
             options=[PER_IMAGE, WHOLE_BATCH],
             default=PER_IMAGE,
             advanced=True,
-            tooltip="Over what rho measures contrast. With the whole batch, an image depends on its neighbors.",
+            tooltip="Where cfg_rescale measures contrast. With the whole batch, an image depends on the others in it.",
         ),
     ]
 
 
 def shift_field(default: float) -> Any:
-    tip = f"More noise in the middle of the run, for larger images. Released: {default:g}."
+    tip = f"Higher spends more steps at high noise levels, for larger images. Released: {default:g}."
     return field(
         io.Float, "shift", default=default, min=0.1, max=20.0, step=0.1, round=0.01, advanced=True, tooltip=tip
     )
 
 
 def steps_field(default: int) -> Any:
-    tip = f"More steps: finer and slower. Released: {default}."
+    tip = f"Sampling steps. More give finer detail and take longer. Released: {default}."
     return field(io.Int, "steps", default=default, min=1, max=1000, tooltip=tip)
 
 
-def run_fields(steps: int, guidance: float, shift: float) -> list[Any]:
+def run_fields(released: SamplingSettings) -> list[Any]:
     return [
-        seed_field(
-            "The noise. The same seed gives, but for rounding, the same image alone and as the first of a batch."
-        ),
-        steps_field(steps),
-        guidance_field(guidance),
+        seed_field("Of the noise. The same seed gives the same image, alone or as the first of a batch."),
+        steps_field(released.steps),
+        cfg_field(released.guidance.cfg),
         field(
             io.Combo,
-            "sampler",
-            options=sampling.samplers(),
+            "sampler_name",
+            options=sampling.sampler_names(),
             default="ddpm",
-            tooltip="ddpm is the released one. ddim adds no noise on its way; lcm is for models made for few steps.",
+            tooltip="Released: ddpm. ddim adds no noise between steps; lcm is for models made for few steps.",
         ),
         field(
             io.Float,
@@ -111,23 +109,24 @@ def run_fields(steps: int, guidance: float, shift: float) -> list[Any]:
             max=1.0,
             step=0.01,
             round=0.001,
-            tooltip="How much of the latent is drawn anew: 1 all of it, less keeps more of what was encoded.",
+            tooltip="How much of latent_image is generated anew: 1 all of it, less keeps more of an encoded image.",
         ),
-        shift_field(shift),
+        shift_field(released.shift),
         *guidance_fields(),
     ]
 
 
 def to_guidance(
-    guidance: float, rho: float, ramp: float, guidance_start: float, guidance_stop: float, rescale: str
+    cfg: float, cfg_rescale: float, cfg_end: float, start_percent: float, end_percent: float, rescale_scope: str
 ) -> Guidance:
-    """The settings of a node as the library's. Raises ValueError for an interval that ends before it begins."""
+    """The inputs of a node as the library's. Raises ValueError for an interval that ends before it starts."""
     return Guidance(
-        scale=guidance if ramp == 1 else (guidance, guidance * ramp),
-        rho=rho,
-        t_start=guidance_start,
-        t_stop=guidance_stop,
-        per_image=rescale == PER_IMAGE,
+        cfg=cfg,
+        cfg_rescale=cfg_rescale,
+        cfg_end=cfg_end or None,
+        start_percent=start_percent,
+        end_percent=end_percent,
+        per_image=rescale_scope == PER_IMAGE,
     )
 
 
@@ -138,25 +137,25 @@ class CascadeSampleStageC(io.ComfyNode):
             node_id="CascadeSampleStageC",
             display_name="Sample Stage C (Stable Cascade)",
             category=SAMPLING,
-            description="From the prompt to the small latent, which decides what is in the image.",
+            description="From the prompt to Stage C's small latent, which decides what is in the image.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage C."),
                 *conditioning_fields(),
-                field(io.Latent, "latent", tooltip="Where to start: an empty latent, or an encoded image."),
-                *run_fields(steps=20, guidance=4.0, shift=2.0),
+                field(io.Latent, "latent_image", tooltip="Where to start: an empty latent, or an encoded image."),
+                *run_fields(STAGE_C_SETTINGS),
                 field(
                     io.Combo,
-                    "noising",
-                    options=[CORRECT, AS_RELEASED],
-                    default=CORRECT,
+                    "img2img_noise_level",
+                    options=[MATCHES_DENOISE, AS_RELEASED],
+                    default=MATCHES_DENOISE,
                     optional=True,
                     advanced=True,
-                    tooltip="How an image is noised when denoise is below 1. correct: as much as the sampler expects. "
-                    "as released: less (with shift 1), so that more of the image stays and the result is smoother.",
+                    tooltip="Noise added to latent_image when denoise is below 1. as released: less than the sampler "
+                    "expects (that of shift 1), which keeps more of the image and makes the result smoother.",
                 ),
             ],
             outputs=[io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage B.")],
-            search_aliases=["ksampler", "prior"],
+            search_aliases=["ksampler", "sampler", "sample", "prior", "text to image", "wuerstchen"],
         )
 
     @classmethod
@@ -165,20 +164,22 @@ class CascadeSampleStageC(io.ComfyNode):
         model: Any,
         positive: Any,
         negative: Any,
-        latent: Any,
+        latent_image: Any,
         seed: int,
-        sampler: str,
-        noising: str = CORRECT,
-        **settings: Any,
+        steps: int,
+        sampler_name: str,
+        denoise: float,
+        shift: float,
+        img2img_noise_level: str = MATCHES_DENOISE,
+        **guidance: Any,
     ) -> io.NodeOutput:
-        checks.model(model, "Stage C")
-        samples = checks.latents(latent, "Stage C")
-        level = None
-        if noising == AS_RELEASED and settings["denoise"] < 1:
-            level = float(sampling.released_sigmas(1, 1.0, t_start=settings["denoise"])[0])
-        result = _sample(model, (positive, negative), latent, samples, seed, "stage_c", sampler, settings, level)
-        checks.finite(result["samples"], "Stage C")
-        return io.NodeOutput(result)
+        settings = SamplingSettings(
+            steps=steps, sampler_name=sampler_name, shift=shift, guidance=to_guidance(**guidance)
+        ).with_strength(denoise)
+        as_released = img2img_noise_level == AS_RELEASED
+        return io.NodeOutput(
+            sampling.sample_stage_c(model, positive, negative, latent_image, seed, settings, as_released)
+        )
 
 
 class CascadeSampleStageB(io.ComfyNode):
@@ -188,18 +189,18 @@ class CascadeSampleStageB(io.ComfyNode):
             node_id="CascadeSampleStageB",
             display_name="Sample Stage B (Stable Cascade)",
             category=SAMPLING,
-            description="From Stage C's small latent to the large one, which Stage A turns into the image.",
+            description="From Stage C's small latent to Stage B's large one, which Stage A decodes to the image.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage B."),
                 *conditioning_fields(),
-                field(io.Latent, "stage_c", tooltip="What to draw: Stage C's result, or an encoded image."),
-                *run_fields(steps=10, guidance=1.1, shift=1.0),
+                field(io.Latent, "stage_c", tooltip="What to generate: Stage C's result, or an encoded image."),
+                *run_fields(STAGE_B_SETTINGS),
                 field(
                     io.Latent,
-                    "latent",
+                    "latent_image",
                     optional=True,
                     tooltip="Where to start: Stage B's empty latent (of the image's exact size), or an image that "
-                    "Stage A encoded. Without it, an empty one of the size of Stage C's latent.",
+                    "Stage A encoded. Not connected: an empty latent of the size that stage_c is for.",
                 ),
                 field(
                     io.Combo,
@@ -208,34 +209,34 @@ class CascadeSampleStageB(io.ComfyNode):
                     default=NEVER,
                     optional=True,
                     advanced=True,
-                    tooltip="Draw in overlapping tiles, each with its part of Stage C's latent: for large images. "
+                    tooltip="Sample in overlapping tiles, each with its part of Stage C's latent: for large images. "
                     "auto: when a step on the whole would not fit into memory.",
                 ),
                 field(
                     io.Int,
                     "tile_size",
-                    default=1024,
+                    default=Tiles.tile_size,
                     min=256,
                     max=8192,
                     step=64,
                     optional=True,
                     advanced=True,
-                    tooltip="Side of a tile in pixels. 1024 is what Stage B was trained at.",
+                    tooltip="Side of a tile in pixels. Trained: 1024.",
                 ),
                 field(
                     io.Int,
-                    "tile_overlap",
-                    default=256,
+                    "overlap",
+                    default=Tiles.overlap,
                     min=64,
                     max=4096,
                     step=64,
                     optional=True,
                     advanced=True,
-                    tooltip="How far tiles overlap, in pixels. More: smoother, and slower.",
+                    tooltip="Pixels that neighboring tiles share. More: smoother seams, and slower.",
                 ),
             ],
             outputs=[io.Latent.Output("stage_b", display_name="stage_b", tooltip="For decoding with Stage A.")],
-            search_aliases=["ksampler", "decoder"],
+            search_aliases=["ksampler", "sampler", "sample", "decoder", "tiled", "wuerstchen"],
         )
 
     @classmethod
@@ -246,67 +247,63 @@ class CascadeSampleStageB(io.ComfyNode):
         negative: Any,
         stage_c: Any,
         seed: int,
-        sampler: str,
-        latent: Any = None,
+        steps: int,
+        sampler_name: str,
+        denoise: float,
+        shift: float,
+        latent_image: Any = None,
         tiling: str = NEVER,
-        tile_size: int = 1024,
-        tile_overlap: int = 256,
-        **settings: Any,
+        tile_size: int = Tiles.tile_size,
+        overlap: int = Tiles.overlap,
+        **guidance: Any,
     ) -> io.NodeOutput:
-        checks.model(model, "Stage B")
-        small = checks.latents(stage_c, "Stage C")
-        latent = sampling.start_of_stage_b(stage_c, small) if latent is None else latent
-        samples = sampling.repeated(checks.latents(latent, "Stage B"), len(small))
-        if warning := compression_warning(small.shape, samples.shape):
-            checks.warn(warning)
-        if tiling == ALWAYS or (tiling == AUTO and tiles.too_large(model, samples)):
-            model = tiles.tiled(model, tile_size, tile_overlap)
-        conditionings = sampling.with_prior(positive, small), sampling.with_prior(negative, None)
-        result = _sample(model, conditionings, latent, samples, seed, "stage_b", sampler, settings)
-        checks.finite(result["samples"], "Stage B")
-        return io.NodeOutput(result)
+        settings = SamplingSettings(
+            steps=steps, sampler_name=sampler_name, shift=shift, guidance=to_guidance(**guidance)
+        ).with_strength(denoise)
 
+        def tiles(samples: Tensor) -> Tiles | None:
+            wanted = tiling == ALWAYS or (tiling == AUTO and too_large(model, samples))
+            return Tiles(tile_size, overlap) if wanted else None
 
-def _sample(
-    model: Any,
-    conditionings: tuple[Any, Any],
-    latent: Any,
-    samples: torch.Tensor,
-    seed: int,
-    stream: str,
-    sampler: str,
-    settings: dict[str, Any],
-    noised_to: float | None = None,
-) -> dict[str, Any]:
-    """`settings` are the inputs of `run_fields` that are left: steps, denoise, shift, and those of `to_guidance`."""
-    steps, denoise, shift = (settings.pop(name) for name in ("steps", "denoise", "shift"))
-    sigmas = sampling.released_sigmas(steps, shift, t_start=denoise)
-    guider = sampling.guider(sampling.shifted(model, shift), *conditionings, to_guidance(**settings))
-    return sampling.run(guider, latent, samples, seed, stream, sampler, sigmas, noised_to)
+        return io.NodeOutput(
+            sampling.sample_stage_b(model, positive, negative, stage_c, latent_image, seed, settings, tiles)
+        )
 
 
 class CascadeSigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        time = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
         return schema(
             node_id="CascadeSigmas",
             display_name="Sigmas (Stable Cascade)",
             category=CUSTOM_SAMPLING,
             description="The released noise levels, for any number of steps. Shift: 2 for Stage C, 1 for Stage B.",
             inputs=[
-                steps_field(20),
-                shift_field(2.0),
-                field(io.Float, "t_start", default=1.0, **time, tooltip="The time to start from: 1 is noise."),
-                field(io.Float, "t_end", default=0.0, **time, tooltip="The time towards which the steps go."),
+                steps_field(STAGE_C_SETTINGS.steps),
+                shift_field(STAGE_C_SETTINGS.shift),
+                field(
+                    io.Float,
+                    "start_percent",
+                    default=0.0,
+                    **PERCENT,
+                    tooltip="Where the steps begin: 0 is full noise. For image to image: 1 - denoise.",
+                ),
+                field(
+                    io.Float,
+                    "end_percent",
+                    default=1.0,
+                    **PERCENT,
+                    tooltip="Where the steps lead: 1 is the finished image. The last noise level is 0 in any case.",
+                ),
             ],
             outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="For SamplerCustomAdvanced.")],
-            search_aliases=["scheduler"],
+            search_aliases=["scheduler", "noise schedule", "basic scheduler"],
         )
 
     @classmethod
-    def execute(cls, steps: int, shift: float, t_start: float, t_end: float) -> io.NodeOutput:
-        return io.NodeOutput(sampling.released_sigmas(steps, shift, t_start, t_end))
+    def execute(cls, steps: int, shift: float, start_percent: float, end_percent: float) -> io.NodeOutput:
+        settings = SamplingSettings(steps=steps, shift=shift, start_percent=start_percent, end_percent=end_percent)
+        return io.NodeOutput(sampling.sigmas(settings))
 
 
 class CascadeGuider(io.ComfyNode):
@@ -316,20 +313,21 @@ class CascadeGuider(io.ComfyNode):
             node_id="CascadeGuider",
             display_name="Guider (Stable Cascade)",
             category=CUSTOM_SAMPLING,
-            description="The released guidance for SamplerCustomAdvanced: with rho, an interval and a ramp.",
+            description="The released guidance for SamplerCustomAdvanced: with rescale, an interval and another cfg "
+            "at the end.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage C or Stage B."),
                 *conditioning_fields(),
-                guidance_field(4.0),
+                cfg_field(STAGE_C_SETTINGS.guidance.cfg),
                 *guidance_fields(),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
-            search_aliases=["cfg"],
+            search_aliases=["cfg", "cfg guider", "rescale cfg"],
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, negative: Any, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(sampling.guider(model, positive, negative, to_guidance(**settings)))
+    def execute(cls, model: Any, positive: Any, negative: Any, **guidance: Any) -> io.NodeOutput:
+        return io.NodeOutput(sampling.guider(model, positive, negative, to_guidance(**guidance)))
 
 
 NODES = [CascadeSampleStageC, CascadeSampleStageB, CascadeSigmas, CascadeGuider]

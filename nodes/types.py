@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from typing import Any
 
 from comfy_api.latest import io
+
+from .host.compat import supported
 
 CATEGORY = "Stable Cascade"
 LOADERS = f"{CATEGORY}/loaders"
@@ -25,20 +25,26 @@ LoraType = io.Custom("CASCADE_LORA")
 
 def schema(**keywords: Any) -> io.Schema:
     """A node's schema; what this ComfyUI does not know yet is left out."""
-    known = {field.name for field in dataclasses.fields(io.Schema)}
-    return io.Schema(**{name: value for name, value in keywords.items() if name in known})
+    return io.Schema(**supported(io.Schema, keywords))
 
 
 def field(kind: Any, name: str, **keywords: Any) -> Any:
     """An input of a type (`io.Int`, ...); what this ComfyUI does not know yet is left out."""
-    known = inspect.signature(kind.Input).parameters
-    return kind.Input(name, **{key: value for key, value in keywords.items() if key in known})
+    return kind.Input(name, **supported(kind.Input, keywords))
 
 
 def seed_field(tip: str) -> Any:
     """The seed of an image's noise."""
     limits = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}
     return field(io.Int, "seed", **limits, control_after_generate=True, tooltip=tip)
+
+
+def cfg_field(default: float) -> Any:
+    tip = (
+        "Guidance scale. Higher follows the prompt more closely; 1 ignores the negative prompt and is twice as fast. "
+        f"Released: {default:g}."
+    )
+    return field(io.Float, "cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tip)
 
 
 def frames_field(tip: str, **more: Any) -> Any:

@@ -155,7 +155,7 @@ def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settin
     from ..pipelines import Settings, latent_sizes, with_short_side
 
     def changed(stage: SamplingSettings, steps: int, scale: float) -> SamplingSettings:
-        return replace(stage, steps=steps, guidance=replace(stage.guidance, scale=scale))
+        return replace(stage, steps=steps, guidance=replace(stage.guidance, cfg=scale))
 
     released = Settings()
     side = released.width if args.models else 256
@@ -253,7 +253,7 @@ def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict
         **more,
         "width": settings.width,
         "height": settings.height,
-        **{name: {"steps": stage.steps, "guidance": stage.guidance.scale} for name, stage in stages.items()},
+        **{name: {"steps": stage.steps, "guidance": stage.guidance.cfg} for name, stage in stages.items()},
         # Names only: where somebody's folders are is nobody's business who sees the image.
         **({"loras": [Path(text).name for text in args.lora]} if args.lora else {}),
         "models": [path.name for path in args.models] if args.models else "tiny",

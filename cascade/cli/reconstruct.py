@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             seeds=[args.seed],
             compression=args.compression,
             tiles=tiles_of(args),
-            on_step=lambda i, n, x0: bars("stage_b", i, n, x0),
+            on_progress=bars,
         )
     again = result.images
     about = {"reconstructed": args.image.name, "seed": args.seed, "compression": args.compression}

@@ -38,15 +38,15 @@ class StageCInputs:
 
 @dataclass(frozen=True)
 class StageBInputs:
-    """Stage B's conditions: effnet [B, 16, h, w] (from Stage C or an encoded image), clip [B, 1, c] pooled text."""
+    """Stage B's conditions: stage_c [B, 16, h, w] (latents of Stage C or an image), clip [B, 1, c] (pooled text)."""
 
-    effnet: Tensor
+    stage_c: Tensor
     clip: Tensor
 
     def unconditional(self, text: TextEmbedding) -> StageBInputs:
-        """The released counterpart for guidance: pooled `text` of the empty (or negative) prompt, effnet zeros."""
-        return StageBInputs(torch.zeros_like(self.effnet), text.expand(len(self.effnet)).pooled)
+        """The released counterpart for guidance: pooled `text` of the empty (or negative) prompt, stage_c zeros."""
+        return StageBInputs(torch.zeros_like(self.stage_c), text.expand(len(self.stage_c)).pooled)
 
     def as_kwargs(self) -> dict[str, Tensor]:
         """By the names of `StageB.forward`."""
-        return {"effnet": self.effnet, "clip": self.clip}
+        return {"effnet": self.stage_c, "clip": self.clip}

@@ -6,8 +6,10 @@ targets           what the network predicts, and x0 and epsilon from it
 noise_conditions  log_snr -> r, the network's view of the noise level
 loss_weights      log_snr -> factor of the training loss
 process           the five above as one setting (`Diffusion`), for training and sampling alike
+interval          a part of a sampling run
 guidance          classifier-free guidance
 samplers          one step
+settings          how a stage is sampled, and the noise levels that follow from it
 noise             seeded noise for each image
 sampling          the loop (`sample`)
 mixing            between latents or embeddings: weighted, straight, along the sphere
@@ -16,15 +18,17 @@ mixing            between latents or embeddings: weighted, straight, along the s
 from __future__ import annotations
 
 from .guidance import Guidance
+from .interval import Interval
 from .loss_weights import LOSS_WEIGHTS, LossWeight
 from .mixing import blend, lerp, sequence, slerp, weighted
 from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
 from .process import RELEASED_DIFFUSION, Diffusion, TrainingBatch
 from .samplers import SAMPLERS
-from .sampling import Kept, sample
+from .sampling import Kept, NetworkArguments, OnStep, StepArguments, sample
 from .scalings import SCALINGS, Scaling
 from .schedules import SCHEDULES, Schedule
+from .settings import NoiseLevel, SamplingSettings
 from .targets import TARGETS, Target
 
 __all__ = [
@@ -37,12 +41,18 @@ __all__ = [
     "TARGETS",
     "Diffusion",
     "Guidance",
+    "Interval",
     "Kept",
     "LossWeight",
+    "NetworkArguments",
     "NoiseCondition",
+    "NoiseLevel",
+    "OnStep",
+    "SamplingSettings",
     "Scaling",
     "Schedule",
     "SeededNoise",
+    "StepArguments",
     "Target",
     "TrainingBatch",
     "blend",

@@ -1,60 +1,64 @@
 """Classifier-free guidance (Ho & Salimans 2022).
 
-With rescaling (Lin et al. 2024, section 3.4) and a time interval (Kynkaanniemi et al. 2024).
+With rescaling (Lin et al. 2024, section 3.4) and an interval of the run (Kynkaanniemi et al. 2024).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .interval import Interval
 
 
 @dataclass(frozen=True)
 class Guidance:
     """How the conditional and the unconditional prediction become one.
 
-    scale: 1 is the conditional prediction alone; (first, last) goes from first at t = 1 to last at t = 0, linear in t.
-    rho: share of the rescaling that brings the result back to the deviation of the conditional prediction; 0 is none.
-    t_start, t_stop: guidance acts for t_stop <= t <= t_start.
-    per_image: deviations of each image by itself. False takes them over the whole batch as the released code does,
-        which makes an image depend on its neighbors.
+    cfg: guidance scale; 1 is the conditional prediction alone.
+    cfg_rescale: how much of the rescaling is applied that gives the result the standard deviation of the conditional
+        prediction, 0 (none) to 1; the released `rho`.
+    cfg_end: the scale at the end of the run, with a linear change from `cfg` at its start; None: `cfg` throughout.
+    start_percent, end_percent: the part of the run in which guidance acts, see `Interval`; the scale is 1 outside.
+    per_image: standard deviations of each image by itself. False takes them over the whole batch as the released code
+        does, which makes an image depend on the others in its batch.
     """
 
-    scale: float | tuple[float, float] = 4.0
-    rho: float = 0.7
-    t_start: float = 1.0
-    t_stop: float = 0.0
+    cfg: float = 4.0
+    cfg_rescale: float = 0.7
+    cfg_end: float | None = None
+    start_percent: float = 0.0
+    end_percent: float = 1.0
     per_image: bool = True
 
     def __post_init__(self) -> None:
-        if len(self._ends) != 2:
-            raise ValueError(f"guidance scale must be a number or (first, last), got {self.scale!r}")
-        for name, value in (("scale", self._ends[0]), ("scale", self._ends[1]), ("rho", self.rho)):
-            if not math.isfinite(value):
+        for name in ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
                 raise ValueError(f"guidance {name} must be a finite number, got {value}")
-        if not self.t_stop <= self.t_start:
-            raise ValueError(f"guidance t_stop {self.t_stop} must not be above t_start {self.t_start}")
+        _ = self.interval
 
-    @property
-    def _ends(self) -> tuple[float, ...]:
-        return (self.scale, self.scale) if isinstance(self.scale, (int, float)) else tuple(self.scale)
+    @cached_property
+    def interval(self) -> Interval:
+        """The part of the run in which guidance acts."""
+        return Interval(self.start_percent, self.end_percent)
 
-    def scale_at(self, t: float) -> float:
-        """The scale at time t, 1.0 outside the interval."""
-        rounding = 1e-6  # an end of the interval belongs to it however the step's t was computed
-        if not self.t_stop - rounding <= t <= self.t_start + rounding:
+    def cfg_at(self, percent: float) -> float:
+        """The scale at this part of the run, 1.0 outside the interval."""
+        if percent not in self.interval:
             return 1.0
-        first, last = self._ends
-        return first * t + last * (1 - t)
+        last = self.cfg if self.cfg_end is None else self.cfg_end
+        return self.cfg * (1 - percent) + last * percent
 
-    def combine(self, cond: Tensor, uncond: Tensor, t: float) -> Tensor:
-        """Predictions [B, ...] -> the guided prediction at time t."""
-        guided = torch.lerp(uncond, cond, self.scale_at(t))
-        if self.rho == 0:
+    def combine(self, cond: Tensor, uncond: Tensor, percent: float) -> Tensor:
+        """Predictions [B, ...] -> the guided prediction at this part of the run."""
+        guided = torch.lerp(uncond, cond, self.cfg_at(percent))
+        if self.cfg_rescale == 0:
             return guided
         dims = tuple(range(1 if self.per_image else 0, cond.ndim))
         ratio = cond.std(dims, keepdim=True) / (guided.std(dims, keepdim=True) + 1e-9)
-        return guided * (self.rho * ratio + (1 - self.rho))
+        return guided * (self.cfg_rescale * ratio + (1 - self.cfg_rescale))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .registry import Registry
-from .schedules import interpolate, stable_diffusion_table
+from .schedules import CosineSchedule, interpolate, stable_diffusion_table
 
 NoiseCondition = Callable[[Tensor], Tensor]
 
@@ -23,12 +22,7 @@ class CosineT:
     s: float = 0.008
 
     def __call__(self, log_snr: Tensor) -> Tensor:
-        offset = math.pi / 2 * self.s / (1 + self.s)
-        # The angle arccos(a cos(offset)) by its sine and cosine, since arccos loses digits near 1.
-        a_squared = torch.sigmoid(log_snr)
-        sine = (torch.sigmoid(-log_snr) + a_squared * math.sin(offset) ** 2).sqrt()
-        angle = torch.atan2(sine, a_squared.sqrt() * math.cos(offset))
-        return angle * (2 / math.pi) * (1 + self.s) - self.s
+        return CosineSchedule(self.s).inverse(log_snr)
 
 
 def edm(log_snr: Tensor) -> Tensor:

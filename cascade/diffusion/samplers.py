@@ -1,7 +1,7 @@
-"""Samplers: one step from noise level `here` to the next, cleaner level `there`; a level is its factors (a, b).
+"""Samplers: one step from a noise level to the next. A level is the factors (a, b) of x = a x0 + b epsilon.
 
-`step(x0, epsilon, here, there, noise)` -> x at `there`. `noise()` draws standard normal noise of x0's shape
-and is called only where the step needs it.
+`step(x0, epsilon, (a, b), (a_next, b_next), noise)` -> x at the next level. `noise()` gives standard normal noise of
+x0's shape and is called only where the step needs it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .registry import Registry
 
-NoiseLevel = tuple[float, float]
-Step = Callable[[Tensor, Tensor, NoiseLevel, NoiseLevel, Callable[[], Tensor]], Tensor]
+Factors = tuple[float, float]
+Step = Callable[[Tensor, Tensor, Factors, Factors, Callable[[], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DDIM:
     eta: float = 0.0
 
     def __call__(
-        self, x0: Tensor, epsilon: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Callable[[], Tensor]
+        self, x0: Tensor, epsilon: Tensor, here: Factors, there: Factors, noise: Callable[[], Tensor]
     ) -> Tensor:
         (a, b), (a_next, b_next) = here, there
         sigma = self.eta * b_next / b * math.sqrt(max(1 - (a / a_next) ** 2, 0))
@@ -33,7 +33,7 @@ class DDIM:
         return x + sigma * noise() if sigma > 0 else x
 
 
-def lcm(x0: Tensor, epsilon: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Callable[[], Tensor]) -> Tensor:
+def lcm(x0: Tensor, epsilon: Tensor, here: Factors, there: Factors, noise: Callable[[], Tensor]) -> Tensor:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1; Luo et al. 2023): fresh noise on x0."""
     return there[0] * x0 + there[1] * noise()
 

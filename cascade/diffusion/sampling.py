@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,19 +13,19 @@ from torch import Tensor
 from .guidance import Guidance
 from .noise import Noise, SeededNoise
 from .process import RELEASED_DIFFUSION, Diffusion
-from .samplers import SAMPLERS, Step
-from .schedules import SCHEDULES, Schedule
+from .settings import NoiseLevel, SamplingSettings
 
 NetworkArguments = Mapping[str, Any]
 """Keyword arguments of the network: name -> tree (tensor, batch first; None; tuple, list or NamedTuple of trees)."""
 
-DEFAULT_GUIDANCE = Guidance()
+StepArguments = Callable[[float, int], NetworkArguments]
+"""(percent of the run, batch of the call) -> further arguments of the network for the calls of one step."""
 
 
 class Network(Protocol):
     """x [B, ...], r [B] and the conditions -> the prediction [B, ...]."""
 
-    def __call__(self, x: Tensor, r: Tensor, **cond: Any) -> Tensor: ...
+    def __call__(self, x: Tensor, r: Tensor, **arguments: Any) -> Tensor: ...
 
 
 class OnStep(Protocol):
@@ -36,116 +36,107 @@ class OnStep(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run leaves as it is, in whole or in part.
+    """What a run keeps of an image, in whole or in part.
 
-    x0: [B, ...]. mask: [B, 1, ...], 0 where x0 is kept, 1 where all is drawn anew, soft in between. epsilon: the noise
-    of the run's start, [B, ...]: around what is drawn, the network sees x0 with as much of it as the rest has.
+    x0: [B, ...]. mask: [B, 1, ...], 0 where x0 is kept, 1 where all is generated, soft in between. epsilon: the noise
+    of the run's start, [B, ...]: where x0 is kept, the network gets it with as much of that noise as the rest has.
     """
 
     x0: Tensor
     mask: Tensor
     epsilon: Tensor
 
-    def seen(self, x: Tensor, a: float, b: float) -> Tensor:
-        """x at the level (a, b) with what is kept in its place."""
-        return self.mask * x + (1 - self.mask) * (a * self.x0 + b * self.epsilon)
+    def noised(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """x at a noise level, with the kept part of x0 in its place."""
+        return self.mask * x + (1 - self.mask) * (level.a * self.x0 + level.b * self.epsilon)
 
-    def drawn(self, x0: Tensor) -> Tensor:
-        """A predicted x0 with what is kept in its place."""
+    def restored(self, x0: Tensor) -> Tensor:
+        """A predicted x0 with the kept part in its place."""
         return self.mask * x0 + (1 - self.mask) * self.x0
 
 
 @torch.no_grad()
 def sample(
-    model: Network,
+    network: Network,
     x: Tensor,
+    settings: SamplingSettings,
     *,
     cond: NetworkArguments,
     uncond: NetworkArguments | None = None,
-    steps: int,
-    sampler: str | Step = "ddpm",
-    schedule: str | Schedule | None = None,
-    shift: float = 1.0,
-    t_start: float = 1.0,
-    t_end: float = 0.0,
-    guidance: Guidance = DEFAULT_GUIDANCE,
+    step_arguments: StepArguments | None = None,
     noise: Noise | None = None,
     kept: Kept | None = None,
     on_step: OnStep | None = None,
     diffusion: Diffusion = RELEASED_DIFFUSION,
 ) -> Tensor:
-    """Take x [B, ...], noised to t_start, down to t_end in `steps` equal steps of t; the x0 predicted by the last step.
+    """Take x [B, ...], noised to the first level of the settings, through all levels; the x0 predicted at the last.
 
-    model: called with x in the dtype given and r [B] in float32; the arithmetic in between is float32 at least.
+    network: called with x in the dtype given and r [B] in float32; the arithmetic in between is float32 at least.
     cond, uncond: see `NetworkArguments`. One call of 2 B where both have the same shapes, else two calls. Without
         `uncond`, or where the guidance scale is 1, only the conditional call is made.
-    sampler, schedule: a name of `SAMPLERS`, `SCHEDULES`, or what their factories make; default schedule: diffusion's.
-    noise: (like, step) -> standard normal noise. The default draws each image's noise from a seed made of its x; give
+    noise: (like, step) -> standard normal noise. The default makes each image's noise from a seed made of its x; give
         `SeededNoise(seeds)` for seeds of your own.
-    kept: see `Kept`; None where all is drawn.
-    on_step: see `OnStep`.
+    kept: see `Kept`; None where all is generated.
     diffusion: how the network was trained.
 
-    Raises ValueError for steps < 1 or times other than 0 <= t_end < t_start <= 1, KeyError for an unknown name.
+    Raises KeyError for an unknown sampler or schedule.
     """
-    times = step_times(steps, t_start, t_end)
-    step = SAMPLERS.resolve(sampler)
+    step, levels = settings.step, settings.noise_levels(diffusion)
     noise = SeededNoise.of(x) if noise is None else noise
-    # The levels of all steps at once, on the CPU in float64: plain numbers from here on.
-    log_snr = SCHEDULES.resolve(schedule or diffusion.schedule)(torch.tensor(times, dtype=torch.float64), shift)
-    a, b = (factor.tolist() for factor in diffusion.scaling(log_snr))
-    rs = diffusion.noise_condition(log_snr)
-    rs = (rs.float() if rs.is_floating_point() else rs).to(x.device)
-
-    predict = GuidedModel(model, cond, uncond, guidance, len(x))
+    guided = GuidedNetwork(network, cond, uncond, settings.guidance, step_arguments, len(x))
     state = x0 = x.to(torch.promote_types(x.dtype, torch.float32))
-    for i in range(steps):
-        seen = state if kept is None else kept.seen(state, a[i], b[i])
-        prediction = predict(seen.to(x.dtype), rs[i], times[i]).to(state.dtype)
-        level = (log_snr[i].item(), a[i], b[i])
-        x0 = diffusion.target.x0(seen, prediction, *level)
-        x0 = x0 if kept is None else kept.drawn(x0)
+    for i, level in enumerate(levels):
+        given = state if kept is None else kept.noised(state, level)
+        prediction = guided(given.to(x.dtype), level).to(state.dtype)
+        x0 = diffusion.target.x0(given, prediction, level.log_snr, level.a, level.b)
+        x0 = x0 if kept is None else kept.restored(x0)
         if on_step is not None:
-            on_step(i, steps, x0.to(x.dtype))
-        if i + 1 < steps:
-            # From x0 and the state where a part of x0 is not the network's.
-            epsilon = (
-                diffusion.target.epsilon(state, prediction, *level) if kept is None else (state - a[i] * x0) / b[i]
-            )
-            state = step(x0, epsilon, (a[i], b[i]), (a[i + 1], b[i + 1]), partial(noise, state, i))
+            on_step(i, len(levels), x0.to(x.dtype))
+        if level is not levels[-1]:
+            epsilon = _epsilon(diffusion, state, prediction, x0, level, kept)
+            state = step(x0, epsilon, level.factors, levels[i + 1].factors, partial(noise, state, i))
     return x0.to(x.dtype)
 
 
-def step_times(steps: int, t_start: float, t_end: float) -> list[float]:
-    """steps + 1 equally spaced times from t_start down to t_end. ValueError as for `sample`."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 0 <= t_end < t_start <= 1:
-        raise ValueError(f"times must be 0 <= t_end < t_start <= 1, got t_start {t_start}, t_end {t_end}")
-    return [t_start + (t_end - t_start) * i / steps for i in range(steps + 1)]
+def _epsilon(
+    diffusion: Diffusion, state: Tensor, prediction: Tensor, x0: Tensor, level: NoiseLevel, kept: Kept | None
+) -> Tensor:
+    """The noise in the state; from x0 and the state where a part of x0 is not the network's."""
+    if kept is not None:
+        return (state - level.a * x0) / level.b
+    return diffusion.target.epsilon(state, prediction, level.log_snr, level.a, level.b)
 
 
-class GuidedModel:
-    """A network with its conditions and guidance: (x [B, ...], r scalar, t) -> prediction [B, ...]."""
+class GuidedNetwork:
+    """A network with its conditions and guidance: (x [B, ...], level) -> prediction [B, ...]."""
 
     def __init__(
-        self, model: Network, cond: NetworkArguments, uncond: NetworkArguments | None, guidance: Guidance, batch: int
+        self,
+        network: Network,
+        cond: NetworkArguments,
+        uncond: NetworkArguments | None,
+        guidance: Guidance,
+        step_arguments: StepArguments | None,
+        batch: int,
     ) -> None:
-        self.model = model
+        self.network, self.guidance, self.step_arguments = network, guidance, step_arguments
         self.cond, self.uncond = cond, uncond
-        self.guidance = guidance
         self.both = None if uncond is None else join_arguments(cond, uncond, batch)
 
-    def __call__(self, x: Tensor, r: Tensor, t: float) -> Tensor:
-        rs = r.expand(len(x))
-        if self.uncond is None or self.guidance.scale_at(t) == 1:
-            return self.model(x, rs, **self.cond)
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        if self.uncond is None or self.guidance.cfg_at(level.percent) == 1:
+            return self._call(x, level, self.cond)
         if self.both is None:
-            positive, negative = self.model(x, rs, **self.cond), self.model(x, rs, **self.uncond)
+            positive, negative = self._call(x, level, self.cond), self._call(x, level, self.uncond)
         else:
-            positive, negative = self.model(torch.cat([x, x]), r.expand(2 * len(x)), **self.both).chunk(2)
+            positive, negative = self._call(torch.cat([x, x]), level, self.both).chunk(2)
         precise = torch.promote_types(positive.dtype, torch.float32)
-        return self.guidance.combine(positive.to(precise), negative.to(precise), t)
+        return self.guidance.combine(positive.to(precise), negative.to(precise), level.percent)
+
+    def _call(self, x: Tensor, level: NoiseLevel, arguments: NetworkArguments) -> Tensor:
+        r = torch.full((len(x),), level.r, device=x.device, dtype=torch.float32 if isinstance(level.r, float) else None)
+        further = {} if self.step_arguments is None else self.step_arguments(level.percent, len(x))
+        return self.network(x, r, **arguments, **further)
 
 
 class Unjoinable(Exception):

@@ -76,6 +76,24 @@ class CosineSchedule(Schedule):
         a_squared = torch.cos(math.pi / 2 * (t + self.s) / (1 + self.s)) ** 2 / at_zero
         return torch.logit(a_squared.clamp(*self.clamp))
 
+    def inverse(self, log_snr: Tensor, shift: float = 1.0) -> Tensor:
+        """The t of these noise levels, without the clamp: t of log_snr's shape, outside [0, 1] beyond the clamp."""
+        log_snr = log_snr + 2 * math.log(shift)
+        offset = math.pi / 2 * self.s / (1 + self.s)
+        # The angle arccos(a cos(offset)) by its sine and cosine, since arccos loses digits near 1.
+        a_squared = torch.sigmoid(log_snr)
+        sine = (torch.sigmoid(-log_snr) + a_squared * math.sin(offset) ** 2).sqrt()
+        angle = torch.atan2(sine, a_squared.sqrt() * math.cos(offset))
+        return angle * (2 / math.pi) * (1 + self.s) - self.s
+
+    def percent(self, log_snr: float, shift: float = 1.0) -> float:
+        """How far a run with this shift has come at a noise level: 0 at its start (noise), 1 at its end (clean)."""
+        noisiest, _ = self.limits
+        if log_snr <= noisiest + 1e-4:  # several t share the clamped level; a run starts there
+            return 0.0
+        t = self.inverse(torch.tensor(log_snr, dtype=torch.float64), shift).item()
+        return 1 - min(max(t, 0.0), 1.0)
+
 
 @dataclass(frozen=True)
 class Cosine2Schedule(Schedule):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,12 +23,12 @@ def as_mask(mask: Tensor) -> Tensor:
     return mask
 
 
-def mask_of_latent(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def mask_of_latent(mask: Tensor, size: Sequence[int]) -> Tensor:
     """A mask [B, 1, H, W] for latents of size (h, w): the largest value that a position covers.
 
     So that a spot smaller than a position is drawn anew as well.
     """
-    return F.adaptive_max_pool2d(mask, size)
+    return F.adaptive_max_pool2d(mask, tuple(size))
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:

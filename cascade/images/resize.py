@@ -13,8 +13,10 @@ STD = (0.229, 0.224, 0.225)
 
 EFFNET_FACTOR = 32
 """Pixels of the encoder's image to a side of one latent."""
-COMPRESSION = EFFNET_FACTOR * 4 / 3
-"""Pixels of the image, of which the encoder sees 3/4, to a side of one latent: 42.67, as released."""
+COMPRESSION = 42.67
+"""Pixels of an image per position of Stage C's latent, along a side, as released.
+
+The encoder gets 3/4 of each side, and makes one position of 32 pixels."""
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -32,12 +34,12 @@ def resize_short_side(images: Tensor, size: int) -> Tensor:
 def three_quarters(images: Tensor, compression: float = COMPRESSION) -> Tensor:
     """The released reconstruction size: 3/4 of each side, down to a multiple of 32 (at least 32), nearest pixel.
 
-    compression: pixels of an image to a side of one latent; another than the released one gives another part.
+    compression: pixels of an image per position of the latent; another than the released one gives another size.
     """
-    if math.isclose(compression, COMPRESSION, abs_tol=0.005):
-        compression = COMPRESSION  # As people write it: 42.67.
-    # A whole number of latents that rounding made a little smaller is meant.
-    latents = (max(1, int(side / compression + 1e-6)) for side in images.shape[-2:])
+    # 42.67 stands for 32 / (3/4), which decimals do not hold.
+    part = 3 / 4 if math.isclose(compression, COMPRESSION, abs_tol=0.005) else EFFNET_FACTOR / compression
+    # A whole number of positions that rounding made a little smaller is meant.
+    latents = (max(1, int(side * part / EFFNET_FACTOR + 1e-6)) for side in images.shape[-2:])
     height, width = (EFFNET_FACTOR * side for side in latents)
     return F.interpolate(images, (height, width), mode="nearest")
 

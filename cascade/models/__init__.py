@@ -17,7 +17,7 @@ from .controlnet import (
 from .effnet import EFFNET_V2_S, EffnetConfig, EffnetEncoder, EffnetStage
 from .initialization import initialize
 from .previewer import PREVIEWER, Previewer, PreviewerConfig
-from .stack import Conditions
+from .stack import Conditions, Residuals
 from .stage_a import STAGE_A, StageA, StageAConfig
 from .stage_b import STAGE_B_1_5B, STAGE_B_700M, StageB, StageBConfig
 from .stage_c import STAGE_C_1B, STAGE_C_3_6B, StageC, StageCConfig
@@ -45,6 +45,7 @@ __all__ = [
     "Level",
     "Previewer",
     "PreviewerConfig",
+    "Residuals",
     "StageA",
     "StageAConfig",
     "StageB",

@@ -164,6 +164,9 @@ class FeedForwardBlock(nn.Module):
 class TimestepBlock(nn.Module):
     """x (1 + a) + b, with a and b linear in the embeddings of the timestep and of its extra conditions."""
 
+    number: int
+    """Place among the timestep blocks of the stack, which sets it."""
+
     def __init__(self, width: int, timestep_channels: int, conditions: tuple[str, ...], ops: Any) -> None:
         super().__init__()
         self.mapper = ops.Linear(timestep_channels, width * 2)
@@ -201,6 +204,9 @@ class Attention2d(nn.Module):
 
 class AttnBlock(nn.Module):
     """Attention of the image over the conditions' tokens and, usually, over itself, in one softmax."""
+
+    number: int
+    """Place among the attention blocks of the stack, which sets it."""
 
     def __init__(
         self, width: int, heads: int, condition_channels: int, self_attention: bool, attention: Attention, ops: Any

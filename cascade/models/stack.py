@@ -25,6 +25,7 @@ from .config import Level, StackConfig
 from .layers import layer_factory
 
 Residuals = Sequence[Tensor | None]
+"""A ControlNet's: [B, c, h, w] or None for each residual block, in order of execution; may be shorter."""
 
 
 class Conditions(NamedTuple):
@@ -76,6 +77,10 @@ class Stack(nn.Module):
             LayerNorm2d(levels[0].width), ops.Conv2d(levels[0].width, folded, 1), nn.PixelShuffle(patch)
         )
 
+        for kind in (AttnBlock, TimestepBlock):
+            for number, block in enumerate(self.blocks(kind)):
+                block.number = number
+
     def _down(self, level: int, ops: Any) -> nn.Module:
         """From level - 1 to level."""
         raise NotImplementedError
@@ -120,7 +125,7 @@ class Stack(nn.Module):
         """
         size, dtype = x.shape[-2:], x.dtype
         embedding = self._embed_timestep(r, dtype)
-        run = _Run(self, dtype, embedding, conditions, iter(control or ()))
+        run = _Run(dtype, embedding, conditions, iter(control or ()))
         x = stream(self.embedding(self._padded(x)))
         if conditions.spatial is not None:
             x = x + conditions.spatial
@@ -162,19 +167,12 @@ class Stack(nn.Module):
 
 
 class _Run:
-    """One pass through a stack: hands every block what it reads beside the image."""
+    """One pass through a stack: gives every block what it reads beside the image."""
 
     def __init__(
-        self,
-        net: Stack,
-        dtype: torch.dtype,
-        embedding: Tensor,
-        conditions: Conditions,
-        control: Iterator[Tensor | None],
+        self, dtype: torch.dtype, embedding: Tensor, conditions: Conditions, residuals: Iterator[Tensor | None]
     ) -> None:
-        self.dtype, self.embedding, self.control = dtype, embedding, control
-        self.keys_values = dict(zip(net.blocks(AttnBlock), conditions.keys_values, strict=True))
-        self.modulations = dict(zip(net.blocks(TimestepBlock), conditions.modulations, strict=True))
+        self.dtype, self.embedding, self.conditions, self.residuals = dtype, embedding, conditions, residuals
 
     def rescale(self, scaler: nn.Module, x: Tensor) -> Tensor:
         return scaler(x, self.dtype) if isinstance(scaler, Rescale) else x
@@ -182,14 +180,16 @@ class _Run:
     def block(self, block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
         match block:
             case ResBlock():
-                residual = next(self.control, None)
+                residual = next(self.residuals, None)
                 if residual is not None:
-                    x = x + resize(residual, x.shape[-2:])
+                    # The stream is float32 in a float16 network, whatever the residual's type.
+                    x = x + resize(residual, x.shape[-2:]).to(x)
                 return block(x, self.dtype, skip)
             case TimestepBlock():
-                return block(x, self.embedding, self.modulations.get(block))
+                modulations = self.conditions.modulations
+                return block(x, self.embedding, modulations[block.number] if modulations else None)
             case AttnBlock():
-                return block(x, self.dtype, self.keys_values[block])
+                return block(x, self.dtype, self.conditions.keys_values[block.number])
             case _:
                 return block(x, self.dtype)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from ..diffusion import SamplingSettings
 from .control import Control
 from .generate import Generated, ImageToImage, Settings, generate
 from .mix import mix
 from .networks import Parts
+from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
 from .reconstruct import reconstruct
 from .search import find_parts
-from .sizes import LatentSizes, compression_warning, latent_sizes, with_short_side
+from .sizes import LatentSizes, compression_warning, latent_sizes, stage_b_size, with_short_side
 from .stages import (
-    STAGE_B_SETTINGS,
-    STAGE_C_SETTINGS,
-    SamplingSettings,
-    Start,
-    Tiles,
     decode,
     encode_effnet,
     encode_prompts,
@@ -34,6 +31,7 @@ __all__ = [
     "Parts",
     "SamplingSettings",
     "Settings",
+    "StagePlan",
     "Start",
     "Tiles",
     "compression_warning",
@@ -49,5 +47,6 @@ __all__ = [
     "reconstruct",
     "sample_stage_b",
     "sample_stage_c",
+    "stage_b_size",
     "with_short_side",
 ]

@@ -2,85 +2,128 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..diffusion import RELEASED_DIFFUSION
+from ..diffusion import Interval, NetworkArguments
+from ..errors import IncompatibleCheckpoint
 from ..images import fit_hint
-from ..models import Conditions, ControlNet, StageC
+from ..models import ControlNet, ControlNetConfig, Residuals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A ControlNet and what it is shown.
+    """A ControlNet and its hint.
 
     net: of the Stage C's width.
     hint: [B or 1, c, H, W], as `images` makes it: one for each image, or one for all.
-    strength: a factor of what it adds; 0 is as without it.
-    start, end: the part of the run in which it acts, from 0 (noise) up to, not including, 1 (image).
+    strength: a factor of its residuals; 0 is as without it.
+    start_percent, end_percent: the part of the run in which it acts, see `Interval`.
     """
 
     net: ControlNet
     hint: Tensor
     strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The part of the run in which it acts."""
+        return Interval(self.start_percent, self.end_percent)
 
     def of(self, rows: Sequence[int]) -> Control:
         """For some of the images."""
         return self if len(self.hint) == 1 else replace(self, hint=self.hint[list(rows)])
 
-    @torch.no_grad()
-    def residuals(self, height: int, width: int, batch: int) -> list[Tensor | None]:
-        """What it adds [batch, width, h, w] before each residual block, for latents of height x width."""
-        parameter = next(self.net.parameters())
-        hint = fit_hint(self.hint.float(), height, width, image=self.net.config.reads_images)
-        found = self.net(hint.to(parameter))
-        return [None if each is None else (self.strength * each).expand(batch, -1, -1, -1) for each in found]
 
+class ControlRun:
+    """The ControlNets of one run of Stage C: each hint is read once, for latents of height x width.
 
-def controlled(
-    net: StageC, controls: Sequence[Control], size: Sequence[int], batch: int, shift: float
-) -> Callable[..., Tensor]:
-    """Stage C's `denoise` with what the controls add. Their hints are read once.
-
-    Raises ValueError for a ControlNet of another width than Stage C's.
+    Raises IncompatibleCheckpoint for a ControlNet that does not fit Stage C's width and residual blocks.
     """
-    width = net.config.levels[0].width
-    for control in controls:
-        if control.net.config.width != width:
-            raise ValueError(
-                f"the ControlNet was made for a Stage C of width {control.net.config.width}, this one's is {width}"
-            )
-    made = [(control, control.residuals(size[-2], size[-1], batch)) for control in controls if control.strength]
 
-    def denoise(x: Tensor, r: Tensor, conditions: Conditions) -> Tensor:
-        run = 1 - _time(r, shift)
-        acting = [residuals for control, residuals in made if control.start <= run < control.end]
-        return net.denoise(x, r, conditions, control=_added(acting, x) if acting else None)
+    @torch.no_grad()
+    def __init__(self, controls: Sequence[Control], width: int, blocks: int, size: Sequence[int]) -> None:
+        for control in controls:
+            check_fit(control.net.config, width, blocks)
+        self.acting = [(control, _residuals(control, *size[-2:])) for control in controls if control.strength]
 
-    return denoise
-
-
-def _time(r: Tensor, shift: float) -> float:
-    """The time of the run [1 to 0] of the noise condition r, which does not know of the shift."""
-    log_snr = RELEASED_DIFFUSION.schedule(r[0].double().cpu(), 1.0) + 2 * math.log(shift)
-    # Rounded, so that an end that was typed belongs to it.
-    return round(float(RELEASED_DIFFUSION.noise_condition(log_snr)), 5)
+    def __call__(self, percent: float, batch: int) -> NetworkArguments:
+        """The argument `control` of Stage C at this part of the run, for a batch that may hold the images twice."""
+        acting = [residuals for control, residuals in self.acting if percent in control.interval]
+        if not acting:
+            return {}
+        return {"control": [None if each is None else for_batch(each, batch) for each in added(acting)]}
 
 
-def _added(acting: Sequence[list[Tensor | None]], x: Tensor) -> list[Tensor | None]:
-    """The sum of several nets' residuals, for a batch that may hold the images twice (with guidance)."""
-    total: list[Tensor | None] = [None] * max(map(len, acting))
-    for residuals in acting:
+def check_fit(config: ControlNetConfig, width: int, blocks: int) -> None:
+    """Raises IncompatibleCheckpoint for a ControlNet that was made for another Stage C.
+
+    width: channels of Stage C. blocks: its residual blocks.
+    """
+    if config.width != width:
+        raise IncompatibleCheckpoint(
+            f"this ControlNet was made for a Stage C of width {config.width}; this one's is {width} (2048: 3.6B, 1536: "
+            "1B, 128: tiny cascade). Load the ControlNet or the Stage C that belongs to the other."
+        )
+    if max(config.blocks) >= blocks:
+        raise IncompatibleCheckpoint(
+            f"this ControlNet was made for a Stage C with at least {max(config.blocks) + 1} residual blocks; this one "
+            f"has {blocks}. Load the Stage C that belongs to it, or name the blocks that it controls."
+        )
+
+
+def _residuals(control: Control, height: int, width: int) -> list[Tensor | None]:
+    parameter = next(control.net.parameters())
+    found = read_hint(control.net, control.hint, height, width, device=parameter.device, dtype=parameter.dtype)
+    return [None if each is None else control.strength * each for each in found]
+
+
+def read_hint(
+    net: ControlNet, hint: Tensor, height: int, width: int, *, device: torch.device, dtype: torch.dtype
+) -> list[Tensor | None]:
+    """The residuals [B, width, h, w] of a hint [B, c, H, W], for latents of height x width."""
+    return net(fit_hint(hint.float(), height, width, image=net.config.reads_images).to(device, dtype))
+
+
+def added(lists: Iterable[Residuals]) -> list[Tensor | None]:
+    """The sum of several lists of residuals, block by block; None where no list has one. Lists may differ in length.
+
+    A smaller residual is stretched to the size of the later one (ComfyUI's own ControlNets have a grid of their own).
+
+    Raises IncompatibleCheckpoint for residuals of different width.
+    """
+    total: list[Tensor | None] = []
+    for residuals in lists:
+        total += [None] * (len(residuals) - len(total))
         for block, residual in enumerate(residuals):
             before = total[block]
             if residual is not None:
-                total[block] = residual if before is None else before + residual
-    # The stream between the blocks is float32 where the network is float16.
-    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    return [None if each is None else each.repeat(len(x) // len(each), 1, 1, 1).to(x.device, dtype) for each in total]
+                total[block] = residual if before is None else _sum(before, residual)
+    return total
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    if first.shape[1] != second.shape[1]:
+        raise IncompatibleCheckpoint(
+            f"two ControlNets were made for Stage Cs of different width ({first.shape[1]} and {second.shape[1]}): they "
+            "cannot act together"
+        )
+    if first.shape[-2:] != second.shape[-2:]:
+        first = F.interpolate(first, second.shape[-2:], mode="bilinear", align_corners=True)
+    return first + second.to(first)
+
+
+def for_batch(residual: Tensor, batch: int, groups: int = 1) -> Tensor:
+    """Residuals [hints, c, h, w] for a batch that holds the same images `groups` times: one hint is for all images."""
+    if len(residual) == 1:
+        return residual.expand(batch, -1, -1, -1)
+    images = batch // groups
+    repeated = residual.repeat(-(-images // len(residual)), 1, 1, 1)[:images]
+    return repeated.repeat(groups, 1, 1, 1)

@@ -11,25 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
+from ..diffusion import SamplingSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
 from .control import Control
 from .networks import Parts
+from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
 from .sizes import LatentSizes, latent_sizes
-from .stages import (
-    STAGE_B_SETTINGS,
-    STAGE_C_SETTINGS,
-    OnStep,
-    SamplingSettings,
-    Start,
-    Tiles,
-    decode,
-    encode_prompts,
-    encode_stage_a,
-    encode_stage_c,
-    sample_stage_b,
-    sample_stage_c,
-)
+from .stages import OnStep, decode, encode_prompts, encode_stage_a, encode_stage_c, sample_stage_b, sample_stage_c
 
 OnProgress = Callable[[str, int, int, Tensor], Any]
 """Called after step i (from 0) of n of "stage_c" or "stage_b" with the latents predicted there; raise in it to stop."""
@@ -40,7 +29,7 @@ class Settings:
     """Size of the images and how each stage is sampled; the defaults are the released ones.
 
     enlarge: the images become so many times as large as width and height: Stage C first runs at these, then once more
-        on its enlarged latents with `enlarge_strength`, which keeps what is where and adds detail.
+        on its enlarged latents with `enlarge_strength`, which keeps the composition and adds detail.
     tiles: Stage B and Stage A work in such tiles; for images too large for memory.
     """
 
@@ -62,13 +51,18 @@ class Settings:
         """Of the latents of the images that come out. Raises InvalidSize."""
         return latent_sizes(*self.final)
 
+    @property
+    def tile_size(self) -> int | None:
+        """Of Stage A, in pixels; None for no tiles."""
+        return self.tiles and self.tiles.tile_size
+
 
 RELEASED_SETTINGS = Settings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageToImage:
-    """Images to start from: image to image.
+    """Images to start from.
 
     images: [B, 3, H, W] in [0, 1], one for each prompt. Another size than that of the settings is fitted to cover it.
     strength: how far Stage C goes from the image to the prompt, in (0, 1].
@@ -107,14 +101,14 @@ def generate(
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """One image for each prompt, from the seed at the same place; but for rounding, alone it is the same.
+    """One image for each prompt, from the seed at the same place. Alone or in a batch, it is the same to rounding.
 
     parts: "text_encoder", "stage_c", "stage_b", "stage_a"; with a source "effnet", for variations "image_encoder" too.
     negative: what to keep away; the empty prompt is the released unconditional one.
     source: images to start from, with or without a mask.
     variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several such.
     variation_weights: how much each of several counts; a negative one leads away from it. Default: 1 each.
-    controls: ControlNets with their hints; what they add to Stage C is added up.
+    controls: ControlNets with their hints; their residuals are added up.
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize, InvalidImage,
     MissingPart, or what loading a part raises.
@@ -131,112 +125,118 @@ def generate(
     if varied:
         embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(as_rgb(x)) for x in varied])
         clip_img = combine_images(embeddings, variation_weights)
-    starts = Starts() if source is None else _encoded(parts, source, settings, sizes)
-    prompted = [texts[prompt] for prompt in prompts]
-    run = Run(prompted, texts[negative], clip_img, seeds, settings, starts, on_progress, controls)
-    return run(parts)
-
-
-@dataclass(frozen=True)
-class Starts:
-    """Where both stages start from, and what is put around the result; None for nothing."""
-
-    stage_c: Start | None = None
-    stage_b: Start | None = None
-    images: Tensor | None = None
-    mask: Tensor | None = None
-
-
-def _encoded(parts: Parts, source: ImageToImage, settings: Settings, sizes: LatentSizes) -> Starts:
-    images = fit(as_rgb(source.images), *settings.final)
-    mask = None if source.mask is None else resize_mask(as_mask(source.mask), settings.final)
-    small, large = sizes.stage_c[-2:], sizes.stage_b[-2:]
-    effnet = parts.use("effnet", lambda net: encode_stage_c(net, images, small))
-    stage_c = Start(
-        latents=effnet,
-        strength=source.strength,
-        mask=None if mask is None else mask_of_latent(mask, small),
-        as_released=source.as_released,
+    run = Run(
+        texts=[texts[prompt] for prompt in prompts],
+        negative=texts[negative],
+        clip_img=clip_img,
+        seeds=seeds,
+        settings=settings,
+        controls=controls,
+        on_progress=on_progress,
     )
-    stage_b = None
-    if source.strength_b < 1 or mask is not None:
-        tile = settings.tiles and settings.tiles.side
-        stage_b = Start(
-            latents=parts.use("stage_a", lambda net: encode_stage_a(net, images, tile)),
-            strength=source.strength_b,
-            mask=None if mask is None else mask_of_latent(mask, large),
-        )
-    return Starts(stage_c, stage_b, images, mask)
+    return (run if source is None else run.starting_from(parts, source, sizes))(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that the stages of one call share."""
+    """One call of a pipeline: what all its stages share, and the plan of each."""
 
     texts: Sequence[TextEmbedding]
     negative: TextEmbedding
-    clip_img: Tensor | None
     seeds: Sequence[int]
     settings: Settings
-    starts: Starts
-    on_progress: OnProgress | None
+    clip_img: Tensor | None = None
     controls: Sequence[Control] = ()
+    start_c: Start | None = None
+    start_b: Start | None = None
+    around: tuple[Tensor, Tensor] | None = None
+    """Images and the mask outside which they stay as they are."""
+    on_progress: OnProgress | None = None
 
     def __call__(self, parts: Parts) -> Generated:
-        effnet = parts.use("stage_c", self.stage_c)
-        stage_b = parts.use("stage_b", lambda net: self.stage_b(net, effnet))
-        tile = self.settings.tiles and self.settings.tiles.side
-        images = parts.use("stage_a", lambda net: decode(net, stage_b, tile))
+        """All stages, from the prompts to images."""
+        return self.from_stage_c(parts, parts.use("stage_c", self.stage_c))
+
+    def from_stage_c(self, parts: Parts, stage_c: Tensor) -> Generated:
+        """Stage B and Stage A, from Stage C's latents [B, 16, h, w]."""
+        stage_b = parts.use("stage_b", lambda net: self.stage_b(net, stage_c))
+        images = parts.use("stage_a", lambda net: decode(net, stage_b, self.settings.tile_size))
         height, width = self.settings.final
         images = images[..., :height, :width]
-        if self.starts.images is not None and self.starts.mask is not None:
-            images = composite(images, self.starts.images, self.starts.mask)
-        return Generated(images, effnet, stage_b)
+        return Generated(images if self.around is None else composite(images, *self.around), stage_c, stage_b)
+
+    def starting_from(self, parts: Parts, source: ImageToImage, sizes: LatentSizes) -> Run:
+        """The same from images, encoded for both stages."""
+        settings = self.settings
+        images = fit(as_rgb(source.images), *settings.final)
+        mask = None if source.mask is None else resize_mask(as_mask(source.mask), settings.final)
+
+        def start(latents: Tensor, as_released: bool = False) -> Start:
+            latent_mask = None if mask is None else mask_of_latent(mask, latents.shape[-2:])
+            return Start(latents=latents, mask=latent_mask, as_released=as_released)
+
+        latents = parts.use("effnet", lambda net: encode_stage_c(net, images, sizes.stage_c[-2:]))
+        start_c, start_b = start(latents, source.as_released), None
+        if source.strength_b < 1 or mask is not None:
+            start_b = start(parts.use("stage_a", lambda net: encode_stage_a(net, images, settings.tile_size)))
+        stages = replace(
+            settings,
+            stage_c=settings.stage_c.with_strength(source.strength),
+            stage_b=settings.stage_b.with_strength(source.strength_b) if start_b else settings.stage_b,
+        )
+        around = None if mask is None else (images, mask)
+        return replace(self, settings=stages, start_c=start_c, start_b=start_b, around=around)
 
     def stage_c(self, net: StageC) -> Tensor:
+        """Stage C's latents [B, 16, h, w]."""
         groups = self._groups()
         latents: dict[int, Tensor] = {}
         for number, group in enumerate(groups):
             latents.update(zip(group, self._stage_c_of(net, group, number, len(groups)), strict=True))
         return torch.stack([latents[i] for i in range(len(self.texts))])
 
-    def _stage_c_of(self, net: StageC, group: list[int], number: int, groups: int) -> Tensor:
-        """Stage C's latents of some of the images, in one pass or two."""
-        inputs, settings = self._stage_c_inputs(net, group), self.settings
-        twice = settings.enlarge != 1 and self.starts.stage_c is None
-        first, final = latent_sizes(settings.height, settings.width).stage_c, settings.sizes.stage_c
-
-        def run(size: Sequence[int], start: Start | None, turn: int) -> Tensor:
-            return sample_stage_c(
-                net,
-                inputs,
-                inputs.unconditional(self.negative),
-                size=size,
-                seeds=[self.seeds[i] for i in group],
-                settings=settings.stage_c,
-                start=start,
-                controls=[control.of(group) for control in self.controls],
-                on_step=self._on_step("stage_c", turn, groups * (1 + twice)),
-            )
-
-        if not twice:
-            return run(final, _rows(self.starts.stage_c, group), number)
-        small = run(first, None, 2 * number)
-        larger = F.interpolate(small.float(), final[-2:], mode="bilinear")
-        return run(final, Start(latents=larger, strength=settings.enlarge_strength), 2 * number + 1)
-
-    def stage_b(self, net: StageB, effnet: Tensor) -> Tensor:
-        inputs = StageBInputs(effnet, torch.cat([text.pooled for text in self.texts]))
-        return sample_stage_b(
-            net,
-            inputs,
-            inputs.unconditional(self.negative),
+    def stage_b(self, net: StageB, stage_c: Tensor) -> Tensor:
+        """Stage B's latents [B, 4, h, w] from Stage C's."""
+        cond = StageBInputs(stage_c, torch.cat([text.pooled for text in self.texts]))
+        plan = StagePlan(
+            stage="stage_b",
             size=self.settings.sizes.stage_b,
             seeds=self.seeds,
             settings=self.settings.stage_b,
-            start=self.starts.stage_b,
+            cond=cond,
+            uncond=cond.unconditional(self.negative),
+            start=self.start_b,
             tiles=self.settings.tiles,
-            on_step=self._on_step("stage_b"),
+        )
+        return sample_stage_b(net, plan, self._on_step("stage_b"))
+
+    def _stage_c_of(self, net: StageC, group: list[int], number: int, groups: int) -> Tensor:
+        """Stage C's latents of some of the images, in one pass or two."""
+        plan = self._stage_c_plan(net, group)
+        if self.settings.enlarge == 1 or self.start_c is not None:
+            return sample_stage_c(net, plan, self._on_step("stage_c", number, groups))
+        first = replace(plan, size=latent_sizes(self.settings.height, self.settings.width).stage_c)
+        latents = sample_stage_c(net, first, self._on_step("stage_c", 2 * number, 2 * groups))
+        larger = F.interpolate(latents.float(), tuple(plan.size[-2:]), mode="bilinear")
+        settings = plan.settings.with_strength(self.settings.enlarge_strength)
+        second = replace(plan, settings=settings, start=Start(latents=larger))
+        return sample_stage_c(net, second, self._on_step("stage_c", 2 * number + 1, 2 * groups))
+
+    def _stage_c_plan(self, net: StageC, group: list[int]) -> StagePlan[StageCInputs]:
+        text = TextEmbedding.join([self.texts[i] for i in group])
+        if self.clip_img is None:
+            cond = StageCInputs.without_image(text, net.config.clip_img)
+        else:
+            cond = StageCInputs.of(text, self.clip_img[group])
+        return StagePlan(
+            stage="stage_c",
+            size=self.settings.sizes.stage_c,
+            seeds=[self.seeds[i] for i in group],
+            settings=self.settings.stage_c,
+            cond=cond,
+            uncond=cond.unconditional(self.negative),
+            start=_rows(self.start_c, group),
+            controls=[control.of(group) for control in self.controls],
         )
 
     def _groups(self) -> list[list[int]]:
@@ -245,12 +245,6 @@ class Run:
         for i, text in enumerate(self.texts):
             groups.setdefault(text.hidden.shape[1], []).append(i)
         return list(groups.values())
-
-    def _stage_c_inputs(self, net: StageC, group: list[int]) -> StageCInputs:
-        text = TextEmbedding.join([self.texts[i] for i in group])
-        if self.clip_img is None:
-            return StageCInputs.without_image(text, net.config.clip_img)
-        return StageCInputs.of(text, self.clip_img[group])
 
     def _on_step(self, stage: str, group: int = 0, groups: int = 1) -> OnStep | None:
         """A stage's steps reported as one run, even when it takes several."""

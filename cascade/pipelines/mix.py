@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch import Tensor
 from ..conditioning import ImageEncoder
 from ..diffusion import slerp
 from ..images import as_rgb, fit
-from .generate import RELEASED_SETTINGS, Generated, OnProgress, Run, Settings, Starts
+from .generate import RELEASED_SETTINGS, Generated, OnProgress, Run, Settings
 from .networks import Parts
-from .stages import Start, encode_prompts, encode_stage_c
+from .plan import Start
+from .stages import encode_prompts, encode_stage_c
 
 
 @torch.no_grad()
@@ -20,7 +22,7 @@ def mix(
     parts: Parts,
     first: Tensor,
     second: Tensor,
-    shares: Sequence[float],
+    blend_factors: Sequence[float],
     *,
     seed: int = 0,
     prompt: str = "",
@@ -29,26 +31,32 @@ def mix(
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """An image for each share, from `first` (0) to `second` (1), each [1, 3, H, W] in [0, 1] of any size.
+    """An image for each blend factor, from `first` (0) to `second` (1), each [1, 3, H, W] in [0, 1] of any size.
 
-    Both the latents and the image embeddings are mixed along the sphere. Stage C starts from the mixed latents, noised
-    up to `strength`, and is told the mixed embedding: so things turn into one another where a plain mix of latents
-    (strength near 0) shows both. All images have the noise of `seed`.
+    Both the latents and the image embeddings are mixed by slerp. Stage C starts from the mixed latents, noised up to
+    `strength`, with the mixed embedding: so one object turns into the other, where a plain mix of latents (strength
+    near 0) shows both. All images have the noise of `seed`.
 
     parts: all that `generate` can use. Raises as `generate`.
     """
     images = [fit(as_rgb(each), *settings.final) for each in (first, second)]
-    sizes, amount = settings.sizes, len(shares)
+    sizes, amount = settings.sizes, len(blend_factors)
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, [prompt, negative]))
     embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(image) for image in images])
     latents = parts.use("effnet", lambda net: [encode_stage_c(net, image, sizes.stage_c[-2:]) for image in images])
-    share = torch.tensor(shares)
+    factors = torch.tensor(blend_factors)
 
     def between(pair: Sequence[Tensor]) -> Tensor:
         first, second = (x.expand(amount, *x.shape[1:]) for x in pair)
-        return slerp(first, second, share)
+        return slerp(first, second, factors)
 
-    mixed, told = between(latents), between(embeddings)
-    starts = Starts(Start(latents=mixed, strength=strength))
-    run = Run([texts[prompt]] * amount, texts[negative], told, [seed] * amount, settings, starts, on_progress)
+    run = Run(
+        texts=[texts[prompt]] * amount,
+        negative=texts[negative],
+        clip_img=between(embeddings),
+        seeds=[seed] * amount,
+        settings=replace(settings, stage_c=settings.stage_c.with_strength(strength)),
+        start_c=Start(latents=between(latents)),
+        on_progress=on_progress,
+    )
     return run(parts)

@@ -8,9 +8,10 @@ from math import ceil
 
 from ..errors import InvalidSize
 from ..images import short_side_size
+from ..images.resize import COMPRESSION
 
-STAGE_C_FACTOR = 42.67
 STAGE_B_FACTOR = 4
+"""Pixels of an image per position of Stage B's latent, along a side."""
 TRAINED_COMPRESSION = (32, 64)
 """Pixels to a side of one of Stage C's latents in Stage B's training: encoder images of all to half the size."""
 SMALLEST = 32
@@ -34,9 +35,15 @@ def latent_sizes(height: int, width: int) -> LatentSizes:
         if not SMALLEST <= side <= LARGEST:
             raise InvalidSize(f"An image's {name} must be {SMALLEST} to {LARGEST} pixels, not {side}.")
     return LatentSizes(
-        stage_c=(16, ceil(height / STAGE_C_FACTOR), ceil(width / STAGE_C_FACTOR)),
+        stage_c=(16, ceil(height / COMPRESSION), ceil(width / COMPRESSION)),
         stage_b=(4, ceil(height / STAGE_B_FACTOR), ceil(width / STAGE_B_FACTOR)),
     )
+
+
+def stage_b_size(stage_c: Sequence[int]) -> tuple[int, int]:
+    """Height and width of Stage B's latent for the image whose Stage C latent [..., h, w] this is; both even."""
+    height, width = (2 * round(side * COMPRESSION / STAGE_B_FACTOR / 2) for side in stage_c[-2:])
+    return height, width
 
 
 def with_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -60,5 +67,5 @@ def compression_warning(stage_c: Sequence[int], stage_b: Sequence[int]) -> str |
     return (
         f"Stage C's latent of {pairs[0][1]} x {pairs[1][1]} for an image of {height} x {width} pixels is a "
         f"compression of {max(side / small for side, small in pairs):.0f}; Stage B was trained with {most} to {least}. "
-        f"Sizes that fit: {ceil(height / STAGE_C_FACTOR)} x {ceil(width / STAGE_C_FACTOR)} (height x width)."
+        f"Sizes that fit: {ceil(height / COMPRESSION)} x {ceil(width / COMPRESSION)} (height x width)."
     )

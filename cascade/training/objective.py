@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,11 +103,9 @@ class DiffusionTask(BaseTask):
         return sample(
             predict,
             SeededNoise(range(count)).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
+            replace(STAGE_C_SETTINGS, steps=self.settings.sample_steps),
             cond=cond,
             uncond=uncond,
-            steps=self.settings.sample_steps,
-            shift=STAGE_C_SETTINGS.shift,
-            guidance=STAGE_C_SETTINGS.guidance,
             diffusion=self.diffusion,
         )
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..diffusion import Guidance, SeededNoise, sample
+from ..diffusion import Guidance, SamplingSettings, SeededNoise, sample
 from ..errors import InvalidConfig
 from ..models import StageB, StageBConfig
 from .config import TrainingConfig, setting
@@ -139,9 +139,8 @@ class StageBTask(DiffusionTask):
         made = sample(
             net.denoise,
             SeededNoise(rows.tolist()).start(*latents.shape[1:]).to(self.device),
+            SamplingSettings(steps=self.settings.sample_steps, guidance=Guidance(cfg=1.0)),
             cond={"conditions": net.conditions(effnet, clip, size=latents.shape[-2:])},
-            steps=self.settings.sample_steps,
-            guidance=Guidance(scale=1.0),
             diffusion=self.diffusion,
         )
         return sheet([self.stage_a.decode(latents), self.stage_a.decode(made)])

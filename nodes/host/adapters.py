@@ -72,7 +72,7 @@ def read_words(path: Path, word: str, tokens: str) -> Lora:
         raise CascadeError(f"{path}: it has no learned words.")
     if len(words) > 1 and (word or not words[0].word):
         told = ", ".join(token.word or "?" for token in words)
-        raise CascadeError(f"{path}: it has {len(words)} words ({told}): name them with the field tokens.")
+        raise CascadeError(f"{path}: it has {len(words)} words ({told}): name them in token_names.")
     if len(words) == 1:
         words = (replace(words[0], word=word or words[0].word or f"[{path.stem.replace(' ', '_')}]"),)
     return Lora({}, words, lora.training, lora.format, lora.path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,11 @@ from ...cascade.images import stitched
 from ...cascade.images.resize import normalize
 from ...cascade.models import EffnetEncoder, Previewer, StageA
 from ...cascade.models.stage_a import AT_ONCE_GPU
+from .compat import build_empty_vae
 from .files import read
 from .networks import LayerFactory
 
-DTYPES: dict[str, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES: dict[str, torch.dtype | None] = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 Memory = Callable[[tuple[int, ...], torch.dtype], float]
 """(shape of one image or latent [B, c, h, w], type) -> bytes beside the weights."""
@@ -80,8 +79,7 @@ class CascadeVAE(comfy.sd.VAE):
     """The host's VAE around a network of ours with `encode` and `decode`, images in [0, 1]."""
 
     def __init__(self, net: nn.Module, geometry: Geometry, dtype: torch.dtype) -> None:
-        with _quietly():
-            super().__init__(sd={})
+        build_empty_vae(self)
         self.first_stage_model: Any = net.eval().requires_grad_(False)
         self.downscale_ratio, self.upscale_ratio = geometry.down, geometry.up
         self.latent_channels = geometry.channels
@@ -139,7 +137,7 @@ def _in_tiles(function: Callable[[Tensor], Tensor], batch: Tensor, **tiles: int)
     return torch.cat(results)
 
 
-def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:
+def load_stage_a(path: Path, dtype: str = "default") -> CascadeVAE:
     """The VAE of a Stage A file. Raises CheckpointError."""
     wanted = _dtype(dtype)
     with torch.inference_mode(False):
@@ -149,7 +147,7 @@ def load_stage_a(path: Path, dtype: str = "auto") -> CascadeVAE:
     return vae
 
 
-def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "auto") -> CascadeVAE:
+def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "default") -> CascadeVAE:
     """The VAE of an EfficientNet encoder's and a previewer's file, which may be one. Raises CheckpointError."""
     wanted = _dtype(dtype)
     with torch.inference_mode(False):
@@ -214,18 +212,3 @@ def _coder_geometry(encoder: Any, previewer: Any) -> Geometry:
         return shape[2] * shape[3] * 64 * width / 4 * 2.5 * comfy.model_management.dtype_size(dtype)
 
     return Geometry(channels=16, down=32, up=8, encode_memory=encode_memory, decode_memory=decode_memory)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The host warns of a VAE without weights; here they come a moment later."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return "No VAE weights" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(other)
-    try:
-        yield
-    finally:
-        root.removeFilter(other)

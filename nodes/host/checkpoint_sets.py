@@ -16,6 +16,7 @@ from ...cascade.checkpoints import KINDS, inspect_file
 from ...cascade.errors import IncompatibleCheckpoint, MissingPart
 from ...cascade.pipelines import find_parts
 from . import folders
+from .autoencoders import DTYPES as VAE_DTYPES
 from .autoencoders import load_coder, load_stage_a
 from .encoders import load_image_encoder, load_text_encoder
 from .files import kinds
@@ -25,8 +26,6 @@ logger = logging.getLogger("cascade")
 
 SEARCH = "search my folders"
 AUTO, NONE = "auto", "none"
-
-MODEL_DTYPES_OF_VAES = ("auto", "bf16", "fp32")
 
 
 def previewer(path: Path, file: str, choice: str) -> Path | None:
@@ -95,7 +94,7 @@ def load(checkpoint: str, second_checkpoint: str, dtype: str) -> list[Any]:
     What was not found blocks the nodes that want it, with a message.
     """
     found = _found((checkpoint, second_checkpoint))
-    vae_dtype = dtype if dtype in MODEL_DTYPES_OF_VAES else "auto"
+    vae_dtype = dtype if dtype in VAE_DTYPES else "default"
     drawn = {kind: found.get(kind) for kind in ("effnet", "previewer")}
     loaders: dict[str, tuple[Sequence[str], Callable[[], Any]]] = {
         "stage_c": (["stage_c"], lambda: load_stage("stage_c", found["stage_c"], dtype, found.get("previewer"))),

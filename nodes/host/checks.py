@@ -19,10 +19,10 @@ from ...cascade.errors import CascadeError
 logger = logging.getLogger("cascade")
 
 CURES = {
-    "Stage C": "Load Stage C with dtype bf16 or fp32, take away LoRAs one by one, or lower the guidance.",
-    "Stage B": "Load Stage B with dtype bf16 or fp32, take away LoRAs one by one, or lower the guidance.",
-    "Stage A": "Load Stage A with dtype fp32.",
-    "The previewer": "Load the encoder and previewer with dtype fp32.",
+    "Stage C": "Load Stage C with weight_dtype bf16 or fp32, take away LoRAs one by one, or lower cfg.",
+    "Stage B": "Load Stage B with weight_dtype bf16 or fp32, take away LoRAs one by one, or lower cfg.",
+    "Stage A": "Load Stage A with weight_dtype fp32.",
+    "The previewer": "Load the encoder and previewer with weight_dtype fp32.",
 }
 
 CHANNELS = {"Stage C": 16, "Stage B": 4}

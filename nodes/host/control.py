@@ -11,17 +11,17 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.utils
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...cascade.checkpoints.network_kinds import variant
+from ...cascade.diffusion import Interval
 from ...cascade.errors import CascadeError, IncompatibleCheckpoint
-from ...cascade.images import fit_hint
 from ...cascade.models import ControlNet
+from ...cascade.pipelines.control import added, check_fit, for_batch, read_hint
 from .files import read
 from .networks import LayerFactory
+from .sampling import percent_of
 
 HINTS = {
     1: "Canny Hint (Stable Cascade)",
@@ -41,6 +41,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
         self.net, self.patcher = net, patcher
         self.residuals: dict[tuple[int, ...], list[Tensor | None]] = {}
         self.length: int | None = 0
+        self.model_sampling: Any = None
 
     @property
     def config(self) -> Any:
@@ -54,27 +55,20 @@ class CascadeControl(comfy.controlnet.ControlBase):
         super().pre_run(model, percent_to_timestep_function)
         self.residuals = {}
         self.length = self._length(model)
+        self.model_sampling = model.model_sampling
 
     def _length(self, model: Any) -> int | None:
         """The residual blocks of the model, or None for Stage B, which is not controlled. Raises CascadeError."""
         if isinstance(model, comfy.model_base.StableCascade_B):
             return None
-        wanted = f"This ControlNet ({variant('controlnet', self.config)}) was made for a Stage C"
         if not isinstance(model, comfy.model_base.StableCascade_C):
-            raise CascadeError(f"{wanted}; the model that is sampled is {type(model).__name__}, another model.")
+            raise CascadeError(
+                f"This ControlNet ({variant('controlnet', self.config)}) was made for a Stage C; the model that is "
+                f"sampled is {type(model).__name__}, another model."
+            )
         net = model.diffusion_model
-        width = net.embedding[1].out_channels
         blocks = sum(type(module).__name__ == "ResBlock" for module in net.modules())
-        if width != self.config.width:
-            raise CascadeError(
-                f"{wanted} of width {self.config.width} (2048: 3.6B, 1536: 1B, 128: tiny cascade); the one that is "
-                f"sampled has {width}. Load the ControlNet or the Stage C that belongs to the other."
-            )
-        if max(self.config.blocks) >= blocks:
-            raise CascadeError(
-                f"{wanted} with at least {max(self.config.blocks) + 1} residual blocks; the one that is sampled has "
-                f"{blocks}. If the ControlNet belongs to it, type its blocks into Load ControlNet (Stable Cascade)."
-            )
+        check_fit(self.config, net.embedding[1].out_channels, blocks)
         return blocks
 
     def get_control(
@@ -89,25 +83,23 @@ class CascadeControl(comfy.controlnet.ControlBase):
         if self.length is None or not self._acts(t):
             return previous
         ours = [
-            None if residual is None else self.strength * _for_batch(residual, len(x_noisy), batched_number)
-            for residual in self._projected(x_noisy)
+            None if residual is None else self.strength * for_batch(residual, len(x_noisy), batched_number)
+            for residual in self._residuals(x_noisy)
         ]
         return {"input": merged(ours, previous, self.length), "middle": [], "output": []}
 
     def _acts(self, t: Tensor) -> bool:
-        """From start up to, not including, end, so that two halves share no step."""
+        """Whether the step at sigma t [B] lies in the part of the run in which the net acts."""
         if self.timestep_range is None:
             return True
-        # A step at the very place that the artist typed is there but for rounding.
-        sigma = float(t[0]) * (1 - 1e-4)
-        return self.timestep_range[0] >= sigma > self.timestep_range[1]
+        return percent_of(float(t[0]), self.model_sampling) in Interval(*self.timestep_percent_range)
 
-    def _projected(self, x: Tensor) -> list[Tensor | None]:
+    def _residuals(self, x: Tensor) -> list[Tensor | None]:
         """The residuals [hints, width, h, w] for latents of this size, in order of execution."""
         size = (*x.shape[-2:], x.device.index or 0)
         if size not in self.residuals:
-            hint = fit_hint(self.cond_hint_original.float(), *x.shape[-2:], image=self.config.reads_images)
-            self.residuals[size] = self.net(hint.to(x.device))
+            hint = self.cond_hint_original
+            self.residuals[size] = read_hint(self.net, hint, *x.shape[-2:], device=x.device, dtype=torch.float32)
         return self.residuals[size]
 
     def cleanup(self) -> None:
@@ -138,31 +130,7 @@ def merged(ours: list[Tensor | None], previous: Any, length: int) -> list[Tensor
     A shorter list of another net is one that controls no later block: the host's own lists end at the first block.
     """
     before = [] if previous is None else list(reversed(previous.get("input", ())))
-    total: list[Tensor | None] = [None] * max(length, len(before))
-    for residuals in (before, ours):
-        for block, residual in enumerate(residuals):
-            total[block] = residual if total[block] is None else _sum(total[block], residual)
-    return total[::-1]
-
-
-def _sum(first: Any, second: Tensor | None) -> Tensor:
-    if second is None:
-        return first
-    if first.shape[1] != second.shape[1]:
-        raise CascadeError(
-            f"Two ControlNets were made for Stage Cs of different width ({first.shape[1]} and {second.shape[1]}): "
-            "they cannot act together."
-        )
-    if first.shape[-2:] != second.shape[-2:]:
-        first = F.interpolate(first, second.shape[-2:], mode="bilinear", align_corners=True)
-    return first + second.to(first)
-
-
-def _for_batch(residual: Tensor, batch: int, groups: int) -> Tensor:
-    """Residuals [hints, c, h, w] for a batch of `groups` times the same images."""
-    if len(residual) == 1:
-        return residual.expand(batch, -1, -1, -1)
-    return comfy.utils.repeat_to_batch_size(residual, batch // groups).repeat(groups, 1, 1, 1)
+    return added([before, ours, [None] * length])[::-1]
 
 
 def checked_hint(hint: Tensor, channels: int) -> Tensor:
@@ -233,7 +201,9 @@ def apply(
     if control is None:
         raise CascadeError("There is no ControlNet: connect Load ControlNet (Stable Cascade).")
     if start > end:
-        raise CascadeError(f"Apply ControlNet (Stable Cascade): start {start:g} lies after end {end:g}.")
+        raise CascadeError(
+            f"Apply ControlNet (Stable Cascade): start_percent {start:g} lies after end_percent {end:g}."
+        )
     image = hint.movedim(-1, 1)
     if isinstance(control, comfy.controlnet.T2IAdapter):
         # The host would make one channel of a color image, and the net would see no edges in it.

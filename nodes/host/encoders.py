@@ -21,7 +21,7 @@ from .folders import embeddings
 from .models import DTYPES
 
 
-def load_text_encoder(path: Path, dtype: str = "auto") -> Any:
+def load_text_encoder(path: Path, dtype: str = "default") -> Any:
     """The CLIP of a text encoder's file: prompt weights, long prompts and embeddings as the host does them.
 
     Raises CheckpointError.

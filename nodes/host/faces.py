@@ -25,7 +25,7 @@ def given(boxes: Any, embeddings: Any, batch: int) -> list[Faces]:
         raise CascadeError(f"Identity Hint (Stable Cascade): embeddings of different lengths: {sorted(widths)}.")
     if len(all_boxes) != len(all_embeddings):
         raise CascadeError(
-            f"Identity Hint (Stable Cascade): boxes for {len(all_boxes)} images and embeddings for "
+            f"Identity Hint (Stable Cascade): bboxes for {len(all_boxes)} images and embeddings for "
             f"{len(all_embeddings)}."
         )
     return [Faces(*pair) for pair in zip(all_boxes, all_embeddings)]
@@ -53,7 +53,7 @@ def _table(values: Any) -> Tensor:
     try:
         rows = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values, dtype=np.float32))
     except (TypeError, ValueError) as error:
-        raise CascadeError(f"Identity Hint (Stable Cascade): boxes and embeddings are numbers: {error}.") from error
+        raise CascadeError(f"Identity Hint (Stable Cascade): bboxes and embeddings are numbers: {error}.") from error
     rows = torch.atleast_1d(rows.detach().float().cpu())
     return rows.reshape(-1, rows.shape[-1]) if rows.numel() else torch.zeros(0, 4)
 
@@ -65,7 +65,7 @@ def detected(images: Tensor) -> list[Faces]:
         analysis = importlib.import_module("insightface.app").FaceAnalysis
     except ImportError as error:
         raise MissingPart(
-            "Identity Hint (Stable Cascade) has no face detector. Connect boxes and embeddings of another node's "
+            "Identity Hint (Stable Cascade) has no face detector. Connect bboxes and embeddings of another node's "
             "detector, or install insightface (pip install insightface onnxruntime)."
         ) from error
     # It would fetch them by itself.

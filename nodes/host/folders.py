@@ -43,7 +43,7 @@ def choices(kind: str) -> list[str]:
     return [TINY, *_names(of_kind(kind))]
 
 
-def file_field(kind: str, tip: str, name: str = "file") -> Any:
+def file_field(kind: str, tip: str, name: str) -> Any:
     """A node's input that offers them."""
     return field(io.Combo, name, options=choices(kind), default=TINY, tooltip=tip)
 
@@ -118,11 +118,27 @@ def new_file(kind: str, name: str, ending: str = ".safetensors") -> Path:
     Raises:
         CascadeError: a name that no file can have, or that leads elsewhere.
     """
+    path = inside(_writable(kind), name.removesuffix(ending))
+    return path.with_name(f"{path.name}{ending}")
+
+
+def numbered_file(kind: str, filename_prefix: str, ending: str = ".safetensors") -> Path:
+    """A new file of this kind, numbered as the host's savers do: prefix_00001_.safetensors, the next one 00002.
+
+    Its folder is made. Raises CascadeError as `new_file`.
+    """
+    folder = _writable(kind).resolve()
+    prefix = inside(folder, filename_prefix).relative_to(folder)
+    where, name, counter, _, _ = folder_paths.get_save_image_path(str(prefix), str(folder))
+    return Path(where) / f"{name}_{counter:05}_{ending}"
+
+
+def _writable(kind: str) -> Path:
+    """The folder into which files of a kind are written."""
     own = of_kind(kind)[0]
     paths = list(map(Path, folder_paths.get_folder_paths(own)))
     # Of those the first may be one of old: unet, where diffusion_models is meant.
-    folder = next((path for path in paths if path.name == own), paths[0])
-    return inside(folder, name.removesuffix(ending)).with_name(f"{Path(name.removesuffix(ending)).name}{ending}")
+    return next((path for path in paths if path.name == own), paths[0])
 
 
 def run_folder(name: str) -> Path:

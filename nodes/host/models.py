@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,10 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
+from ...cascade.images.resize import COMPRESSION
 from ...cascade.models.blocks import resize
+from ...cascade.pipelines.sizes import STAGE_B_FACTOR
+from .compat import build_base_model, known_model
 from .files import read
 from .imaging import ONE_EACH
 from .networks import HostStageB, HostStageC
@@ -34,20 +33,20 @@ KEY = "cascade"
 """Under which our callbacks and wrappers stand in the host's lists."""
 
 DTYPES: dict[str, torch.dtype | None] = {
-    "auto": None,
+    "default": None,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
-    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 
 
 class LatentC(comfy.latent_formats.SC_Prior):
-    spacial_downscale_ratio = 42
+    spacial_downscale_ratio = int(COMPRESSION)
 
 
 class LatentB(comfy.latent_formats.SC_B):
-    spacial_downscale_ratio = 4
+    spacial_downscale_ratio = STAGE_B_FACTOR
 
 
 class CondSpatial(comfy.conds.CONDRegular):
@@ -74,8 +73,7 @@ class CascadeC(comfy.model_base.StableCascade_C):
     """Stage C. Conditions have no padding: prompts of unequal length run one after the other."""
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
-        kind = comfy.model_base.ModelType.STABLE_CASCADE
-        comfy.model_base.BaseModel.__init__(self, model_config, kind, device=device, unet_model=HostStageC)
+        build_base_model(self, model_config, device, HostStageC)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         config, device = self.diffusion_model.config, kwargs["device"]
@@ -106,8 +104,7 @@ class CascadeB(comfy.model_base.StableCascade_B):
     """Stage B. Stage C's latents are laid over the whole image first, so that an area of it gets its own part."""
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
-        kind = comfy.model_base.ModelType.STABLE_CASCADE
-        comfy.model_base.BaseModel.__init__(self, model_config, kind, device=device, unet_model=HostStageB)
+        build_base_model(self, model_config, device, HostStageB)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         config, device, noise = self.diffusion_model.config, kwargs["device"], kwargs["noise"]
@@ -183,41 +180,8 @@ class _ConfigB(comfy.supported_models.Stable_Cascade_B):
 _CONFIGS = {"stage_c": _ConfigC, "stage_b": _ConfigB}
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What stands in the host's list of models while it loads ours: a class to it, with the sizes that we detected."""
-
-    cls: type[Any]
-    config: Any
-    thread: int
-
-    def matches(self, unet_config: dict[str, Any], *args: Any, **kwargs: Any) -> bool:
-        return threading.get_ident() == self.thread and self.cls.matches(unet_config, *args, **kwargs)
-
-    def __call__(self, unet_config: dict[str, Any]) -> Any:
-        return self.cls({"stable_cascade_stage": unet_config["stable_cascade_stage"], "config": self.config})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cls, name)
-
-
-_lock = threading.Lock()
-
-
-@contextmanager
-def _known(entry: _Entry) -> Iterator[None]:
-    """The entry at the head of the host's list, for this thread and this moment."""
-    models = comfy.supported_models.models
-    with _lock:
-        models.insert(0, entry)
-        try:
-            yield
-        finally:
-            models.remove(entry)
-
-
 def load_stage(
-    kind: str, path: Path, dtype: str = "auto", previewer: Path | None = None, disable_dynamic: bool = False
+    kind: str, path: Path, dtype: str = "default", previewer: Path | None = None, disable_dynamic: bool = False
 ) -> Any:
     """The MODEL of a Stage C or Stage B file.
 
@@ -232,10 +196,9 @@ def load_stage(
     """
     with torch.inference_mode(False):
         config, state = read(path, kind)
-        entry = _Entry(_CONFIGS[kind], config, threading.get_ident())
         options = {} if DTYPES[dtype] is None else {"dtype": DTYPES[dtype]}
         load = comfy.sd.load_diffusion_model_state_dict
-        with _known(entry):
+        with known_model(_CONFIGS[kind], config):
             patcher = load(state, model_options=options, **({"disable_dynamic": True} if disable_dynamic else {}))
     patcher.cached_patcher_init = (load_stage, (kind, path, dtype, previewer))
     for event in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP, CallbacksMP.ON_APPLY_HOOKS):

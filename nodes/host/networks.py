@@ -120,8 +120,6 @@ class HostStageC(Hosted, StageC):
     def _residuals(self, control: HostControl | None, x: Tensor) -> list[Tensor | None] | None:
         if control is None or not control.get("input"):
             return None
-        # The stream between the blocks is float32 where the network is float16. The host's lists are left as they are.
-        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
         widths = [level.width for level in self.config.levels]
         for residual in control["input"]:
             if residual is not None and residual.shape[1] not in widths:
@@ -129,9 +127,7 @@ class HostStageC(Hosted, StageC):
                     f"This ControlNet was made for a Stage C of width {residual.shape[1]}, this one's is {widths[0]} "
                     "(2048: 3.6B, 1536: 1B). Load the ControlNet or the Stage C that belongs to the other."
                 )
-        return [
-            residual if residual is None else residual.to(x.device, dtype) for residual in reversed(control["input"])
-        ]
+        return list(reversed(control["input"]))
 
 
 class HostStageB(Hosted, StageB):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...cascade.checkpoints import load_model
 from ...cascade.images import to_pillow
+from .compat import replace_callback
 
 Callback = Callable[..., Any]
 
@@ -31,16 +32,9 @@ class Watch:
         self.net: Any = None
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        positional = list(args)
-        # noise, latent_image, sampler, sigmas, denoise_mask, callback, ...
-        given = positional[5] if len(positional) > 5 else kwargs.get("callback")
-        watching = self._watching(given)
-        if len(positional) > 5:
-            positional[5] = watching
-        else:
-            kwargs["callback"] = watching
+        args, kwargs = replace_callback(args, kwargs, self._watching)
         try:
-            return executor(*positional, **kwargs)
+            return executor(*args, **kwargs)
         finally:
             if self.net is not None:
                 self.net.to("cpu")

@@ -1,4 +1,4 @@
-"""Sampling through the host: released noise levels, released guidance, and noise that belongs to an image."""
+"""Sampling through the host: a plan's noise levels, guidance and noise, with any of the host's samplers."""
 
 from __future__ import annotations
 
@@ -17,57 +17,55 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...cascade.diffusion import NOISE_CONDITIONS, RELEASED_DIFFUSION, Guidance, SeededNoise
-from ...cascade.diffusion.sampling import step_times
-from ...cascade.pipelines.sizes import STAGE_B_FACTOR, STAGE_C_FACTOR
+from ...cascade.diffusion import Guidance, SamplingSettings
+from ...cascade.diffusion.schedules import CosineSchedule
+from ...cascade.pipelines import StagePlan, Start, Tiles, compression_warning, stage_b_size
+from . import checks, tiling
+
+RELEASED_SCHEDULE = CosineSchedule()
 
 
-def samplers() -> list[str]:
+def sampler_names() -> list[str]:
     """The names of the host's samplers, Stable Cascade's own first."""
     return list(dict.fromkeys(["ddpm", "ddim", "lcm", *comfy.samplers.KSampler.SAMPLERS]))
 
 
-def released_sigmas(steps: int, shift: float, t_start: float = 1.0, t_end: float = 0.0) -> Tensor:
-    """The host's SIGMAS [steps + 1] for `steps` equal steps of t from t_start towards t_end; the last is 0.
-
-    sigma = exp(-log_snr / 2), the deviation of the noise where the image has the factor 1.
-    """
-    times = torch.tensor(step_times(steps, t_start, t_end)[:-1], dtype=torch.float64)
-    sigmas = torch.exp(-RELEASED_DIFFUSION.schedule(times, shift) / 2)
-    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
+def sigma_of(log_snr: float) -> float:
+    """The host's noise level: the standard deviation of the noise where the image has the factor 1."""
+    return math.exp(-log_snr / 2)
 
 
-def time_of(sigma: float, shift: float, sigma_max: float) -> float:
-    """The t at which the released schedule with this shift has this noise level; 1 from the largest level on."""
-    if sigma >= sigma_max * (1 - 1e-5):
-        return 1.0
-    log_snr = torch.tensor(-2 * math.log(max(sigma, 1e-6)) + 2 * math.log(shift), dtype=torch.float64)
-    # Rounded, so that the end of an interval that the artist typed belongs to it.
-    return round(min(max(NOISE_CONDITIONS["cosine_t"]()(log_snr).item(), 0.0), 1.0), 5)
+def sigmas(settings: SamplingSettings) -> Tensor:
+    """The host's SIGMAS [steps + 1] of the released schedule; the last is 0."""
+    return torch.tensor([*(sigma_of(level.log_snr) for level in settings.noise_levels()), 0.0])
+
+
+def percent_of(sigma: float, model_sampling: Any) -> float:
+    """How far a run with this model has come at a noise level: 0 at its start, 1 at its end."""
+    return RELEASED_SCHEDULE.percent(-2 * math.log(max(sigma, 1e-6)), getattr(model_sampling, "shift", 1.0))
 
 
 class CascadeGuidance(comfy.samplers.CFGGuider):
-    """The released guidance as a GUIDER: rescaled by rho, in an interval, with a ramp."""
+    """The library's guidance as a GUIDER."""
 
     guidance = Guidance()
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = {}, seed: Any = None) -> Tensor:  # noqa: B006
-        sampling = self.inner_model.model_sampling
-        t = time_of(float(timestep[0]), getattr(sampling, "shift", 1.0), float(sampling.sigma_max))
+        percent = percent_of(float(timestep[0]), self.inner_model.model_sampling)
         # A guidance function that the artist put on the model wins.
-        options = {"sampler_cfg_function": self._function(t), **model_options}
+        options = {"sampler_cfg_function": self._function(percent), **model_options}
         negative, positive = self.conds.get("negative"), self.conds.get("positive")
-        scale = self.guidance.scale_at(t)
+        cfg = self.guidance.cfg_at(percent)
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, negative, positive, scale, model_options=options, seed=seed
+            self.inner_model, x, timestep, negative, positive, cfg, model_options=options, seed=seed
         )
 
-    def _function(self, t: float) -> Callable[[dict[str, Any]], Tensor]:
+    def _function(self, percent: float) -> Callable[[dict[str, Any]], Tensor]:
         def combine(args: dict[str, Any]) -> Tensor:
-            # Noise predictions, times sigma: the scale of both is the same, so rescaling is not changed by it.
-            if self.guidance.scale_at(t) == 1:
+            # Noise predictions, times sigma: both have the same factor, so rescaling is not changed by it.
+            if self.guidance.cfg_at(percent) == 1:
                 return args["cond"]
-            return self.guidance.combine(args["cond"], args["uncond"], t)
+            return self.guidance.combine(args["cond"], args["uncond"], percent)
 
         return combine
 
@@ -76,74 +74,129 @@ def guider(model: Any, positive: Any, negative: Any, guidance: Guidance) -> Casc
     """A GUIDER with both conditionings."""
     made = CascadeGuidance(model)
     made.set_conds(positive, negative)
-    made.set_cfg(guidance.scale if isinstance(guidance.scale, float) else guidance.scale[0])
+    made.set_cfg(guidance.cfg)
     made.guidance = guidance
     return made
 
 
-def run(
-    guided: CascadeGuidance,
-    latent: dict[str, Any],
-    samples: Tensor,
-    seed: int,
-    stream: str,
-    sampler: str,
-    sigmas: Tensor,
-    noised_to: float | None = None,
+def sample_stage_c(
+    model: Any, positive: Any, negative: Any, latent: Any, seed: int, settings: SamplingSettings, as_released: bool
 ) -> dict[str, Any]:
-    """The latent with what sampling made of its samples [B, c, h, w].
+    """Stage C's LATENT, from a LATENT to start from.
 
-    Image i of a batch has the noise of seed + i (or of the index that the host kept for it), on its own: so, but for
-    rounding, it is the same alone, in a batch, and from the library with that seed.
+    as_released: see `Start`.
 
-    noised_to: the level that the latents are really noised to, where it is not that of the first step.
+    Raises CascadeError for a model or latent of another kind, and for a result that is not finite.
     """
-    noise = SeededNoise(_seeds(latent, len(samples), seed), stream)
-    start = noise.start(*samples.shape[1:])
-    result = guided.sample(
-        start,
-        samples,
-        _starting_at(noised_to, _sampler(sampler, noise, start.to(guided.model_patcher.load_device))),
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(guided.model_patcher, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
+    checks.model(model, "Stage C")
+    samples = checks.latents(latent, "Stage C")
+    plan = StagePlan(
+        stage="stage_c",
+        size=samples.shape[1:],
+        seeds=_seeds(latent, len(samples), seed),
+        settings=settings,
+        cond=positive,
+        uncond=negative,
+        start=Start(latents=samples, mask=latent.get("noise_mask"), as_released=as_released),
     )
-    result = result.to(comfy.model_management.intermediate_device())
-    return {
-        **{name: value for name, value in latent.items() if name in ("noise_mask", "batch_index")},
-        "samples": result,
-    }
+    return _with_samples(latent, checks.finite(run(model, plan), "Stage C"))
+
+
+def sample_stage_b(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    stage_c: Any,
+    latent: Any | None,
+    seed: int,
+    settings: SamplingSettings,
+    tiles: Callable[[Tensor], Tiles | None],
+) -> dict[str, Any]:
+    """Stage B's LATENT, from Stage C's LATENT and one to start from; None: an empty one of the size of Stage C's.
+
+    tiles: of the latents, the tiles to work in, or None.
+
+    Raises CascadeError as `sample_stage_c`.
+    """
+    checks.model(model, "Stage B")
+    small = checks.latents(stage_c, "Stage C")
+    if latent is None:
+        latent = _empty_stage_b(stage_c, small)
+    samples = repeated(checks.latents(latent, "Stage B"), len(small))
+    if warning := compression_warning(small.shape, samples.shape):
+        checks.warn(warning)
+    plan = StagePlan(
+        stage="stage_b",
+        size=samples.shape[1:],
+        seeds=_seeds(latent, len(samples), seed),
+        settings=settings,
+        cond=with_stage_c(positive, small),
+        uncond=with_stage_c(negative, None),
+        start=Start(latents=samples, mask=latent.get("noise_mask")),
+        tiles=tiles(samples),
+    )
+    return _with_samples(latent, checks.finite(run(model, plan), "Stage B"))
+
+
+def run(model: Any, plan: StagePlan[Any]) -> Tensor:
+    """A plan through the host's sampler: the samples [B, c, h, w]. Its conditions are CONDITIONINGs.
+
+    Each image has the noise of its own seed: it is the same, to rounding, alone, in a batch, and from the library.
+    """
+    if plan.start is None:
+        raise ValueError("the host's samplers start from latents: give the plan a start")
+    if tiles := plan.acting_tiles:
+        model = tiling.tiled(model, tiles)
+    guided = guider(shifted(model, plan.settings.shift), plan.cond, plan.uncond, plan.settings.guidance)
+    noise = plan.noise.start(*plan.size)
+    levels = sigmas(plan.settings)
+    result = guided.sample(
+        noise,
+        plan.start.latents,
+        _sampler(plan, noise.to(guided.model_patcher.load_device)),
+        levels,
+        denoise_mask=plan.start.mask,
+        callback=latent_preview.prepare_callback(guided.model_patcher, len(levels) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        # What the host draws itself, for samplers that take no noise of ours.
+        seed=plan.seeds[0],
+    )
+    return result.to(comfy.model_management.intermediate_device())
+
+
+def _with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+    kept = {name: value for name, value in latent.items() if name in ("noise_mask", "batch_index")}
+    return {**kept, "samples": samples}
 
 
 def _seeds(latent: dict[str, Any], images: int, seed: int) -> Sequence[int]:
+    """Image i has seed + i, or + the index that the host kept for it."""
     places = latent.get("batch_index") or range(images)
     return [seed + place for place in places]
 
 
-def _sampler(name: str, noise: SeededNoise, like: Tensor) -> Any:
-    """A sampler of the host; one that draws noise on its way takes ours, in the order in which it asks for it."""
-    made = comfy.samplers.sampler_object(name)
-    if "noise_sampler" not in inspect.signature(made.sampler_function).parameters:
-        return made
-    steps = count()
-    options = {**made.extra_options, "noise_sampler": lambda *_: noise(like, next(steps))}
-    return comfy.samplers.KSAMPLER(made.sampler_function, options, made.inpaint_options)
+def _sampler(plan: StagePlan[Any], like: Tensor) -> Any:
+    """The plan's sampler; one that adds noise between steps takes ours, in the order in which it asks for it."""
+    made = comfy.samplers.sampler_object(plan.settings.sampler_name)
+    if "noise_sampler" in inspect.signature(made.sampler_function).parameters:
+        steps, noise = count(), plan.noise
+        options = {**made.extra_options, "noise_sampler": lambda *_: noise(like, next(steps))}
+        made = comfy.samplers.KSAMPLER(made.sampler_function, options, made.inpaint_options)
+    if plan.start is not None and plan.start.as_released:
+        return _starting_at(sigma_of(plan.start_log_snr), made)
+    return made
 
 
-def _starting_at(sigma: float | None, sampler: Any) -> Any:
-    """The sampler, for a start that is noised to another level than it believes; None: to that which it believes."""
-    if sigma is None:
-        return sampler
+def _starting_at(sigma: float, sampler: Any) -> Any:
+    """The sampler, for latents that are noised to another level than that of its first step."""
     function = sampler.sampler_function
 
     @wraps(function)
     def from_other_level(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
-        x0, believed = model.latent_image, float(sigmas[0])
-        noised = x0 + (x - x0) * (sigma / believed)
-        # The host's x is the network's times sqrt(1 + sigma^2), with the level that it believes.
-        return function(model, noised * math.sqrt((1 + believed**2) / (1 + sigma**2)), sigmas, *args, **kwargs)
+        x0, first = model.latent_image, float(sigmas[0])
+        noised = x0 + (x - x0) * (sigma / first)
+        # The host's x is the network's times sqrt(1 + sigma^2), with the level of the first step.
+        return function(model, noised * math.sqrt((1 + first**2) / (1 + sigma**2)), sigmas, *args, **kwargs)
 
     return comfy.samplers.KSAMPLER(from_other_level, sampler.extra_options, sampler.inpaint_options)
 
@@ -162,12 +215,10 @@ def shifted(model: Any, shift: float) -> Any:
     return changed
 
 
-def start_of_stage_b(stage_c: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+def _empty_stage_b(stage_c: dict[str, Any], samples: Tensor) -> dict[str, Any]:
     """Stage B's empty latent for the image whose Stage C latent [B, 16, h, w] this is."""
-    # Even, which the host's own Stage B wants.
-    height, width = (2 * round(side * STAGE_C_FACTOR / STAGE_B_FACTOR / 2) for side in samples.shape[-2:])
     kept = {name: stage_c[name] for name in ("batch_index",) if name in stage_c}
-    return {**kept, "samples": samples.new_zeros(len(samples), 4, height, width)}
+    return {**kept, "samples": samples.new_zeros(len(samples), 4, *stage_b_size(samples.shape))}
 
 
 def repeated(samples: Tensor, batch: int) -> Tensor:
@@ -175,7 +226,7 @@ def repeated(samples: Tensor, batch: int) -> Tensor:
     return samples if len(samples) >= batch else comfy.utils.repeat_to_batch_size(samples, batch)
 
 
-def with_prior(conditioning: Any, samples: Tensor | None) -> Any:
+def with_stage_c(conditioning: Any, samples: Tensor | None) -> Any:
     """The conditioning with Stage C's latents for Stage B, or without any."""
     found = []
     for embedding, extras in conditioning:

@@ -44,7 +44,7 @@ def test_the_tiny_cascade_says_so_in_one_line(as_tiny, tmp_path, capsys):
     assert "--models" in lines[0]
 
 
-def test_a_prompt_outside_the_grammar_gets_a_image_and_a_hint(as_tiny, tmp_path, capsys):
+def test_a_prompt_outside_the_grammar_gets_an_image_and_a_hint(as_tiny, tmp_path, capsys):
     assert main(["generate", "an owl in the snow", "-o", str(tmp_path / "owl.png"), *FAST]) == 0
     assert (tmp_path / "owl.png").exists()
     assert "owl" in capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_default_names_are_free_ones(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["image.xyz", "image", "nowhere/image.png"])
-def test_a_image_that_cannot_be_written_is_refused_first(tmp_path, name):
+def test_an_image_that_cannot_be_written_is_refused_first(tmp_path, name):
     with pytest.raises(CascadeError):
         output_paths(tmp_path / name, 1)
 
@@ -137,7 +137,7 @@ def make(folder, out, *options):
     )
 
 
-def test_a_image_to_start_from_with_a_mask(folder, photo, tmp_path):
+def test_an_image_to_start_from_with_a_mask(folder, photo, tmp_path):
     mask = Image.new("L", (96, 64))
     mask.paste(255, (60, 0, 96, 64))
     mask.save(tmp_path / "mask.png")
@@ -151,7 +151,7 @@ def test_a_image_to_start_from_with_a_mask(folder, photo, tmp_path):
     assert (recipe["image"], recipe["mask"], recipe["strength"]) == ("photo.png", "mask.png", 0.8)
 
 
-def test_a_image_noised_as_the_released_code_does(folder, photo, tmp_path):
+def test_an_image_noised_as_the_released_code_does(folder, photo, tmp_path):
     drawn = []
     for name, options in {"plain": [], "released": ["--as-released"]}.items():
         out = tmp_path / f"{name}.png"

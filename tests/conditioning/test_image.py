@@ -11,7 +11,7 @@ pytestmark = pytest.mark.numeric
 
 
 @torch.no_grad()
-def test_one_embedding_a_image(image_model):
+def test_one_embedding_an_image(image_model):
     encoder = ImageEncoder(image_model)
     images = torch.rand(2, 3, 40, 60)
     embeddings = encoder.encode(images)

@@ -25,6 +25,6 @@ def test_stage_c_without_an_image():
 def test_stage_b_without_the_prompt():
     inputs = StageBInputs(torch.rand(2, 16, 3, 3), torch.rand(2, 1, 5))
     other = inputs.unconditional(EMPTY)
-    assert torch.equal(other.effnet, torch.zeros(2, 16, 3, 3))
+    assert torch.equal(other.stage_c, torch.zeros(2, 16, 3, 3))
     assert torch.equal(other.clip, EMPTY.pooled.expand(2, -1, -1))
     assert list(inputs.as_kwargs()) == ["effnet", "clip"]

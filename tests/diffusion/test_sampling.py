@@ -20,9 +20,10 @@ from cascade.diffusion import (
     Diffusion,
     Guidance,
     Kept,
+    SamplingSettings,
     SeededNoise,
-    sample,
 )
+from cascade.diffusion import sample as sample_with
 from cascade.diffusion.sampling import join_arguments
 from tests.support import INDEX, golden, golden_network, relative_error
 
@@ -30,6 +31,13 @@ pytestmark = pytest.mark.numeric
 
 CASES = [name for name, entry in INDEX.items() if entry["kind"] == "sample"]
 SAMPLER_NAMES = {"DDPMSampler": "ddpm", "DDIMSampler": "ddim", "LCMSampler": "lcm"}
+
+
+def sample(
+    network: Any, x: Tensor, *, cond: Any, uncond: Any = None, loop: dict[str, Any] | None = None, **settings: Any
+) -> Tensor:
+    """`cascade.diffusion.sample` with the settings by their names; `loop` holds its own further arguments."""
+    return sample_with(network, x, SamplingSettings(**settings), cond=cond, uncond=uncond, **(loop or {}))
 
 
 class Recorder:
@@ -67,12 +75,13 @@ def exact(x0: Tensor, diffusion: Diffusion = RELEASED_DIFFUSION, schedule: str =
 
 
 def guidance_of(config: dict[str, Any]) -> Guidance:
-    scale = config["cfg"]
+    first, last = config["cfg"] if isinstance(config["cfg"], list) else (config["cfg"], None)
     return Guidance(
-        scale=tuple(scale) if isinstance(scale, list) else scale,
-        rho=config.get("cfg_rho", 0.7),
-        t_start=config.get("cfg_t_start", 1.0),
-        t_stop=config.get("cfg_t_stop", 0.0),
+        cfg=first,
+        cfg_rescale=config.get("cfg_rho", 0.7),
+        cfg_end=last,
+        start_percent=1 - config.get("cfg_t_start", 1.0),
+        end_percent=1 - config.get("cfg_t_stop", 0.0),
         per_image=False,
     )
 
@@ -94,11 +103,11 @@ def test_runs_equal_the_reference(case: str, cached: bool) -> None:
         cond=conditions[0],
         uncond=None if config["cfg"] is None else conditions[1],
         steps=config["timesteps"],
-        sampler=SAMPLER_NAMES[config["sampler"]],
+        sampler_name=SAMPLER_NAMES[config["sampler"]],
         shift=config.get("shift", 1.0),
-        t_start=config.get("t_start", 1.0),
+        start_percent=1 - config.get("t_start", 1.0),
         guidance=Guidance() if config["cfg"] is None else guidance_of(config),
-        noise=lambda like, step: data[f"noise_{step}"],
+        loop={"noise": lambda like, step: data[f"noise_{step}"]},
     )
     assert relative_error(x0, data["x0"]) < 1e-3
 
@@ -107,7 +116,9 @@ def test_runs_equal_the_reference(case: str, cached: bool) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_exact_network_gives_its_image_back(sampler: str, target: str) -> None:
     x0, diffusion = start(seed=5).double(), Diffusion(target=TARGETS[target]())
-    result = sample(exact(x0, diffusion), start().double(), cond={}, steps=7, sampler=sampler, diffusion=diffusion)
+    result = sample(
+        exact(x0, diffusion), start().double(), cond={}, steps=7, sampler_name=sampler, loop={"diffusion": diffusion}
+    )
     torch.testing.assert_close(result, x0, rtol=1e-3, atol=1e-3)
 
 
@@ -120,7 +131,7 @@ def test_rectified_flow_with_its_own_setting() -> None:
     )
     x0 = start(seed=5).double()
     network = exact(x0, diffusion, "rectified_flow")
-    result = sample(network, start().double(), cond={}, steps=6, sampler="ddim", diffusion=diffusion)
+    result = sample(network, start().double(), cond={}, steps=6, sampler_name="ddim", loop={"diffusion": diffusion})
     torch.testing.assert_close(result, x0, rtol=1e-3, atol=1e-3)
 
 
@@ -135,16 +146,16 @@ def test_ddim_reaches_the_data_of_a_gaussian() -> None:
 
     x = SeededNoise(range(4)).start(4, 16, 16)
     for sampler in ("ddim", "ddpm"):
-        result = sample(network, x, cond={}, steps=100, sampler=sampler)
+        result = sample(network, x, cond={}, steps=100, sampler_name=sampler)
         assert result.mean().item() == pytest.approx(mean, abs=0.05)
         assert result.std().item() == pytest.approx(deviation, abs=0.05)
 
 
 def test_ddim_with_eta_1_is_ddpm() -> None:
     arguments: dict[str, Any] = {"cond": {"shift": torch.zeros(2)}, "steps": 4}
-    ddpm = sample(Recorder(), start(), sampler="ddpm", **arguments)
-    assert relative_error(sample(Recorder(), start(), sampler=SAMPLERS["ddim"](eta=1.0), **arguments), ddpm) < 1e-6
-    assert relative_error(sample(Recorder(), start(), sampler="ddim", **arguments), ddpm) > 1e-3
+    ddpm = sample(Recorder(), start(), sampler_name="ddpm", **arguments)
+    assert relative_error(sample(Recorder(), start(), sampler_name=SAMPLERS["ddim"](eta=1.0), **arguments), ddpm) < 1e-6
+    assert relative_error(sample(Recorder(), start(), sampler_name="ddim", **arguments), ddpm) > 1e-3
 
 
 @settings(max_examples=20)
@@ -155,7 +166,7 @@ def test_an_image_is_the_same_alone_or_in_a_batch(row: int, sampler: str, per_se
     def run(rows: slice) -> Tensor:
         noise = SeededNoise(list(range(10, 14))[rows]) if per_seed else None
         sides = {"cond": {"shift": shift[rows]}, "uncond": {"shift": -shift[rows]}}
-        return sample(Recorder(), x[rows], steps=3, sampler=sampler, noise=noise, **sides)
+        return sample(Recorder(), x[rows], steps=3, sampler_name=sampler, loop={"noise": noise}, **sides)
 
     assert relative_error(run(slice(None))[row], run(slice(row, row + 1))[0]) < 1e-6
 
@@ -192,10 +203,10 @@ def test_guidance_costs_one_call_of_both_or_two_of_different_shape() -> None:
     ("guidance", "batches"),
     [
         (Guidance(1.0), [2] * 5),
-        (Guidance(1.0, rho=0.0), [2] * 5),
-        (Guidance(4.0, t_start=0.8, t_stop=0.4), [2, 4, 4, 4, 2]),
-        (Guidance(4.0, t_start=0.7, t_stop=0.6), [2, 2, 4, 2, 2]),
-        (Guidance((3.0, 1.0)), [4] * 5),
+        (Guidance(1.0, cfg_rescale=0.0), [2] * 5),
+        (Guidance(4.0, start_percent=0.2, end_percent=0.6), [2, 4, 4, 4, 2]),
+        (Guidance(4.0, start_percent=0.3, end_percent=0.4), [2, 2, 4, 2, 2]),
+        (Guidance(3.0, cfg_end=1.0), [4] * 5),
     ],
 )
 def test_the_unconditional_call_is_made_only_where_it_counts(guidance: Guidance, batches: list[int]) -> None:
@@ -216,17 +227,17 @@ def test_without_unconditional_conditions_there_is_no_guidance() -> None:
 
 def test_rescaling_brings_back_the_deviation_of_each_image() -> None:
     cond, uncond = torch.randn(3, 4, 5, 5) * torch.tensor([1.0, 2.0, 5.0]).reshape(3, 1, 1, 1), torch.randn(3, 4, 5, 5)
-    guided = Guidance(6.0, rho=1.0).combine(cond, uncond, 0.5)
+    guided = Guidance(6.0, cfg_rescale=1.0).combine(cond, uncond, 0.5)
     torch.testing.assert_close(guided.std((1, 2, 3)), cond.std((1, 2, 3)))
-    whole = Guidance(6.0, rho=1.0, per_image=False).combine(cond, uncond, 0.5)
+    whole = Guidance(6.0, cfg_rescale=1.0, per_image=False).combine(cond, uncond, 0.5)
     torch.testing.assert_close(whole.std(), cond.std())
     assert not torch.allclose(whole.std((1, 2, 3)), cond.std((1, 2, 3)))
-    torch.testing.assert_close(Guidance(6.0, rho=0.0).combine(cond, uncond, 0.5), uncond + 6 * (cond - uncond))
+    torch.testing.assert_close(Guidance(6.0, cfg_rescale=0.0).combine(cond, uncond, 0.5), uncond + 6 * (cond - uncond))
 
 
 def test_the_scale_goes_from_first_to_last() -> None:
-    guidance = Guidance((6.0, 2.0))
-    assert [guidance.scale_at(t) for t in (1.0, 0.5, 0.0)] == [6.0, 4.0, 2.0]
+    guidance = Guidance(6.0, cfg_end=2.0)
+    assert [guidance.cfg_at(percent) for percent in (0.0, 0.5, 1.0)] == [6.0, 4.0, 2.0]
 
 
 class Pair(NamedTuple):
@@ -264,7 +275,9 @@ def test_the_network_sees_the_dtype_of_x(dtype: torch.dtype) -> None:
         return exact(x0)(x.float(), r).to(dtype)
 
     seen = []
-    result = sample(network, start().to(dtype), cond={}, steps=8, on_step=lambda i, n, x0: seen.append(x0.dtype))
+    result = sample(
+        network, start().to(dtype), cond={}, steps=8, loop={"on_step": lambda i, n, x0: seen.append(x0.dtype)}
+    )
     assert result.dtype == dtype
     assert seen == [dtype] * 8
     torch.testing.assert_close(result.float(), x0, rtol=0.05, atol=0.1)
@@ -278,7 +291,7 @@ def test_steps_are_reported_and_can_be_stopped() -> None:
         seen.append((i, n))
         last[:] = [x0]
 
-    result = sample(Recorder(), start(), cond={"shift": torch.ones(2)}, steps=3, on_step=on_step)
+    result = sample(Recorder(), start(), cond={"shift": torch.ones(2)}, steps=3, loop={"on_step": on_step})
     assert seen == [(0, 3), (1, 3), (2, 3)]
     assert torch.equal(last[0], result)
 
@@ -287,7 +300,7 @@ def test_steps_are_reported_and_can_be_stopped() -> None:
 
     network = Recorder()
     with pytest.raises(InterruptedError):
-        sample(network, start(), cond={"shift": torch.ones(2)}, steps=3, on_step=stop)
+        sample(network, start(), cond={"shift": torch.ones(2)}, steps=3, loop={"on_step": stop})
     assert len(network.calls) == 1
 
 
@@ -302,7 +315,14 @@ def test_x_is_left_alone_and_nothing_is_tracked() -> None:
 def test_r_follows_shift_schedule_and_times() -> None:
     network = Recorder()
     sample(
-        network, start(), cond={"shift": torch.ones(2)}, steps=2, schedule="linear", shift=2.0, t_start=0.8, t_end=0.2
+        network,
+        start(),
+        cond={"shift": torch.ones(2)},
+        steps=2,
+        schedule="linear",
+        shift=2.0,
+        start_percent=0.2,
+        end_percent=0.8,
     )
     log_snr = SCHEDULES["linear"]()(torch.tensor([0.8, 0.5]), 2.0)
     assert [r for _, r in network.calls] == pytest.approx(
@@ -314,11 +334,11 @@ def test_r_follows_shift_schedule_and_times() -> None:
     ("arguments", "error", "message"),
     [
         ({"steps": 0}, ValueError, "steps"),
-        ({"t_start": 0.3, "t_end": 0.3}, ValueError, "t_start 0.3"),
-        ({"t_start": 1.5}, ValueError, "t_start 1.5"),
-        ({"t_start": math.nan}, ValueError, "t_start nan"),
+        ({"start_percent": 0.3, "end_percent": 0.3}, ValueError, "start_percent 0.3"),
+        ({"start_percent": -0.5}, ValueError, "start_percent -0.5"),
+        ({"start_percent": math.nan}, ValueError, "start_percent nan"),
         ({"shift": 0.0}, ValueError, "shift"),
-        ({"sampler": "euler"}, KeyError, "unknown sampler 'euler'; known are: ddpm, ddim, lcm"),
+        ({"sampler_name": "euler"}, KeyError, "unknown sampler 'euler'; known are: ddpm, ddim, lcm"),
         ({"schedule": "euler"}, KeyError, "unknown schedule 'euler'.*cosine"),
     ],
 )
@@ -330,17 +350,16 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"scale": math.nan},
-        {"scale": math.inf},
-        {"scale": (4.0, math.nan)},
-        {"scale": (1.0, 2.0, 3.0)},
-        {"rho": math.nan},
-        {"t_start": 0.2, "t_stop": 0.4},
-        {"t_stop": math.nan},
+        {"cfg": math.nan},
+        {"cfg": math.inf},
+        {"cfg_end": math.nan},
+        {"cfg_rescale": math.nan},
+        {"start_percent": 0.4, "end_percent": 0.2},
+        {"end_percent": math.nan},
     ],
 )
 def test_bad_guidance(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="guidance"):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
         Guidance(**arguments)
 
 
@@ -357,12 +376,12 @@ def test_what_is_kept_stays_and_the_rest_is_drawn() -> None:
 
     for sampler in SAMPLERS:
         seen.clear()
-        result = sample(network, noise, cond={}, steps=4, sampler=sampler, kept=kept)
+        result = sample(network, noise, cond={}, steps=4, sampler_name=sampler, loop={"kept": kept})
         assert torch.equal(result[..., 0], source[..., 0])
         assert not torch.allclose(result[..., 1:], source[..., 1:], atol=0.1)
         a, b = SCALINGS["vp"]()(SCHEDULES["cosine"]()(torch.tensor([0.75], dtype=torch.float64)))
         torch.testing.assert_close(seen[1][..., 0], (a * source + b * noise)[..., 0].float())
     everything = Kept(source, torch.ones(1, 1, 3, 3), noise)
     torch.testing.assert_close(
-        sample(network, noise, cond={}, steps=4, kept=everything), sample(network, noise, cond={}, steps=4)
+        sample(network, noise, cond={}, steps=4, loop={"kept": everything}), sample(network, noise, cond={}, steps=4)
     )

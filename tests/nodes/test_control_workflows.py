@@ -39,7 +39,7 @@ def ran(host: Any, flow: dict[str, Any], **wanted: tuple[str, int]) -> Any:
         ("Inpaint (crop and stitch)", ("CascadeStitch", 0), (512, 512)),
     ],
 )
-def test_it_makes_a_image(host: Any, name: str, last: tuple[str, int], size: tuple[int, int]) -> None:
+def test_it_makes_an_image(host: Any, name: str, last: tuple[str, int], size: tuple[int, int]) -> None:
     image = ran(host, workflow(name), image=last).image
     assert image.shape == (1, *size, 3)
     assert torch.isfinite(image).all()

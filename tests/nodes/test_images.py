@@ -39,7 +39,7 @@ def encode(host: Any, image: Tensor, sizing: str = SHORT, short_side: int = 256,
     return host.call("CascadeEncodeImage", **given)
 
 
-def test_a_image_is_encoded_as_the_library_does_it(host: Any) -> None:
+def test_an_image_is_encoded_as_the_library_does_it(host: Any) -> None:
     image = images(200, 300, batch=2)
     before = image.clone()
     small, large, seen = encode(host, image, stage_a=stage_a(host))
@@ -51,7 +51,7 @@ def test_a_image_is_encoded_as_the_library_does_it(host: Any) -> None:
     assert torch.equal(image, before)
 
 
-def test_a_image_keeps_its_own_size_for_reconstruction(host: Any) -> None:
+def test_an_image_keeps_its_own_size_for_reconstruction(host: Any) -> None:
     image = images(301, 450)
     small, large, seen = encode(host, image, sizing=OWN, stage_a=stage_a(host))
     assert torch.equal(seen, image)

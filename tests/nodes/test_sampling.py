@@ -120,7 +120,7 @@ def test_where_guidance_does_not_act_there_is_one_call(host: Any) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "euler_ancestral", "lcm", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m"])
-def test_a_image_is_the_same_alone_and_in_a_batch(host: Any, sampler: str) -> None:
+def test_an_image_is_the_same_alone_and_in_a_batch(host: Any, sampler: str) -> None:
     both = stage_c(host, batch=2, sampler=sampler)
     assert relative_error(stage_c(host, sampler=sampler), both[:1]) < 1e-3
     assert relative_error(stage_c(host, sampler=sampler, seed=8), both[1:]) < 1e-3
@@ -292,7 +292,7 @@ def progress(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("previewer", ["auto", file_name("previewer"), "small_c.safetensors"])
-def test_every_step_has_a_image(host: Any, progress: list[Any], previewer: str) -> None:
+def test_every_step_has_an_image(host: Any, progress: list[Any], previewer: str) -> None:
     host.run(sampled(previewer))
     images = [(value, total, preview[1].size) for value, total, preview in progress if preview]
     assert images == [(step, 4, (48, 40)) for step in (1, 2, 3, 4)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cascade.errors import IncompatibleCheckpoint
 from cascade.models import ControlNet, ControlNetConfig, initialize
 from cascade.pipelines import Control, Parts, SamplingSettings, Settings, generate
 from tests.small import small_cascade
@@ -65,7 +66,7 @@ def test_the_hint_is_read_once_and_changes_the_image(parts: Parts) -> None:
 def test_strength_0_and_an_empty_part_of_the_run_change_nothing(parts: Parts) -> None:
     plain, control = latents(parts), Control(net=net(), hint=hint())
     assert torch.equal(latents(parts, replace(control, strength=0.0)), plain)
-    assert torch.equal(latents(parts, replace(control, start=0.4, end=0.45)), plain)
+    assert torch.equal(latents(parts, replace(control, start_percent=0.4, end_percent=0.45)), plain)
 
 
 def test_each_image_has_its_own_hint(parts: Parts) -> None:
@@ -90,7 +91,7 @@ def test_it_acts_in_its_part_of_the_run_alone(
     seen = []
     denoise = stage_c.denoise
     monkeypatch.setattr(stage_c, "denoise", lambda *a, control=None, **k: seen.append(control) or denoise(*a, **k))
-    latents(parts, Control(net=net(), hint=hint(), start=start, end=end))
+    latents(parts, Control(net=net(), hint=hint(), start_percent=start, end_percent=end))
     assert (len(seen), sum(each is not None for each in seen)) == (4, expected)
 
 
@@ -100,5 +101,5 @@ def test_hints_of_another_number_of_images(parts: Parts) -> None:
 
 
 def test_a_net_for_another_stage_c(parts: Parts) -> None:
-    with pytest.raises(ValueError, match="made for a Stage C of width 24, this one's is 16"):
+    with pytest.raises(IncompatibleCheckpoint, match="made for a Stage C of width 24; this one's is 16"):
         latents(parts, Control(net=net(width=24), hint=hint()))

@@ -19,6 +19,7 @@ from cascade.pipelines import (
     Parts,
     SamplingSettings,
     Settings,
+    StagePlan,
     Start,
     Tiles,
     compression_warning,
@@ -32,15 +33,15 @@ from cascade.pipelines import (
     sample_stage_b,
     with_short_side,
 )
-from cascade.pipelines.stages import _noised
+from cascade.pipelines.stages import _started
 from tests.small import part, small_cascade
 from tests.support import golden, relative_error
 
 FEW = Settings(
     width=128,
     height=90,
-    stage_c=SamplingSettings(steps=3, guidance=Guidance(scale=2.0), shift=2.0),
-    stage_b=SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0),
+    stage_c=SamplingSettings(steps=3, guidance=Guidance(cfg=2.0), shift=2.0),
+    stage_b=SamplingSettings(steps=2, guidance=Guidance(cfg=1.1), shift=1.0),
 )
 GDF = golden("gdf")
 
@@ -62,9 +63,17 @@ def test_a_start_is_noised_at_the_samplers_own_level_or_as_released() -> None:
     latents, epsilon = torch.randn(1, 16, 5, 6), torch.randn(1, 16, 5, 6)
     at = int((GDF["t"] - 0.75).abs().argmin())
     for as_released, shift in ((False, 2), (True, 1)):
-        start = Start(latents=latents, strength=float(GDF["t"][at]), as_released=as_released)
+        plan: Any = StagePlan(
+            stage="stage_c",
+            size=(16, 5, 6),
+            seeds=[0],
+            settings=FEW.stage_c.with_strength(float(GDF["t"][at])),
+            cond=None,
+            uncond=None,
+            start=Start(latents=latents, as_released=as_released),
+        )
         a, b = (float(GDF[f"{name}_shift{shift}"][at]) for name in "ab")
-        found, kept = _noised(start, epsilon, 2.0)
+        found, kept = _started(plan, epsilon)
         assert kept is None
         assert relative_error(found, a * latents + b * epsilon) < 1e-5
 
@@ -182,18 +191,21 @@ def test_stage_b_in_tiles_sees_its_own_part_of_stage_c() -> None:
     net: Any = part("stage_b")
     inputs, empty = random_inputs(2)
     # Rescaled guidance would measure the whole image.
-    settings = replace(FEW.stage_b, guidance=Guidance(scale=1.0))
+    settings = replace(FEW.stage_b, guidance=Guidance(cfg=1.0))
 
-    def run(tiles: Tiles | None, effnet: Tensor = inputs.effnet) -> Tensor:
-        given = replace(inputs, effnet=effnet)
-        return sample_stage_b(net, given, empty, size=(4, 64, 96), seeds=[1, 2], settings=settings, tiles=tiles)
+    def run(tiles: Tiles | None, stage_c: Tensor = inputs.stage_c) -> Tensor:
+        given, size = replace(inputs, stage_c=stage_c), (4, 64, 96)
+        plan = StagePlan(
+            stage="stage_b", size=size, seeds=[1, 2], settings=settings, cond=given, uncond=empty, tiles=tiles
+        )
+        return sample_stage_b(net, plan)
 
     whole, tiled = run(None), run(Tiles(128, 64))
     assert torch.equal(run(Tiles(384, 64)), whole)
     assert tiled.shape == whole.shape
     # Attention and normalization see the tile alone, so it is near, not the same.
     assert (tiled - whole).square().mean() < 0.1 * whole.square().mean()
-    changed = inputs.effnet.clone()
+    changed = inputs.stage_c.clone()
     changed[..., 6:] += 1
     other = run(Tiles(128, 32), changed) - run(Tiles(128, 32))
     assert torch.equal(other[..., :16], torch.zeros_like(other[..., :16]))
@@ -207,8 +219,8 @@ def test_stage_a_in_tiles_is_stage_a(size: tuple[int, int]) -> None:
     net: Any = part("stage_a")
     images = torch.rand(2, 3, *size)
     latents = encode_stage_a(net, images)
-    assert relative_error(encode_stage_a(net, images, tile=128), latents) < 1e-5
-    assert relative_error(decode(net, latents, tile=128), decode(net, latents)) < 1e-5
+    assert relative_error(encode_stage_a(net, images, tile_size=128), latents) < 1e-5
+    assert relative_error(decode(net, latents, tile_size=128), decode(net, latents)) < 1e-5
 
 
 @pytest.mark.numeric
@@ -220,7 +232,7 @@ def test_the_released_stage_a_reaches_no_farther_than_its_config_says() -> None:
             torch.nn.init.normal_(parameter, std=0.5)
     net.eval()
     latents, images = torch.randn(1, 4, 40, 48), torch.rand(1, 3, 150, 200)
-    tiled = decode(net, latents, tile=4 * 36)
+    tiled = decode(net, latents, tile_size=4 * 36)
     assert float((tiled - decode(net, latents)).abs().max()) < 1 / 255 / 10
     assert relative_error(encode_stage_a(net, images, 96), encode_stage_a(net, images)) < 1e-5
 

@@ -11,7 +11,7 @@ from tests.support import relative_error
 
 pytestmark = pytest.mark.numeric
 
-FEW = SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0)
+FEW = SamplingSettings(steps=2, guidance=Guidance(cfg=1.1), shift=1.0)
 
 
 def test_images_come_back_at_their_size():

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.numeric
 FEW = Settings(
     width=96,
     height=70,
-    stage_c=SamplingSettings(steps=3, guidance=Guidance(scale=4.0), shift=2.0),
-    stage_b=SamplingSettings(steps=2, guidance=Guidance(scale=1.1), shift=1.0),
+    stage_c=SamplingSettings(steps=3, guidance=Guidance(cfg=4.0), shift=2.0),
+    stage_b=SamplingSettings(steps=2, guidance=Guidance(cfg=1.1), shift=1.0),
 )
 LONG = "a red circle, " * 30
 
@@ -37,9 +37,9 @@ def parts(nets):
 def test_defaults_are_the_released_settings():
     settings = Settings()
     assert (settings.width, settings.height) == (1024, 1024)
-    assert (settings.stage_c.steps, settings.stage_c.guidance.scale, settings.stage_c.shift) == (20, 4.0, 2.0)
-    assert (settings.stage_b.steps, settings.stage_b.guidance.scale, settings.stage_b.shift) == (10, 1.1, 1.0)
-    assert settings.stage_c.guidance.rho == settings.stage_b.guidance.rho == 0.7
+    assert (settings.stage_c.steps, settings.stage_c.guidance.cfg, settings.stage_c.shift) == (20, 4.0, 2.0)
+    assert (settings.stage_b.steps, settings.stage_b.guidance.cfg, settings.stage_b.shift) == (10, 1.1, 1.0)
+    assert settings.stage_c.guidance.cfg_rescale == settings.stage_b.guidance.cfg_rescale == 0.7
 
 
 def test_images_and_latents(parts):
@@ -62,22 +62,18 @@ def test_it_is_the_stages_one_after_another(nets, parts):
     x = sample(
         nets["stage_c"],
         SeededNoise([3], "stage_c").start(16, 2, 3),
+        FEW.stage_c,
         cond=StageCInputs.of(text, zeros).as_kwargs(),
         uncond=StageCInputs.of(negative, zeros).as_kwargs(),
-        steps=3,
-        shift=2.0,
-        guidance=Guidance(scale=4.0),
         noise=SeededNoise([3], "stage_c"),
     )
     assert relative_error(result.stage_c, x) < 1e-5
     y = sample(
         nets["stage_b"],
         SeededNoise([3], "stage_b").start(4, 18, 24),
+        FEW.stage_b,
         cond=StageBInputs(x, text.pooled).as_kwargs(),
         uncond=StageBInputs(torch.zeros_like(x), negative.pooled).as_kwargs(),
-        steps=2,
-        shift=1.0,
-        guidance=Guidance(scale=1.1),
         noise=SeededNoise([3], "stage_b"),
     )
     assert relative_error(result.stage_b, y) < 1e-5
@@ -85,7 +81,7 @@ def test_it_is_the_stages_one_after_another(nets, parts):
     assert relative_error(result.images, images) < 1e-4
 
 
-def test_a_image_is_the_same_alone_as_among_others(parts):
+def test_an_image_is_the_same_alone_as_among_others(parts):
     """Other prompts, longer ones too, and other seeds beside it change nothing but the rounding."""
     among = generate(parts, [LONG, "a cat", "a dog"], seeds=[4, 5, 6], settings=FEW)
     for i, prompt in enumerate([LONG, "a cat", "a dog"]):

@@ -58,7 +58,7 @@ def draws(server: Server, prompt: Prompt) -> tuple[int, int]:
     return Image.open(path).size
 
 
-def test_a_prompt_makes_a_image(server: Server) -> None:
+def test_a_prompt_makes_an_image(server: Server) -> None:
     assert draws(server, cascade()) == (256, 192)
 
 

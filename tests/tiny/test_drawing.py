@@ -11,7 +11,7 @@ from cascade.tiny import drawing, grammar
 from cascade.tiny.grammar import Item, Scene
 
 
-def test_a_image_depends_on_its_seed_and_number_alone() -> None:
+def test_an_image_depends_on_its_seed_and_number_alone() -> None:
     whole = drawing.batch(3, 12, size=64)
     part = drawing.batch(3, 4, start=5, size=64)
     assert np.array_equal(whole.images[5:9], part.images)

@@ -378,7 +378,7 @@ def test_only_bad_images_are_refused(mixed: Path) -> None:
         FolderImages(mixed, 32)
 
 
-def test_a_image_lies_upright_and_on_white(tmp_path: Path) -> None:
+def test_an_image_lies_upright_and_on_white(tmp_path: Path) -> None:
     lying = Image.new("RGB", (40, 20), "red")
     exif = lying.getexif()
     exif[0x0112] = 6  # to be turned by a quarter

@@ -1,0 +1,27 @@
+"""Parts of a sampling run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROUNDING = 1e-5
+"""How far outside an interval a step may lie and still belong to it: noise levels lose digits in float32."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A part of a sampling run, in ComfyUI's direction: 0 is the start of sampling (noise), 1 its end (clean image).
+
+    Raises ValueError where it ends before it starts.
+    """
+
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.start_percent <= self.end_percent:
+            raise ValueError(f"start_percent {self.start_percent:g} must not be above end_percent {self.end_percent:g}")
+
+    def __contains__(self, percent: float) -> bool:
+        """Whether a step at `percent` belongs to it. Both ends do, as in ComfyUI and in the released code."""
+        return self.start_percent - ROUNDING <= percent <= self.end_percent + ROUNDING

@@ -1,0 +1,128 @@
+"""One run of Stage C or Stage B as data: what every executor has to do in the same way.
+
+`stages` executes a plan with the library's own loop, `nodes.host.sampling` with ComfyUI's samplers. Whatever both must
+agree on (noise, noise levels, intervals, the level of a start, tiles) is a function of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from torch import Tensor
+
+from ..diffusion import RELEASED_DIFFUSION, Guidance, SamplingSettings, SeededNoise
+from ..images import Box, blended
+from ..models import StageBConfig
+from ..models.blocks import resize
+from .control import Control
+from .sizes import STAGE_B_FACTOR
+
+C = TypeVar("C")
+
+STAGE_C_SETTINGS = SamplingSettings(steps=20, guidance=Guidance(cfg=4.0), shift=2.0)
+STAGE_B_SETTINGS = SamplingSettings(steps=10, guidance=Guidance(cfg=1.1), shift=1.0)
+"""The released settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run starts from, in place of noise alone; `SamplingSettings.start_percent` says how noisy.
+
+    latents: [B, c, h, w], of the stage that runs.
+    mask: [B or 1, 1, h, w]; where it is 0 the latents are kept, where it is 1 all is generated.
+    as_released: noise the latents with shift 1, whatever the run's shift, as the released code does. The run then takes
+        the latents for noisier than they are, and the result is weaker and smoother.
+    """
+
+    latents: Tensor
+    mask: Tensor | None = None
+    as_released: bool = False
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Overlapping tiles for images that are too large for memory in one piece; sizes in pixels.
+
+    Raises ValueError for tiles that overlap by more than half.
+    """
+
+    tile_size: int = 1024
+    overlap: int = 256
+
+    def __post_init__(self) -> None:
+        if self.overlap > self.tile_size // 2:
+            raise ValueError(f"tiles of {self.tile_size} pixels can overlap by at most half, not by {self.overlap}")
+
+    def needed(self, size: Sequence[int]) -> bool:
+        """Whether Stage B's latents of this size [..., h, w] are larger than a tile."""
+        return max(size[-2:]) * STAGE_B_FACTOR > self.tile_size
+
+    @property
+    def latent_size(self) -> int:
+        """Side of a tile in Stage B's latents."""
+        return self.tile_size // STAGE_B_FACTOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan(Generic[C]):
+    """One run of a stage.
+
+    size: channels, height and width of the latents.
+    seeds: one for each image of the batch.
+    cond, uncond: the conditions with and without the prompt, in the executor's own form.
+    controls: ControlNets with their hints (Stage C).
+    tiles: Stage B's network works in such tiles, each with its own part of Stage C's latents, mixed where they overlap.
+        Memory then depends on the tiles, but a tile does not see what is outside it.
+    """
+
+    stage: Literal["stage_c", "stage_b"]
+    size: Sequence[int]
+    seeds: Sequence[int]
+    settings: SamplingSettings
+    cond: C
+    uncond: C
+    start: Start | None = None
+    controls: Sequence[Control] = ()
+    tiles: Tiles | None = None
+
+    @property
+    def noise(self) -> SeededNoise:
+        """The noise of the start and of every step."""
+        return SeededNoise(self.seeds, self.stage)
+
+    @property
+    def start_log_snr(self) -> float:
+        """The noise level to which the start's latents are noised."""
+        shift = 1.0 if self.start is not None and self.start.as_released else self.settings.shift
+        return float(RELEASED_DIFFUSION.schedule(1 - self.settings.start_percent, shift))
+
+    @property
+    def acting_tiles(self) -> Tiles | None:
+        """The tiles, where the latents are larger than one."""
+        return self.tiles if self.tiles is not None and self.tiles.needed(self.size) else None
+
+
+def in_tiles(
+    predict: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
+    x: Tensor,
+    spatial: Mapping[str, Tensor],
+    tiles: Tiles,
+    config: StageBConfig,
+) -> Tensor:
+    """Stage B's prediction for latents x [B, 4, h, w], tile by tile.
+
+    predict: called with a part of x and the same part of each spatial condition.
+    spatial: conditions that lie over the image [B, c, h', w'], such as Stage C's latents.
+    """
+    patch, coarsest = config.patch_size, 2 ** (len(config.levels) - 1)
+    grid = (-(-x.shape[-2] // patch), -(-x.shape[-1] // patch))
+    whole = {name: resize(condition, grid) for name, condition in spatial.items()}
+
+    def part(x: Tensor, box: Box) -> Tensor:
+        return predict(x, {name: box.scaled(1, patch).of(condition) for name, condition in whole.items()})
+
+    # Tiles start where the coarsest level does, so that they are halved as the whole would be.
+    overlap = tiles.overlap // STAGE_B_FACTOR
+    return blended(part, x, side=tiles.latent_size, overlap=overlap, align=patch * coarsest)

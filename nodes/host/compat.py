@@ -1,0 +1,94 @@
+"""What we do to the host beyond its public interface, all in one place.
+
+Tried on ComfyUI 0.16.3, 0.24.0 and 0.30.0. Where a new version breaks something, look here first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_base
+import comfy.sd
+import comfy.supported_models
+
+NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
+"""Schema keywords that not every supported version knows. For any other unknown one the host raises TypeError."""
+
+CALLBACK = 5
+"""Place of the callback in a sampling run's arguments: noise, latent_image, sampler, sigmas, denoise_mask, callback."""
+
+_lock = threading.Lock()
+
+
+def supported(made: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords without those of `NEWER` that this version does not know."""
+    known = inspect.signature(made).parameters
+    return {name: value for name, value in keywords.items() if name in known or name not in NEWER}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What stands in the host's list of models while it loads ours: a class of it, with the sizes that we detected.
+
+    The host sees it in the thread that loads alone.
+    """
+
+    cls: type[Any]
+    config: Any
+    thread: int
+
+    def matches(self, unet_config: dict[str, Any], *args: Any, **kwargs: Any) -> bool:
+        return threading.get_ident() == self.thread and self.cls.matches(unet_config, *args, **kwargs)
+
+    def __call__(self, unet_config: dict[str, Any]) -> Any:
+        return self.cls({"stable_cascade_stage": unet_config["stable_cascade_stage"], "config": self.config})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cls, name)
+
+
+@contextmanager
+def known_model(cls: type[Any], config: Any) -> Iterator[None]:
+    """A class of the host's model list at the head of that list, for this thread and this moment."""
+    entry: Any = ModelEntry(cls, config, threading.get_ident())
+    models = comfy.supported_models.models
+    with _lock:
+        models.insert(0, entry)
+        try:
+            yield
+        finally:
+            models.remove(entry)
+
+
+def build_base_model(model: comfy.model_base.BaseModel, model_config: Any, device: Any, network: type[Any]) -> None:
+    """The host's constructor of a MODEL's inside, with our network. Its Stable Cascade classes build their own, so that
+    their constructors are skipped."""
+    kind = comfy.model_base.ModelType.STABLE_CASCADE
+    comfy.model_base.BaseModel.__init__(model, model_config, kind, device=device, unet_model=network)
+
+
+def build_empty_vae(vae: comfy.sd.VAE) -> None:
+    """The host's constructor of a VAE without weights, without its warning of that: ours come a moment later."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No VAE weights" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        comfy.sd.VAE.__init__(vae, sd={})
+    finally:
+        root.removeFilter(other)
+
+
+def replace_callback(args: tuple[Any, ...], kwargs: dict[str, Any], replace: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The arguments of a whole sampling run with `replace(callback)` in place of its callback."""
+    if len(args) > CALLBACK:
+        return (*args[:CALLBACK], replace(args[CALLBACK]), *args[CALLBACK + 1 :]), kwargs
+    return args, {**kwargs, "callback": replace(kwargs.get("callback"))}
