@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints.detection import METADATA_KIND
+from ..checkpoints.saving import save_tensors
 from ..errors import IncompatibleCheckpoint
 from ..models import StageCConfig
 from . import released
@@ -50,16 +49,7 @@ def save_lora(
     if dtype is not None:
         # An alpha is a setting, kept as it is.
         tensors = {n: t.to(dtype) if t.is_floating_point() and t.dim() else t for n, t in tensors.items()}
-    # Tensors may share memory (q, k and v of a fused matrix), which the format forbids.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, unfinished, metadata_of(lora, format))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    save_tensors(tensors, path, metadata_of(lora, format))
 
 
 def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
