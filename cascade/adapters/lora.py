@@ -7,7 +7,7 @@ alpha / rank (Hu et al. 2021, LoRA, section 4.1); DoRA is Liu et al. 2024, eq. 5
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,8 +67,14 @@ class LowRank:
         dora, base = self.dora.to(weight.device, torch.float32), weight.float()
         changed = base + delta
         axes = [axis for axis in range(changed.dim()) if dora.shape[axis] == 1] or list(range(1, changed.dim()))
-        length = torch.linalg.vector_norm(changed, dim=axes, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return changed * (dora / length) - base
+        return changed * (dora / lengths(changed, axes)) - base
+
+
+def lengths(weight: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """The lengths (2-norms) over some axes of a weight, which stay as axes of size 1; without `axes` of its rows
+    [out, 1, ...]. Never 0: DoRA divides by them."""
+    axes = range(1, weight.dim()) if axes is None else axes
+    return torch.linalg.vector_norm(weight, dim=tuple(axes), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _scales(dora: torch.Size, shape: torch.Size) -> bool:
