@@ -17,11 +17,12 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor, nn
 
 from ...cascade.adapters import Lora, LowRank, Rows, absolute, extract, read_lora, save_lora
+from ...cascade.adapters.attaching import check_fits
 from ...cascade.adapters.lora import TABLE, Change
 from ...cascade.adapters.tokens import parse_named
 from ...cascade.adapters.writing import as_low_rank
 from ...cascade.checkpoints import save_model
-from ...cascade.errors import CascadeError, IncompatibleCheckpoint
+from ...cascade.errors import CascadeError
 from ...cascade.models import StageC, StageCConfig
 from . import checks
 from .learned_tokens import LearnedWords, base_tokenizer
@@ -93,11 +94,12 @@ def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_cli
     lines.append(_line("Stage C", stage_c, model, strength_model))
     if model is not None and stage_c and strength_model:
         checks.model(model, "Stage C")
-        model = _patched(model, MODEL, stage_c, strength_model, lora)
+        model = _patched(model, "stage_c", lora, strength_model)
     lines.append(_line("text encoder", text, clip, strength_clip))
     if clip is not None and strength_clip:
         if text:
-            clip = _patched_clip(clip, text, strength_clip, lora)
+            _text_table(clip)
+            clip = _patched(clip, "text_encoder", lora, strength_clip)
         if lora.tokens:
             clip = with_words(clip, lora)
     words = ", ".join(token.word for token in lora.tokens)
@@ -130,31 +132,17 @@ def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strengt
         raise CascadeError(f"{lora.path}: nothing of it would act: connect {missing}.")
 
 
-def _patched(target: Any, prefix: str, changes: Mapping[str, Change], strength: float, lora: Lora) -> Any:
-    """A clone of a MODEL or CLIP whose weights the host changes when it loads them."""
-    inner = target.model if prefix == MODEL else target.patcher.model
+def _patched(target: Any, kind: str, lora: Lora, strength: float) -> Any:
+    """A clone of a MODEL or CLIP whose weights the host changes when it loads them. Raises IncompatibleCheckpoint."""
+    prefix, inner = (MODEL, target.model) if kind == "stage_c" else (CLIP, target.patcher.model)
     shapes = {name.removeprefix(prefix): value.shape for name, value in inner.state_dict().items()}
-    wrong = [name for name, change in changes.items() if name not in shapes or not change.fits(shapes[name])]
-    if wrong:
-        raise IncompatibleCheckpoint(_misfit(lora, prefix, inner, changes, wrong, shapes), lora.path)
+    check_fits(lora, kind, shapes, _config_of(target) if kind == "stage_c" else None)
+    changes = lora.changes[kind]
     clone = target.clone()
     added = clone.add_patches({prefix + name: _as_patch(name, change) for name, change in changes.items()}, strength)
     if len(added) != len(changes):
         raise CascadeError(f"{lora.path}: ComfyUI took {len(added)} of its {len(changes)} changes.")
     return clone
-
-
-def _misfit(
-    lora: Lora, prefix: str, inner: Any, changes: Mapping[str, Change], wrong: list[str], shapes: Mapping[str, Any]
-) -> str:
-    config = getattr(getattr(inner, "diffusion_model", None), "config", None)
-    if prefix == MODEL and isinstance(config, StageCConfig) and lora.width not in (None, config.levels[0].width):
-        return f"made for a Stage C {lora.width} wide ({lora.base}), and this one is {config.levels[0].width} wide"
-    name = wrong[0]
-    reason = f"{name} has another shape there ({list(shapes[name])})" if name in shapes else f"{name} is not there"
-    return f"it does not fit this {'Stage C' if prefix == MODEL else 'text encoder'}: {len(wrong)} of its " + (
-        f"{len(changes)} changes, {reason}"
-    )
 
 
 def _as_patch(name: str, change: Change) -> Any:
@@ -165,11 +153,6 @@ def _as_patch(name: str, change: Change) -> Any:
         kind = LoRAAdapter if change.dora is None else DoraAdapter
         return kind(set(), (change.up, change.down, change.alpha, None, change.dora, None))
     return ("diff", (change.value,))
-
-
-def _patched_clip(clip: Any, changes: Mapping[str, Change], strength: float, lora: Lora) -> Any:
-    _text_table(clip)
-    return _patched(clip, CLIP, changes, strength, lora)
 
 
 def _text_table(clip: Any) -> Tensor:

@@ -14,7 +14,6 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from cascade.adapters import WRITABLE, Applied, attach, read_lora, save_lora, to_tensors
-from cascade.adapters.attaching import check_fits
 from cascade.adapters.lora import Full, Lora, LowRank, Token
 from cascade.errors import (
     BrokenCheckpoint,
@@ -94,8 +93,10 @@ def test_the_wrong_size_is_named() -> None:
             read_lora(loras.released(made), config=config)
         net = loras.stage_c({"3.6B": "1B", "1B": "3.6B"}[made])
         lora = read_lora(loras.kohya(made))
-        with pytest.raises(IncompatibleCheckpoint, match=f"made for Stage C, {made}, and this is Stage C"):
-            check_fits(lora.changes["stage_c"], dict(net.named_parameters()), "stage_c", net, lora)
+        with pytest.raises(
+            IncompatibleCheckpoint, match=rf"wide \({made}\), and this one is \d+ wide"
+        ):
+            loras.check_fits(lora, "stage_c", net)
 
 
 def test_another_size_needs_a_config() -> None:
@@ -114,7 +115,7 @@ def test_a_text_encoder_of_another_model_does_not_fit() -> None:
     lora = read_lora(pair("lora_te_text_model_encoder_layers_0_mlp_fc1", (1, 768), (3072, 1)))
     net = loras.stage_c("text")
     with pytest.raises(IncompatibleCheckpoint, match="does not fit Text encoder, CLIP bigG/14: 1 of its 1 changes"):
-        check_fits(lora.changes["text_encoder"], dict(net.named_parameters()), "text_encoder", net, lora)
+        loras.check_fits(lora, "text_encoder", net)
 
 
 def test_a_block_that_is_not_there_is_named() -> None:
