@@ -62,14 +62,13 @@ def save_model(net: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dty
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
-    """Write named tensors as a safetensors file, which is replaced whole or not at all. They may share memory.
+    """Write named tensors as a safetensors file. The file is replaced whole or not at all.
 
     Raises:
         OSError: it could not be written; what was there is still there.
     """
-    outputs = [
-        _Output(name, _info(tensor.shape, tensor.dtype, None), _reading([tensor])) for name, tensor in tensors.items()
-    ]
+    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    outputs = [_Output(name, infos[name], _reading([tensor])) for name, tensor in tensors.items()]
     _write_file(Path(path), outputs, metadata, None)
 
 
