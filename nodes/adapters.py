@@ -168,9 +168,9 @@ class CascadeLoadEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, file: str, word: str, tokens: str = "") -> io.NodeOutput:
-        lora = adapters.read_words(folders.find("embedding", file), word.strip(), tokens)
-        words = ", ".join(token.word for token in lora.tokens)
-        return io.NodeOutput(adapters.with_words(clip, lora), words)
+        lora = adapters.read_tokens(folders.find("embedding", file), word.strip(), tokens)
+        words = ", ".join(token.text for token in lora.tokens)
+        return io.NodeOutput(adapters.with_tokens(clip, lora), words)
 
 
 class CascadeLoraInfo(io.ComfyNode):

@@ -20,7 +20,7 @@ from ..checkpoints.network_kinds import variant
 from ..errors import IncompatibleCheckpoint
 from ..models import Config, StageCConfig
 from .lora import TABLE, Change, Lora
-from .tokens import LearnedTokenizer, tokens_of, vectors_of
+from .tokens import LearnedTokenizer, token_table
 
 END_ID = 49407
 """CLIP's end token. Configs from before transformers 4.31 say 2, and then the highest id counts as the end."""
@@ -45,14 +45,14 @@ class Applied:
 class Attachment:
     """LoRAs that act on networks until `detach`; as a context manager, until the block ends.
 
-    tokenizer: knows the learned words; the one that was given where there are none.
+    tokenizer: knows the learned tokens; where there are none, the one that was given.
     changed: kind -> how many parameters are changed.
-    words: learned words that prompts can use.
+    tokens: the learned tokens that prompts can use, as prompts write them.
     """
 
     tokenizer: Any = None
     changed: dict[str, int] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
     _kept: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list, repr=False)
     _attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list, repr=False)
     _nets: list[nn.Module] = field(default_factory=list, repr=False)
@@ -125,7 +125,7 @@ def attach(
 
 
 def merge(applied: Sequence[Applied], net: nn.Module) -> int:
-    """Add LoRAs to a network's weights for good. Tokens are not merged: a checkpoint has no words.
+    """Add LoRAs to a network's weights for good. Tokens are not merged: a checkpoint has no place for them.
 
     Returns:
         How many parameters were changed.
@@ -188,18 +188,12 @@ def _add_tokens(attachment: Attachment, applied: Sequence[Applied], net: nn.Modu
         return
     if attachment.tokenizer is None:
         raise ValueError("a LoRA with learned tokens needs the tokenizer")
-    tokens = tokens_of(loras, attachment.tokenizer)
     table = net.get_parameter(TABLE)
-    rows = [vectors_of(token, base, attachment.tokenizer) for token in tokens]
-    words: dict[str, range] = {}
-    end = len(table)
-    for token, vectors in zip(tokens, rows, strict=True):
-        words[token.word] = range(end, end + len(vectors))
-        end += len(vectors)
-    attachment.replace_data(table, torch.cat([table.data, *(row.to(table.dtype) for row in rows)]))
-    attachment.replace_attribute(net.get_submodule(TABLE.removesuffix(".weight")), "num_embeddings", end)
+    learned = token_table(loras, base, attachment.tokenizer, len(table))
+    attachment.replace_data(table, torch.cat([table.data, learned.vectors.to(table.dtype)]))
+    attachment.replace_attribute(net.get_submodule(TABLE.removesuffix(".weight")), "num_embeddings", len(table))
     if getattr(net.get_submodule("text_model"), "eos_token_id", None) == 2:
         attachment.replace_attribute(net.get_submodule("text_model"), "eos_token_id", END_ID)
-    attachment.tokenizer, attachment.words = LearnedTokenizer(attachment.tokenizer, words), tuple(words)
+    attachment.tokenizer, attachment.tokens = LearnedTokenizer(attachment.tokenizer, learned.ids), tuple(learned.ids)
     # `conditioning.TextEncoder` looks for it here.
     attachment.replace_attribute(net, "learned_tokenizer", attachment.tokenizer)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters import Lora, LowRank, Token
+from ..adapters import Lora, LowRank, Token, TokenTable
 from ..adapters.lora import lengths
 from ..adapters.names import FORMATS, name_of
 from ..errors import InvalidConfig
@@ -118,11 +118,9 @@ class Words(nn.Module):
     def __init__(self, rows: Sequence[tuple[str, Tensor]], first: int, speed: float) -> None:
         super().__init__()
         self.first, self.speed = first, speed
-        self.words: dict[str, range] = {}
-        for word, vectors in rows:
-            start = first + sum(map(len, self.words.values()))
-            self.words[word] = range(start, start + len(vectors))
-        self.register_buffer("start", torch.cat([vectors for _, vectors in rows]))
+        table = TokenTable.build(dict(rows), first)
+        self.words = table.ids
+        self.register_buffer("start", table.vectors)
         self.moved = nn.Parameter(torch.zeros_like(self.get_buffer("start")))
 
     def vectors(self) -> Tensor:
@@ -130,9 +128,7 @@ class Words(nn.Module):
         return self.get_buffer("start") + self.moved * self.speed
 
     def to_tokens(self) -> tuple[Token, ...]:
-        vectors = self.vectors().detach()
-        ranges = ((word, ids.start - self.first, ids.stop - self.first) for word, ids in self.words.items())
-        return tuple(Token(word, vectors[start:stop].clone()) for word, start, stop in ranges)
+        return TokenTable(self.first, self.words, self.vectors().detach()).tokens()
 
 
 class Adapter(nn.Module):

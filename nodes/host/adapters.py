@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from ...cascade.adapters import Lora, LowRank, Rows, absolute, extract, read_lora, save_lora
 from ...cascade.adapters.attaching import check_fits
 from ...cascade.adapters.lora import TABLE, Change
-from ...cascade.adapters.tokens import parse_named
+from ...cascade.adapters.tokens import parse_token_names
 from ...cascade.adapters.writing import as_low_rank
 from ...cascade.checkpoints import save_model
 from ...cascade.errors import CascadeError
 from ...cascade.models import StageC, StageCConfig
 from . import checks
-from .learned_tokens import LearnedWords, base_tokenizer
+from .learned_tokens import HostTokenizer, base_tokenizer
 
 logger = logging.getLogger("cascade")
 
@@ -44,39 +44,39 @@ class DoraAdapter(LoRAAdapter):
         return weight + (strength * change.delta(weight)).to(weight.dtype)
 
 
-def read(path: Path, tokens: str, model: Any = None) -> Lora:
+def read(path: Path, token_names: str, model: Any = None) -> Lora:
     """The LoRA of a file.
 
     Args:
-        tokens: lines `[word] = text that it starts from`, for files that do not tell.
-        model: the MODEL that it is for, which the released form needs for sizes that were not released.
+        token_names: lines `[token] = initializer`, for files whose tokens have no names.
+        model: the MODEL that it is for; the released form needs it for sizes that were not released.
 
     Raises:
-        CascadeError: as `read_lora`, and for lines that are not understood.
+        CascadeError: as `read_lora`, and for lines that do not fit the file.
     """
-    return read_lora(path, config=_config_of(model), tokens=parse_named(tokens.splitlines()))
+    return read_lora(path, config=_config_of(model), tokens=parse_token_names(token_names.splitlines()))
 
 
-def read_words(path: Path, word: str, tokens: str) -> Lora:
-    """The learned words of a file alone.
+def read_tokens(path: Path, text: str, token_names: str) -> Lora:
+    """The learned tokens of a file alone.
 
     Args:
-        word: what the file's one word is called instead; "" keeps the file's, or calls a nameless one after the file.
-        tokens: as of `read`.
+        text: how prompts write the file's one token; "" keeps the file's own, or the file's name in brackets.
+        token_names: as of `read`.
 
     Raises:
-        CascadeError: no words in it, or several where one is to be renamed.
+        CascadeError: it has no tokens, or several where one is to be renamed.
     """
-    lora = read(path, tokens)
-    words = lora.tokens
-    if not words:
-        raise CascadeError(f"{path}: it has no learned words.")
-    if len(words) > 1 and (word or not words[0].word):
-        told = ", ".join(token.word or "?" for token in words)
-        raise CascadeError(f"{path}: it has {len(words)} words ({told}): name them with the field tokens.")
-    if len(words) == 1:
-        words = (replace(words[0], word=word or words[0].word or f"[{path.stem.replace(' ', '_')}]"),)
-    return Lora({}, words, lora.training, lora.format, lora.path)
+    lora = read(path, token_names)
+    tokens = lora.tokens
+    if not tokens:
+        raise CascadeError(f"{path}: it has no learned tokens.")
+    if len(tokens) > 1 and (text or not tokens[0].text):
+        own = ", ".join(token.text or "?" for token in tokens)
+        raise CascadeError(f"{path}: it has {len(tokens)} tokens ({own}): name them in token_names.")
+    if len(tokens) == 1:
+        tokens = (replace(tokens[0], text=text or tokens[0].text or f"[{path.stem.replace(' ', '_')}]"),)
+    return Lora({}, tokens, lora.training, lora.format, lora.path)
 
 
 def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_clip: float) -> tuple[Any, Any, str]:
@@ -101,11 +101,11 @@ def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_cli
             _text_table(clip)
             clip = _patched(clip, "text_encoder", lora, strength_clip)
         if lora.tokens:
-            clip = with_words(clip, lora)
-    words = ", ".join(token.word for token in lora.tokens)
-    if words:
+            clip = with_tokens(clip, lora)
+    tokens = ", ".join(token.text for token in lora.tokens)
+    if tokens:
         known = "for prompts" if clip is not None and strength_clip else "not added: connect clip"
-        lines.append(f"words: {words} ({known})")
+        lines.append(f"tokens: {tokens} ({known})")
     return model, clip, "\n".join(lines)
 
 
@@ -125,7 +125,7 @@ def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strengt
     }
     connected = {"model": model is not None, "clip": clip is not None}
     if not any(wants.values()):
-        raise CascadeError(f"{lora.path}: it changes nothing and has no words.")
+        raise CascadeError(f"{lora.path}: it changes nothing and has no tokens.")
     acts = any(wants[name] and connected[name] for name in wants)
     if not acts and (strength_model or strength_clip):
         missing = " and ".join(name for name, wanted in wants.items() if wanted)
@@ -166,24 +166,26 @@ def _text_table(clip: Any) -> Tensor:
     return table
 
 
-def with_words(clip: Any, lora: Lora) -> Any:
-    """A clone of a CLIP that knows the LoRA's words, beside those it knew.
+def with_tokens(clip: Any, lora: Lora) -> Any:
+    """A clone of a CLIP that knows the LoRA's tokens, beside those it knew.
 
     Raises:
-        CascadeError: words that clash, are missing, are ordinary, or are made for another text encoder.
+        CascadeError: tokens that clash, have no name or an ordinary word's, or are made for another text encoder.
     """
     table = _text_table(clip)
     clone = clip.clone()
-    clone.tokenizer = LearnedWords.on(clip.tokenizer, lora, table)
+    clone.tokenizer = HostTokenizer.on(clip.tokenizer, lora, table)
     return clone
 
 
 def whole(lora: Lora, clip: Any) -> Lora:
-    """The LoRA with tokens that need no text to start from. Raises CascadeError."""
-    if not any(token.start is not None for token in lora.tokens):
+    """The LoRA with tokens that need no initializer. Raises CascadeError."""
+    if not any(token.initializer is not None for token in lora.tokens):
         return lora
     if clip is None:
-        raise CascadeError(f"{lora.path}: its words are kept as changes of another text; connect clip for this form.")
+        raise CascadeError(
+            f"{lora.path}: its tokens are changes of their initializers: connect clip for this form."
+        )
     return absolute(lora, _text_table(clip), base_tokenizer())
 
 

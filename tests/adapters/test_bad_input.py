@@ -93,9 +93,7 @@ def test_the_wrong_size_is_named() -> None:
             read_lora(loras.released(made), config=config)
         net = loras.stage_c({"3.6B": "1B", "1B": "3.6B"}[made])
         lora = read_lora(loras.kohya(made))
-        with pytest.raises(
-            IncompatibleCheckpoint, match=rf"wide \({made}\), and this one is \d+ wide"
-        ):
+        with pytest.raises(IncompatibleCheckpoint, match=rf"wide \({made}\), and this one is \d+ wide"):
             loras.check_fits(lora, "stage_c", net)
 
 
@@ -136,7 +134,7 @@ def test_duplicate_tokens_are_refused() -> None:
     rows = {"embeddings.embeddings": torch.ones(2, 8), "embeddings.indices": torch.tensor([49408, 49408])}
     with pytest.raises(IncompatibleCheckpoint, match="twice"):
         read_lora(rows)
-    with pytest.raises(IncompatibleCheckpoint, match="1 of its tokens need a word, 2 were given"):
+    with pytest.raises(IncompatibleCheckpoint, match="1 of its tokens need a name, 2 were given"):
         read_lora({"clip_g": torch.ones(1, 8)}, tokens=[("[a]", None), ("[b]", None)])
 
 
@@ -167,7 +165,7 @@ def test_a_missing_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "1", "{", '{"tokens": 3}', '{"tokens": [{"word": 1}]}', '{"training": []}', '{"tokens": [1]}']
+    "text", ["", "[]", "1", "{", '{"tokens": 3}', '{"tokens": [{"text": 1}]}', '{"training": []}', '{"tokens": [1]}']
 )
 def test_damaged_metadata(text: str, tmp_path: Path) -> None:
     save_file(pair(), tmp_path / "a.safetensors", {"cascade.lora": text})
@@ -185,7 +183,7 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
         ("released", Lora({"stage_c": {"down_blocks.0.2.kv_mapper.1.weight": low}}), "attention's matrices only"),
         ("released", Lora({"stage_c": {query: columns}}), "plain low-rank"),
         ("kohya", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "make it absolute"),
-        ("kohya", Lora({}, (Token("", torch.ones(1, 8)),)), "without a word"),
+        ("kohya", Lora({}, (Token("", torch.ones(1, 8)),)), "without a name"),
         ("released", Lora({}, (Token("[a]", torch.ones(2, 8)),)), "one vector"),
         ("embedding", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "stand-alone"),
     ]
