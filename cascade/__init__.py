@@ -3,6 +3,7 @@
 A map of its rooms, each of which imports only from those above it:
 
 - ``errors``: what can go wrong, one class for each thing a caller may want to handle
+- ``files``: writing files whole or not at all
 - ``models``: the networks (Stage A, B, C, EfficientNet encoder, previewer, ControlNet) and their sizes
 - ``diffusion``: schedules, scalings, targets, noise conditions, loss weights, guidance and samplers
 - ``images``: pixels in, pixels out: resizing, edges, masks

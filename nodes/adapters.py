@@ -189,8 +189,8 @@ class CascadeLoadEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, embedding_name: str, token: str, token_names: str = "") -> io.NodeOutput:
-        lora = adapters.read_words(folders.find("embedding", embedding_name), token.strip(), token_names)
-        return io.NodeOutput(adapters.with_words(clip, lora), ", ".join(each.word for each in lora.tokens))
+        lora = adapters.read_tokens(folders.find("embedding", embedding_name), token.strip(), token_names)
+        return io.NodeOutput(adapters.with_tokens(clip, lora), ", ".join(each.text for each in lora.tokens))
 
 
 class CascadeLoraInfo(io.ComfyNode):

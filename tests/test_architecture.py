@@ -1,7 +1,8 @@
 """Who may import whom.
 
 The tables below are the architecture: folders of `cascade/` are the keys of `ROOMS`, and a room imports only from the
-rooms it names (and from `errors`). Every import counts, also one inside a function or for type checking only.
+rooms it names (and from `errors` and `files`). Every import counts, also one inside a function or for type checking
+only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "models": set(),
     "diffusion": set(),
     "images": set(),
@@ -28,9 +30,9 @@ ROOMS: dict[str, set[str]] = {
     "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines", "tiny"},
 }
 ROOMS["cli"] = set(ROOMS)
-OPEN_TO_ALL = {"errors"}
+OPEN_TO_ALL = {"errors", "files"}
 # Only these packages from outside the standard library, where a room is kept that bare.
-BARE_ROOMS = {"models": {"torch", "typing_extensions"}, "diffusion": {"torch"}, "errors": set()}
+BARE_ROOMS = {"models": {"torch", "typing_extensions"}, "diffusion": {"torch"}, "errors": set(), "files": set()}
 
 HOST = {
     "comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "comfyui_version", "execution",

@@ -10,7 +10,7 @@ from .lora import Full, Lora, LowRank, Rows, Token
 from .names import FORMATS
 from .norms import chart, norm_of, norms_by_block, summary
 from .reading import read_lora
-from .tokens import LearnedTokenizer, absolute, check_word, vectors_of
+from .tokens import LearnedTokenizer, TokenTable, absolute, check_token, vectors_of
 from .writing import WRITABLE, metadata_of, save_lora, to_tensors
 
 __all__ = [
@@ -24,10 +24,11 @@ __all__ = [
     "LowRank",
     "Rows",
     "Token",
+    "TokenTable",
     "absolute",
     "attach",
     "chart",
-    "check_word",
+    "check_token",
     "extract",
     "merge",
     "metadata_of",

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..checkpoints import KINDS, config_of, kind_of
 from ..checkpoints.network_kinds import variant
 from ..errors import IncompatibleCheckpoint
-from ..models import StageCConfig
+from ..models import Config, StageCConfig
 from .lora import TABLE, Change, Lora
-from .tokens import LearnedTokenizer, tokens_of, vectors_of
+from .tokens import LearnedTokenizer, token_table
 
 END_ID = 49407
 """CLIP's end token. Configs from before transformers 4.31 say 2, and then the highest id counts as the end."""
@@ -45,14 +45,14 @@ class Applied:
 class Attachment:
     """LoRAs that act on networks until `detach`; as a context manager, until the block ends.
 
-    tokenizer: knows the learned words; the one that was given where there are none.
+    tokenizer: knows the learned tokens; where there are none, the one that was given.
     changed: kind -> how many parameters are changed.
-    words: learned words that prompts can use.
+    tokens: the learned tokens that prompts can use, as prompts write them.
     """
 
     tokenizer: Any = None
     changed: dict[str, int] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
     _kept: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list, repr=False)
     _attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list, repr=False)
     _nets: list[nn.Module] = field(default_factory=list, repr=False)
@@ -125,7 +125,7 @@ def attach(
 
 
 def merge(applied: Sequence[Applied], net: nn.Module) -> int:
-    """Add LoRAs to a network's weights for good. Tokens are not merged: a checkpoint has no words.
+    """Add LoRAs to a network's weights for good. Tokens are not merged: a checkpoint has no place for them.
 
     Returns:
         How many parameters were changed.
@@ -141,10 +141,11 @@ def merge(applied: Sequence[Applied], net: nn.Module) -> int:
 
 def _change_weights(attachment: Attachment, applied: Sequence[Applied], kind: str, net: nn.Module) -> int:
     parameters = dict(net.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
     changes: dict[str, list[tuple[Change, float]]] = {}
     for each in applied:
         own, strength = each.lora.changes.get(kind, {}), each.strength(kind)
-        check_fits(own, parameters, kind, net, each.lora)
+        check_fits(each.lora, kind, shapes, config_of(net))
         if strength:
             for name, change in own.items():
                 changes.setdefault(name, []).append((change, strength))
@@ -157,21 +158,26 @@ def _change_weights(attachment: Attachment, applied: Sequence[Applied], kind: st
     return len(changes)
 
 
-def check_fits(
-    changes: Mapping[str, Change], parameters: Mapping[str, Tensor], kind: str, net: nn.Module, lora: Lora
-) -> None:
-    """Raises IncompatibleCheckpoint, with the reason, where changes do not fit the parameters of a network."""
-    wrong = [name for name in changes if name not in parameters or not changes[name].fits(parameters[name].shape)]
+def check_fits(lora: Lora, kind: str, shapes: Mapping[str, torch.Size], config: Config | None) -> None:
+    """Raises IncompatibleCheckpoint where a LoRA's changes do not fit a network, with the reason.
+
+    Args:
+        kind: of the network.
+        shapes: our names of its parameters -> shape.
+        config: of the network; None where it is not one of ours.
+    """
+    changes = lora.changes.get(kind, {})
+    wrong = [name for name, change in changes.items() if name not in shapes or not change.fits(shapes[name])]
     if not wrong:
         return
-    config = config_of(net)
     if isinstance(config, StageCConfig) and lora.width not in (None, config.levels[0].width):
-        this = variant(kind, config)
-        size = f"Stage C, {lora.base}" if lora.base != "custom" else f"a Stage C {lora.width} wide"
-        raise IncompatibleCheckpoint(f"made for {size}, and this is {this}", lora.path)
-    missing = [name for name in wrong if name not in parameters]
-    reason = f"{missing[0]} is not there" if missing else f"{wrong[0]} has another shape there"
-    text = f"does not fit {variant(kind, config)}: {len(wrong)} of its {len(changes)} changes, {reason}"
+        width = config.levels[0].width
+        reason = f"made for a Stage C {lora.width} wide ({lora.base}), and this one is {width} wide"
+        raise IncompatibleCheckpoint(reason, lora.path)
+    this = KINDS[kind].title if config is None else variant(kind, config)
+    name = next((name for name in wrong if name not in shapes), wrong[0])
+    reason = f"{name} has another shape there ({list(shapes[name])})" if name in shapes else f"{name} is not there"
+    text = f"does not fit {this}: {len(wrong)} of its {len(changes)} changes, {reason}"
     raise IncompatibleCheckpoint(text, lora.path)
 
 
@@ -182,18 +188,12 @@ def _add_tokens(attachment: Attachment, applied: Sequence[Applied], net: nn.Modu
         return
     if attachment.tokenizer is None:
         raise ValueError("a LoRA with learned tokens needs the tokenizer")
-    tokens = tokens_of(loras, attachment.tokenizer)
     table = net.get_parameter(TABLE)
-    rows = [vectors_of(token, base, attachment.tokenizer) for token in tokens]
-    words: dict[str, range] = {}
-    end = len(table)
-    for token, vectors in zip(tokens, rows, strict=True):
-        words[token.word] = range(end, end + len(vectors))
-        end += len(vectors)
-    attachment.replace_data(table, torch.cat([table.data, *(row.to(table.dtype) for row in rows)]))
-    attachment.replace_attribute(net.get_submodule(TABLE.removesuffix(".weight")), "num_embeddings", end)
+    learned = token_table(loras, base, attachment.tokenizer, len(table))
+    attachment.replace_data(table, torch.cat([table.data, learned.vectors.to(table.dtype)]))
+    attachment.replace_attribute(net.get_submodule(TABLE.removesuffix(".weight")), "num_embeddings", len(table))
     if getattr(net.get_submodule("text_model"), "eos_token_id", None) == 2:
         attachment.replace_attribute(net.get_submodule("text_model"), "eos_token_id", END_ID)
-    attachment.tokenizer, attachment.words = LearnedTokenizer(attachment.tokenizer, words), tuple(words)
+    attachment.tokenizer, attachment.tokens = LearnedTokenizer(attachment.tokenizer, learned.ids), tuple(learned.ids)
     # `conditioning.TextEncoder` looks for it here.
     attachment.replace_attribute(net, "learned_tokenizer", attachment.tokenizer)

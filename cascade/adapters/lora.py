@@ -7,7 +7,7 @@ alpha / rank (Hu et al. 2021, LoRA, section 4.1); DoRA is Liu et al. 2024, eq. 5
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,8 +67,14 @@ class LowRank:
         dora, base = self.dora.to(weight.device, torch.float32), weight.float()
         changed = base + delta
         axes = [axis for axis in range(changed.dim()) if dora.shape[axis] == 1] or list(range(1, changed.dim()))
-        length = torch.linalg.vector_norm(changed, dim=axes, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return changed * (dora / length) - base
+        return changed * (dora / lengths(changed, axes)) - base
+
+
+def lengths(weight: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """The lengths (2-norms) over some axes of a weight, which stay as axes of size 1; without `axes` of its rows
+    [out, 1, ...]. Never 0: DoRA divides by them."""
+    axes = range(1, weight.dim()) if axes is None else axes
+    return torch.linalg.vector_norm(weight, dim=tuple(axes), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _scales(dora: torch.Size, shape: torch.Size) -> bool:
@@ -117,17 +123,17 @@ Change = LowRank | Full | Rows
 
 @dataclass(frozen=True)
 class Token:
-    """A word that a prompt can use, with vectors of its own.
+    """A learned token: a text that prompts can use, with vectors of its own.
 
-    word: as written in prompts; "" where the file does not tell.
-    vectors: [n, width]; the word stands for n tokens.
-    start: what the vectors are added to: a text, whose tokens' mean is meant, or a pattern of the released trainer
-        (`^dog</w>`) over the vocabulary. None where the vectors are whole.
+    text: how prompts write the token; "" where the file does not say.
+    vectors: [n, width]; the text encoder sees n tokens in its place.
+    initializer: what the vectors are added to: the mean vector of a text's tokens, or of the tokens of the vocabulary
+        that match a pattern of the released trainer (`^dog</w>`). None where the vectors are whole.
     """
 
-    word: str
+    text: str
     vectors: Tensor
-    start: str | None = None
+    initializer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -173,38 +179,36 @@ class Lora:
                     return change.outputs // factor
         return None
 
-    def renamed(self, words: Mapping[str, str]) -> Lora:
-        """The same with other words for its tokens: old word -> new word.
+    def renamed(self, texts: Mapping[str, str]) -> Lora:
+        """The same with other texts for its tokens: old text -> new text.
 
         Raises:
             IncompatibleCheckpoint: it has no such token.
         """
-        own = [token.word for token in self.tokens]
-        if unknown := [word for word in words if word not in own]:
+        own = [token.text for token in self.tokens]
+        if unknown := [text for text in texts if text not in own]:
             raise IncompatibleCheckpoint(f"no token {unknown[0]}; it has {', '.join(own) or 'none'}", self.path)
-        tokens = tuple(replace(token, word=words.get(token.word, token.word)) for token in self.tokens)
+        tokens = tuple(replace(token, text=texts.get(token.text, token.text)) for token in self.tokens)
         return replace(self, tokens=tokens)
 
     def named(self, names: list[tuple[str, str | None]]) -> Lora:
-        """The same with words and starts, in order, for the tokens that have no word yet.
+        """The same with these (text, initializer), in order, for the tokens that have no text yet.
 
         Raises:
             IncompatibleCheckpoint: more or fewer names than such tokens.
         """
-        nameless = sum(not token.word for token in self.tokens)
+        nameless = sum(not token.text for token in self.tokens)
         if len(names) != nameless:
-            raise IncompatibleCheckpoint(f"{nameless} of its tokens need a word, {len(names)} were given", self.path)
+            raise IncompatibleCheckpoint(f"{nameless} of its tokens need a name, {len(names)} were given", self.path)
         given = iter(names)
-        tokens = (token if token.word else Token(*_named(token, next(given))) for token in self.tokens)
+        tokens = []
+        for token in self.tokens:
+            text, initializer = (token.text, token.initializer) if token.text else next(given)
+            tokens.append(replace(token, text=text, initializer=initializer))
         return replace(self, tokens=tuple(tokens))
 
     def _low_rank(self) -> list[LowRank]:
         return [c for changes in self.changes.values() for c in changes.values() if isinstance(c, LowRank)]
-
-
-def _named(token: Token, name: tuple[str, str | None]) -> tuple[str, Tensor, str | None]:
-    word, start = name
-    return word, token.vectors, start
 
 
 RELEASED_STAGE_C: Mapping[str, StageCConfig] = {"3.6B": STAGE_C_3_6B, "1B": STAGE_C_1B}

@@ -86,18 +86,18 @@ def _write_upright(image: Image.Image, text: str, at: tuple[int, int], *, every:
 
 
 def summary(lora: Lora) -> list[str]:
-    """Lines for people: what it was made for, what it changes, its words, its training."""
+    """Lines for people: what it was made for, what it changes, its tokens, its training."""
     ranks = ", ".join(map(str, lora.ranks)) or "none"
     alphas = ", ".join(f"{alpha:g}" for alpha in lora.alphas) or "none"
     lines = [f"format: {lora.format}", f"made for: {_made_for(lora)}", f"rank: {ranks}", f"alpha: {alphas}"]
     lines += [f"changes of {kind}: {len(changes)}" for kind, changes in lora.changes.items()]
     for token in lora.tokens:
-        start = f", added to {token.start!r}" if token.start else ""
-        lines.append(f"word: {token.word or '(the file does not tell it)'}, {len(token.vectors)} vectors{start}")
+        added = f", added to {token.initializer!r}" if token.initializer else ""
+        lines.append(f"token: {token.text or '(without a name)'}, {len(token.vectors)} vectors{added}")
     return [*lines, *(f"{name}: {value}" for name, value in lora.training.items() if value not in (None, "", [], {}))]
 
 
 def _made_for(lora: Lora) -> str:
     if lora.base is None:
-        return "any Stage C: it changes the text encoder only" if lora.changes else "any Stage C: it is only words"
+        return "any Stage C: it changes the text encoder only" if lora.changes else "any Stage C: it only has tokens"
     return f"Stage C, {lora.base}" + (f" ({lora.width} wide)" if lora.base == "custom" and lora.width else "")

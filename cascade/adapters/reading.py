@@ -39,8 +39,8 @@ def read_lora(
     Args:
         config: of the Stage C it is for. The released trainer's file needs it where the size was not released; given,
             a file of that form is checked against it. Other formats are checked when they are attached.
-        tokens: word and start for each token whose word the file does not tell: those of the released trainer, as its
-            YAML has them (`("[fernando]", "^dog</w>")`), and of stand-alone embeddings, whose start is None.
+        tokens: (text, initializer) for each token whose text the file does not hold: those of the released trainer, as
+            its YAML has them (`("[fernando]", "^dog</w>")`), and of stand-alone embeddings, whose initializer is None.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -57,7 +57,7 @@ def read_lora(
         raise BrokenCheckpoint("it holds no tensors", found.path)
     lora = _read(found, config)
     lora = lora.named(list(tokens)) if tokens else lora
-    _check_words(lora)
+    _check_tokens(lora)
     return lora
 
 
@@ -166,18 +166,20 @@ def _metadata(source: TensorSource) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _is_named(token: Any) -> bool:
-    return isinstance(token, dict) and isinstance(token.get("word"), str) and isinstance(token.get("start"), str | None)
+    if not isinstance(token, dict):
+        return False
+    return isinstance(token.get("text"), str) and isinstance(token.get("initializer"), str | None)
 
 
 def _told(tokens: Sequence[Token], own: Mapping[str, Any]) -> tuple[Token, ...]:
-    """Tokens with the words and starts that our metadata tells."""
+    """Tokens with the texts and initializers of our metadata."""
     told = own.get("tokens", [])
     if len(told) != len(tokens):
         return tuple(tokens)
-    if all(token.word for token in tokens):
-        starts = {entry["word"]: entry.get("start") for entry in told}
-        return tuple(Token(t.word, t.vectors, starts.get(t.word, t.start)) for t in tokens)
-    return tuple(Token(e["word"], t.vectors, e.get("start")) for t, e in zip(tokens, told, strict=True))
+    if all(token.text for token in tokens):
+        initializers = {entry["text"]: entry.get("initializer") for entry in told}
+        return tuple(Token(t.text, t.vectors, initializers.get(t.text, t.initializer)) for t in tokens)
+    return tuple(Token(e["text"], t.vectors, e.get("initializer")) for t, e in zip(tokens, told, strict=True))
 
 
 def _embedding(tensors: Mapping[str, Tensor], path: str | None) -> Token:
@@ -189,14 +191,14 @@ def _embedding(tensors: Mapping[str, Tensor], path: str | None) -> Token:
 
 
 def _bundled(tensors: Mapping[str, Tensor], name: str, match: re.Match[str], path: str | None) -> Token:
-    word, encoder = match.groups()
+    text, encoder = match.groups()
     if encoder == "clip_l":
-        raise UnknownCheckpoint(f"this is for SDXL: its token {word} has vectors for CLIP-L", path)
+        raise UnknownCheckpoint(f"this is for SDXL: its token {text} has vectors for CLIP-L", path)
     if encoder == "clip_g_out":
         raise IncompatibleCheckpoint(
-            f"the token {word} changes the text encoder's output, which is not done here", path
+            f"the token {text} changes the text encoder's output, which is not done here", path
         )
-    return Token(word, _vectors(name, tensors[name], path))
+    return Token(text, _vectors(name, tensors[name], path))
 
 
 def _vectors(name: str, tensor: Tensor, path: str | None) -> Tensor:
@@ -298,7 +300,7 @@ def _as_rows(change: Change) -> Change:
     return Rows(indices, factors[:, None] * change.down)
 
 
-def _check_words(lora: Lora) -> None:
-    words = [token.word.lower() for token in lora.tokens if token.word]
-    if twice := [word for word in words if words.count(word) > 1]:
+def _check_tokens(lora: Lora) -> None:
+    texts = [token.text.lower() for token in lora.tokens if token.text]
+    if twice := [text for text in texts if texts.count(text) > 1]:
         raise IncompatibleCheckpoint(f"it defines the token {twice[0]} twice", lora.path)

@@ -2,7 +2,7 @@
 
 `weights.I.lora_down` [rank, in] and `weights.I.lora_up` [out, rank]; for each attention block in the network's order,
 even I is `out_proj` and odd I the fused `in_proj`. Scale 1 / rank. `embeddings.embeddings` [n, width] is added to the
-rows `embeddings.indices` [n] of the token table, where rows past the vocabulary are new words.
+rows `embeddings.indices` [n] of the token table, where rows past the vocabulary are new tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..models import StageCConfig
 from .lora import RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
 
 VOCABULARY = 49408
-"""Tokens of CLIP's vocabulary; new words come after them."""
+"""Tokens of CLIP's vocabulary; new tokens come after them."""
 ALPHA = 1.0
 WEIGHT = re.compile(r"weights\.(\d{1,6})\.lora_(down|up)")
 EMBEDDINGS, INDICES = "embeddings.embeddings", "embeddings.indices"
@@ -35,7 +35,7 @@ def is_released(names: Iterable[str]) -> bool:
 def read(
     tensors: Mapping[str, Tensor], config: StageCConfig | None, path: str | None
 ) -> tuple[dict[str, dict[str, Change]], list[Token]]:
-    """Changes by kind and parameter, and tokens without words.
+    """Changes by kind and parameter, and tokens without texts.
 
     Raises:
         BrokenCheckpoint, IncompatibleCheckpoint: as `read_lora`.
@@ -214,9 +214,9 @@ def _written_embeddings(lora: Lora) -> dict[str, Tensor]:
     rows = changes.pop(TABLE, None)
     if changes or not isinstance(rows, Rows | None):
         raise IncompatibleCheckpoint(
-            "the released form holds no changes of the text encoder but of its words", lora.path
+            "the released form holds no changes of the text encoder but of its tokens", lora.path
         )
-    if long := [token.word for token in lora.tokens if len(token.vectors) > 1]:
+    if long := [token.text for token in lora.tokens if len(token.vectors) > 1]:
         raise IncompatibleCheckpoint(f"the released form has one vector for a token; {long[0]} has several", lora.path)
     values = [token.vectors.float() for token in lora.tokens]
     indices = [torch.arange(VOCABULARY, VOCABULARY + len(values))]

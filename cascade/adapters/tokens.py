@@ -1,4 +1,4 @@
-"""Learned tokens: their vectors, and prompts that use their words."""
+"""Learned tokens: their vectors, the ids that stand for these, and prompts that use the tokens."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from ..errors import IncompatibleCheckpoint
 from .lora import Lora, Token
 
-MAX_WORD = 100
+MAX_TEXT = 100
 MAX_PATTERN = 100
-"""Characters. Patterns come from files: what could make a search of the vocabulary endless is refused."""
+"""Characters. Patterns come from files: those that could make a search of the vocabulary endless are refused."""
+NAMELESS = "it has a learned token without a name: say how prompts are to write it"
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
@@ -27,40 +28,88 @@ class Encoding:
 
 
 class LearnedTokenizer:
-    """A tokenizer that knows learned words beside those of `base`, which it leaves as it is.
+    """A tokenizer that knows learned tokens beside those of `base`, which is not changed.
 
-    A word is found as the vocabulary's own are, whatever its case and wherever it stands; one that begins or ends with
-    a letter or digit is not found inside a longer word.
+    A learned token is found in any case and at any place in a prompt; one that begins or ends with a letter or digit is
+    not found inside a longer word.
+
+    Args:
+        base: with `encode(text).ids`.
+        tokens: how prompts write a token -> the ids that stand for it.
     """
 
-    def __init__(self, base: Any, words: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, base: Any, tokens: Mapping[str, Sequence[int]]) -> None:
         self.base = base
-        self._ids = {word.lower(): list(ids) for word, ids in words.items()}
-        # The longest first: of [a] and [a][b] the latter is meant where it stands.
-        choices = "|".join(_bounded(word) for word in sorted(words, key=len, reverse=True))
-        self._words = re.compile(f"({choices})", re.IGNORECASE)
+        self._ids = {text.lower(): list(ids) for text, ids in tokens.items()}
+        # The longest first: where [a][b] stands, it is meant rather than [a].
+        choices = "|".join(_bounded(text) for text in sorted(tokens, key=len, reverse=True))
+        self._tokens = re.compile(f"({choices})", re.IGNORECASE)
 
     def encode(self, text: str) -> Encoding:
         ids: list[int] = []
-        for place, piece in enumerate(self._words.split(text)):
+        for place, piece in enumerate(self._tokens.split(text)):
             ids += self._ids[piece.lower()] if place % 2 else self.base.encode(piece).ids
         return Encoding(ids)
 
 
-def _bounded(word: str) -> str:
-    before = r"(?<!\w)" if word[0].isalnum() else ""
-    after = r"(?!\w)" if word[-1].isalnum() else ""
-    return f"{before}{re.escape(word)}{after}"
+def _bounded(text: str) -> str:
+    before = r"(?<!\w)" if text[0].isalnum() else ""
+    after = r"(?!\w)" if text[-1].isalnum() else ""
+    return f"{before}{re.escape(text)}{after}"
 
 
-def parse_named(lines: Iterable[str]) -> list[tuple[str, str | None]]:
-    """Words and what they start from, one a line: `[fernando] = ^dog</w>`, or the word alone."""
+@dataclass(frozen=True)
+class TokenTable:
+    """Vectors of learned tokens, and the ids that stand for them, which follow those of a text encoder's own tokens.
+
+    first: id of the first vector.
+    ids: how prompts write a token -> the ids of its vectors.
+    vectors: [n, width]; row i has the id first + i.
+    """
+
+    first: int
+    ids: Mapping[str, range]
+    vectors: Tensor
+
+    @classmethod
+    def build(cls, vectors: Mapping[str, Tensor], first: int) -> TokenTable:
+        """Number the vectors [n, width] of each token from `first` on; at least one token."""
+        ids: dict[str, range] = {}
+        end = first
+        for text, rows in vectors.items():
+            ids[text] = range(end, end + len(rows))
+            end += len(rows)
+        return cls(first, ids, torch.cat(list(vectors.values())))
+
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens, with copies of their vectors."""
+        rows = ((text, slice(ids.start - self.first, ids.stop - self.first)) for text, ids in self.ids.items())
+        return tuple(Token(text, self.vectors[place].clone()) for text, place in rows)
+
+
+def token_table(loras: Sequence[Lora], base: Tensor, tokenizer: Any, first: int) -> TokenTable:
+    """The tokens of LoRAs, at least one, as whole vectors in float32.
+
+    Args:
+        base: the text encoder's token table [tokens, width] without any LoRA.
+        tokenizer: of the text encoder.
+        first: id of the first vector.
+
+    Raises:
+        IncompatibleCheckpoint: as `unique_tokens` and `vectors_of`.
+    """
+    tokens = unique_tokens(loras, tokenizer)
+    return TokenTable.build({token.text: vectors_of(token, base, tokenizer, path) for token, path in tokens}, first)
+
+
+def parse_token_names(lines: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Texts and initializers of tokens, one token a line: `[fernando] = ^dog</w>`, or the text alone."""
     pairs = (line.partition("=") for line in lines if line.strip())
-    return [(word.strip(), start.strip() or None) for word, _, start in pairs]
+    return [(text.strip(), initializer.strip() or None) for text, _, initializer in pairs]
 
 
 def vectors_of(token: Token, table: Tensor, tokenizer: Any, path: str | None = None) -> Tensor:
-    """A token's vectors [n, width], float32.
+    """A token's whole vectors [n, width], float32.
 
     Args:
         table: the text encoder's token table [tokens, width] without any LoRA.
@@ -68,73 +117,81 @@ def vectors_of(token: Token, table: Tensor, tokenizer: Any, path: str | None = N
         path: of the token's file, for messages.
 
     Raises:
-        IncompatibleCheckpoint: another width, or a start that names no token.
+        IncompatibleCheckpoint: another width, or an initializer that matches no token.
     """
     if token.vectors.shape[1] != table.shape[1]:
         made, here = token.vectors.shape[1], table.shape[1]
-        raise IncompatibleCheckpoint(f"the token {token.word} is {made} wide, the text encoder {here}", path)
+        raise IncompatibleCheckpoint(f"the token {token.text} is {made} wide, the text encoder {here}", path)
     vectors = token.vectors.to(table.device, torch.float32)
-    if token.start is None:
+    if token.initializer is None:
         return vectors
-    ids = start_ids(token.start, tokenizer)
+    ids = initializer_ids(token.initializer, tokenizer)
     if not ids:
-        raise IncompatibleCheckpoint(f"the token {token.word} starts from {token.start!r}, which names no token", path)
+        text = f"the initializer {token.initializer!r} of the token {token.text} matches no token"
+        raise IncompatibleCheckpoint(text, path)
     return vectors + table[ids].float().mean(0)
 
 
-def start_ids(start: str, tokenizer: Any) -> list[int]:
-    """The tokens of a text, or those of the vocabulary that fit a pattern of the released trainer.
+def initializer_ids(initializer: str, tokenizer: Any) -> list[int]:
+    """The ids of a text's tokens, or of the vocabulary's tokens that match a pattern of the released trainer.
 
-    A pattern is what has `^`, `$`, `|`, `*` or `</w>` in it; the vocabulary marks the end of a word with `</w>`.
+    A pattern is a regular expression with `^`, `$`, `|`, `*` or `</w>` in it; the vocabulary marks the end of a word
+    with `</w>`.
 
     Raises:
-        IncompatibleCheckpoint: a pattern that is not understood.
+        IncompatibleCheckpoint: not a valid pattern, or one that is too long or too complex.
     """
-    if not re.search(r"[\^$|*]|</w>", start):
-        return list(tokenizer.encode(start).ids)
-    if len(start) > MAX_PATTERN or len(re.findall(r"[*+?]", start)) > 2 or re.search(r"[(){}\\]", start):
-        raise IncompatibleCheckpoint(f"the pattern {start[:MAX_PATTERN]!r} is longer or less plain than is read here")
+    if not re.search(r"[\^$|*]|</w>", initializer):
+        return list(tokenizer.encode(initializer).ids)
+    complex_ = len(re.findall(r"[*+?]", initializer)) > 2 or re.search(r"[(){}\\]", initializer)
+    if len(initializer) > MAX_PATTERN or complex_:
+        raise IncompatibleCheckpoint(f"the pattern {initializer[:MAX_PATTERN]!r} is too long or too complex")
     try:
-        pattern = re.compile(start)
+        pattern = re.compile(initializer)
     except re.error as error:
-        raise IncompatibleCheckpoint(f"the pattern {start!r} is none: {error}") from error
-    return sorted(index for word, index in tokenizer.get_vocab().items() if pattern.search(word))
+        raise IncompatibleCheckpoint(f"the pattern {initializer!r} is not valid: {error}") from error
+    return sorted(index for entry, index in tokenizer.get_vocab().items() if pattern.search(entry))
 
 
 def absolute(lora: Lora, table: Tensor, tokenizer: Any) -> Lora:
-    """The same with every token's vectors whole: no start is needed any more. Arguments as in `vectors_of`."""
-    tokens = (replace(t, vectors=vectors_of(t, table, tokenizer), start=None) for t in lora.tokens)
+    """The same with whole vectors for every token, which then needs no initializer. Arguments as of `vectors_of`."""
+    tokens = (replace(t, vectors=vectors_of(t, table, tokenizer), initializer=None) for t in lora.tokens)
     return replace(lora, tokens=tuple(tokens))
 
 
-def tokens_of(loras: Sequence[Lora], tokenizer: Any) -> list[Token]:
-    """The tokens that these LoRAs define together, each word once.
+def unique_tokens(loras: Sequence[Lora], tokenizer: Any) -> list[tuple[Token, str | None]]:
+    """The tokens that these LoRAs define together, each text once, with the path of the LoRA that it is from.
 
     Raises:
-        IncompatibleCheckpoint: a word that is missing, that prompts cannot hold or that is an ordinary one, or
-            two tokens of one word that differ.
+        IncompatibleCheckpoint: as `check_token`, or two different tokens of the same text.
     """
     found: dict[str, tuple[Token, str | None]] = {}
     for lora in loras:
         for token in lora.tokens:
-            check_word(token.word, tokenizer, lora.path)
-            other, path = found.setdefault(token.word.lower(), (token, lora.path))
-            if other.start != token.start or not _equal(other.vectors, token.vectors):
+            check_token(token.text, tokenizer, lora.path)
+            other, path = found.setdefault(token.text.lower(), (token, lora.path))
+            if other.initializer != token.initializer or not _equal(other.vectors, token.vectors):
                 files = " and ".join(str(name or "another LoRA") for name in (path, lora.path))
-                raise IncompatibleCheckpoint(f"{files} both define the token {token.word}: rename one")
-    return [token for token, _ in found.values()]
+                raise IncompatibleCheckpoint(f"{files} both define the token {token.text}: rename one")
+    return list(found.values())
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.shape == other.shape and torch.equal(one.float().cpu(), other.float().cpu()))
 
 
-def check_word(word: str, tokenizer: Any, path: str | None = None) -> None:
-    """Raises IncompatibleCheckpoint for a word that cannot stand for a learned token."""
-    if not word:
-        raise IncompatibleCheckpoint("it has a learned token without a word: say which word it is to have", path)
-    if len(word) > MAX_WORD or not word.isprintable() or re.search(r"[\s():,|]", word):
-        raise IncompatibleCheckpoint(f"{word[:MAX_WORD]!r} cannot be a word of a prompt: rename the token", path)
-    if _LETTERS.fullmatch(word) and len(tokenizer.encode(word).ids) == 1:
-        text = f"its token {word} is an ordinary word, which every prompt would lose: rename it, to [{word}] say"
-        raise IncompatibleCheckpoint(text, path)
+def check_token(text: str, tokenizer: Any, path: str | None = None) -> None:
+    """Raises IncompatibleCheckpoint for a text that a learned token cannot have in prompts.
+
+    Args:
+        text: how prompts are to write the token.
+        path: of the token's file, for messages.
+    """
+    if not text:
+        raise IncompatibleCheckpoint(NAMELESS, path)
+    if len(text) > MAX_TEXT or not text.isprintable() or re.search(r"[\s():,|]", text):
+        problem = f"{text[:MAX_TEXT]!r} cannot be a token in prompts: rename it, without spaces and ( ) : , |"
+        raise IncompatibleCheckpoint(problem, path)
+    if _LETTERS.fullmatch(text) and len(tokenizer.encode(text).ids) == 1:
+        problem = f"its token {text} is an ordinary word, which prompts could no longer use: rename it, to [{text}] say"
+        raise IncompatibleCheckpoint(problem, path)

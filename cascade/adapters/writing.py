@@ -18,6 +18,7 @@ from . import released
 from .lora import TABLE, Change, Full, Lora, LowRank, Rows
 from .names import FORMATS, Format, name_of
 from .reading import METADATA
+from .tokens import NAMELESS
 
 WRITABLE = (*FORMATS, "released", "embedding")
 
@@ -32,8 +33,8 @@ def save_lora(
 ) -> None:
     """Write a LoRA as a safetensors file, which is replaced whole or not at all.
 
-    Every format keeps all that the LoRA does, or refuses. Our own form's metadata, which tells tokens, their starts and
-    the training's settings, goes into each of them; other programs ignore it.
+    What a format cannot hold is an error, never left out. Every format also gets our own metadata (tokens, their
+    initializers, training settings), which other programs ignore.
 
     Args:
         format: one of `WRITABLE`.
@@ -61,7 +62,7 @@ def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
         "ranks": lora.ranks,
         "alphas": lora.alphas,
         "modules": sorted({_without_numbers(name) for name in names}),
-        "tokens": [{"word": token.word, "start": token.start} for token in lora.tokens],
+        "tokens": [{"text": token.text, "initializer": token.initializer} for token in lora.tokens],
         "training": dict(lora.training),
     }
     return {METADATA_KIND: "lora", METADATA: json.dumps(told)}
@@ -131,15 +132,15 @@ def _parts(change: Change, parameter: str, endings: Mapping[str, str]) -> dict[s
 
 def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
     """Tokens; other programs read them as whole vectors."""
-    if format != "cascade" and (relative := [token.word for token in lora.tokens if token.start is not None]):
+    if format != "cascade" and (relative := [token.text for token in lora.tokens if token.initializer is not None]):
         text = f"its token {relative[0]} is kept as a change of another text, for which {FORMATS[format].title} has no "
         raise IncompatibleCheckpoint(text + "place: make it absolute first, which takes the text encoder", lora.path)
-    if any(not token.word for token in lora.tokens):
-        raise IncompatibleCheckpoint("it has a learned token without a word: say which word it is to have", lora.path)
-    return {f"bundle_emb.{token.word}.clip_g": token.vectors for token in lora.tokens}
+    if any(not token.text for token in lora.tokens):
+        raise IncompatibleCheckpoint(NAMELESS, lora.path)
+    return {f"bundle_emb.{token.text}.clip_g": token.vectors for token in lora.tokens}
 
 
 def _embedding(lora: Lora) -> dict[str, Tensor]:
-    if lora.changes or len(lora.tokens) != 1 or lora.tokens[0].start is not None:
+    if lora.changes or len(lora.tokens) != 1 or lora.tokens[0].initializer is not None:
         raise IncompatibleCheckpoint("a stand-alone embedding is one token with whole vectors and no more", lora.path)
     return {"clip_g": lora.tokens[0].vectors}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, IncompatibleCheckpoint
+from ..files import write_atomically
 from ..models import Config
 from .clip import ClipConfig
 from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, detect_parts
@@ -195,19 +195,17 @@ def _write_file(
         return output.info.bytes % ALIGNMENT != 0, -output.info.dtype.itemsize, output.name
 
     ordered = sorted(outputs, key=rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
             file.write(header_bytes({output.name: output.info for output in ordered}, metadata))
             for index, output in enumerate(ordered):
                 tensor = output.read().to(output.info.dtype).contiguous()
                 tensor.reshape(-1).view(torch.uint8).numpy().tofile(file)
                 if on_tensor is not None:
                     on_tensor(index + 1, len(ordered))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 def _write_folder(
@@ -217,17 +215,14 @@ def _write_folder(
         raise IncompatibleCheckpoint(f"diffusers has no {KINDS[kind].title}", path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(17, "the folder is not empty", str(path))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     name = "model" if isinstance(config, ClipConfig) else "diffusion_pytorch_model"
-    try:
-        _write_file(unfinished / f"{name}.safetensors", outputs, {"format": "pt"}, on_tensor)
-        text = json.dumps(foreign_config(kind, config), indent=2) + "\n"
-        (unfinished / "config.json").write_text(text, encoding="utf-8")
-        if path.exists():
-            path.rmdir()
-        unfinished.replace(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    text = json.dumps(foreign_config(kind, config), indent=2) + "\n"
+
+    def write(folder: Path) -> None:
+        _write_file(folder / f"{name}.safetensors", outputs, {"format": "pt"}, on_tensor)
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def foreign_config(kind: str, config: Any) -> dict[str, Any]:

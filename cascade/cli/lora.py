@@ -63,9 +63,9 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         "--token",
         action="append",
         default=[],
-        metavar="WORD[=START]",
-        help="the word of a learned token whose file does not tell it and, for the released trainer's, the text that "
-        "it starts from: [fernando]=^dog</w>",
+        metavar="TOKEN[=INITIALIZER]",
+        help="how prompts write a learned token that has no name in its file and, for the released trainer's, its "
+        "initializer as in the trainer's YAML: [fernando]=^dog</w>",
     )
 
 
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, file: str) -> Lora:
     from ..adapters import read_lora
-    from ..adapters.tokens import parse_named
+    from ..adapters.tokens import parse_token_names
 
-    return read_lora(file, config=_config(args.base), tokens=parse_named(args.token))
+    return read_lora(file, config=_config(args.base), tokens=parse_token_names(args.token))
 
 
 def _config(file: str | None) -> StageCConfig | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidConfig
+from ..files import remove_abandoned, write_atomically
 from .config import setting
 from .folders import FolderImages
-from .state import remove_abandoned, temporary_for
 
 CHUNK = 256
 HEART_EVERY = 4
@@ -126,31 +125,32 @@ def cached(
 
 
 def _build(place: Path, source: ImageSource, compute: Compute, on_chunk: OnChunk | None) -> None:
-    temporary = temporary_for(place)
-    temporary.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(place.parent)
-    arrays: dict[str, np.memmap] = {}
-    captions: list[str] = []
-    total = len(source)
-    try:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        arrays: dict[str, np.memmap] = {}
+        captions: list[str] = []
+        total = len(source)
         for start in range(0, total, CHUNK):
             images, texts = source.read(start, min(CHUNK, total - start))
             captions += texts
             for name, rows in compute(images).items():
                 if name not in arrays:
                     arrays[name] = np.lib.format.open_memmap(
-                        temporary / f"{name}.npy", mode="w+", dtype=rows.dtype, shape=(total, *rows.shape[1:])
+                        folder / f"{name}.npy", mode="w+", dtype=rows.dtype, shape=(total, *rows.shape[1:])
                     )
                 arrays[name][start : start + len(rows)] = rows
             if on_chunk is not None:
                 on_chunk(min(start + CHUNK, total), total)
         for array in arrays.values():
             array.flush()
-        (temporary / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+        (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+
+    remove_abandoned(place.parent)
+    try:
+        write_atomically(place, write)
+    except OSError:
         if not place.exists():  # another run may have made the same one meanwhile
-            temporary.replace(place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 class Order:

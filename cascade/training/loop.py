@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import CascadeError, InvalidConfig
+from ..files import remove_abandoned, write_atomically
 from .config import TrainingConfig, incompatible_changes
 from .metrics import append_metrics, plot_loss, truncate_metrics
-from .state import load_state, remove_abandoned, save_state, write_atomically
+from .state import load_state, save_state
 
 log = logging.getLogger("cascade")
 
@@ -89,7 +90,7 @@ class BaseTask:
 
         for name, module in modules.items():
             plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            write_atomically(folder / f"{name}.safetensors", lambda path, net=plain: save_model(net, path, dtype=dtype))
+            save_model(plain, folder / f"{name}.safetensors", dtype=dtype)
 
 
 @dataclass(frozen=True)

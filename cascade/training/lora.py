@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_word, save_lora, to_tensors
+from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, save_lora, to_tensors
 from ..adapters.attaching import END_ID
 from ..adapters.lora import TABLE, Token
-from ..adapters.tokens import start_ids
+from ..adapters.tokens import initializer_ids
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
 from ..errors import InvalidConfig
@@ -192,7 +192,7 @@ class LoraTask(DiffusionTask):
             raise InvalidConfig(f"lora: the token {max(words, key=words.count)} is named twice")
         rows = []
         for token in tokens:
-            check_word(token.word, self.base_tokenizer)
+            check_token(token.word, self.base_tokenizer)
             rows.append((token.word, self._start(token, table.detach().float())))
         speed = 1.0 if self.settings.token_lr is None else self.settings.token_lr / max(self.config.lr, 1e-12)
         inner = self._text_encoder.text_model
@@ -212,7 +212,7 @@ class LoraTask(DiffusionTask):
     def _start_mean(self, token: TokenSettings, table: Tensor) -> Tensor | None:
         if token.start is None:
             return None
-        ids = start_ids(token.start, self.base_tokenizer)
+        ids = initializer_ids(token.start, self.base_tokenizer)
         if not ids:
             raise InvalidConfig(f"lora: the token {token.word} starts from {token.start!r}, which names no token")
         return table[ids].mean(0, keepdim=True)
@@ -384,11 +384,11 @@ class LoraTask(DiffusionTask):
         table = self._text_encoder.get_parameter(TABLE).detach().float()
 
         def relative(token: Token) -> Token:
-            told = starts.get(token.word)
+            told = starts.get(token.text)
             if told is None:
                 return token
             mean: Any = self._start_mean(told, table)
-            return Token(token.word, token.vectors - mean.to(token.vectors), told.start)
+            return Token(token.text, token.vectors - mean.to(token.vectors), told.start)
 
         return replace(lora, tokens=tuple(map(relative, lora.tokens)))
 

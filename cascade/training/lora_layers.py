@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters import Lora, LowRank, Token
+from ..adapters import Lora, LowRank, Token, TokenTable
+from ..adapters.lora import lengths
 from ..adapters.names import FORMATS, name_of
 from ..errors import InvalidConfig
 from .loop import derive_seed
@@ -73,42 +74,37 @@ class Change(nn.Module):
         bound = 1 / math.sqrt(down[0].numel())
         self.down = nn.Parameter(down.uniform_(-bound, bound, generator=generator).to(weight.device))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, *[1] * (weight.dim() - 2), device=weight.device))
-        self.magnitude = nn.Parameter(_lengths(weight.float())) if dora else None
+        self.magnitude = nn.Parameter(lengths(weight.float())) if dora else None
 
     def forward(self, layer: Any, x: Tensor, output: Tensor) -> Tensor:
         """The layer's output [..] for its input x, with the change."""
-        added = self._added(layer, F.dropout(x, self.dropout, self.training)) * self.scale
+        added = self._added(layer, F.dropout(x, self.dropout, self.training))
         if self.magnitude is None:
             return output + added
         with torch.no_grad():
-            changed = (
-                layer.weight.float() + (self.up.flatten(1) @ self.down.flatten(1)).view_as(layer.weight) * self.scale
-            )
-            lengths = _lengths(changed)
+            now = lengths(layer.weight.float() + self._plain().delta(layer.weight))
         bias = 0.0 if layer.bias is None else _along_channels(layer, layer.bias)
-        result = (output - bias + added) * _along_channels(layer, self.magnitude.flatten() / lengths.flatten()) + bias
+        result = (output - bias + added) * _along_channels(layer, self.magnitude.flatten() / now.flatten()) + bias
         # Lengths are float32, so in a training in halves the product is too. What follows the layer expects the layer's
         # own dtype: on a CPU a norm with bfloat16 weights refuses float32, elsewhere it would only take more memory.
         return result.to(output.dtype)
 
     def _added(self, layer: Any, x: Tensor) -> Tensor:
         if isinstance(layer, nn.Linear):
-            return F.linear(F.linear(x, self.down), self.up)
+            return F.linear(F.linear(x, self.down), self.up) * self.scale
         options = (layer.stride, layer.padding, layer.dilation)
         if layer.groups == 1:
-            return F.conv2d(F.conv2d(x, self.down, None, *options), self.up)
+            return F.conv2d(F.conv2d(x, self.down, None, *options), self.up) * self.scale
         # Of a depthwise filter the product itself is small.
-        weight = (self.up.flatten(1) @ self.down.flatten(1)).view_as(layer.weight)
-        return F.conv2d(x, weight, None, *options, layer.groups)
+        return F.conv2d(x, self._plain().delta(layer.weight), None, *options, layer.groups)
+
+    def _plain(self) -> LowRank:
+        """The change without its lengths, with the factors that are trained."""
+        return LowRank(self.down, self.up, self.alpha)
 
     def to_low_rank(self) -> LowRank:
         dora = None if self.magnitude is None else self.magnitude.detach().clone()
         return LowRank(self.down.detach().clone(), self.up.detach().clone(), self.alpha, dora)
-
-
-def _lengths(weight: Tensor) -> Tensor:
-    """Of the rows [out, 1, ...] of a weight [out, ...]."""
-    return torch.linalg.vector_norm(weight, dim=list(range(1, weight.dim())), keepdim=True)
 
 
 def _along_channels(layer: Any, values: Tensor) -> Tensor:
@@ -122,11 +118,9 @@ class Words(nn.Module):
     def __init__(self, rows: Sequence[tuple[str, Tensor]], first: int, speed: float) -> None:
         super().__init__()
         self.first, self.speed = first, speed
-        self.words: dict[str, range] = {}
-        for word, vectors in rows:
-            start = first + sum(map(len, self.words.values()))
-            self.words[word] = range(start, start + len(vectors))
-        self.register_buffer("start", torch.cat([vectors for _, vectors in rows]))
+        table = TokenTable.build(dict(rows), first)
+        self.words = table.ids
+        self.register_buffer("start", table.vectors)
         self.moved = nn.Parameter(torch.zeros_like(self.get_buffer("start")))
 
     def vectors(self) -> Tensor:
@@ -134,9 +128,7 @@ class Words(nn.Module):
         return self.get_buffer("start") + self.moved * self.speed
 
     def to_tokens(self) -> tuple[Token, ...]:
-        vectors = self.vectors().detach()
-        ranges = ((word, ids.start - self.first, ids.stop - self.first) for word, ids in self.words.items())
-        return tuple(Token(word, vectors[start:stop].clone()) for word, start, stop in ranges)
+        return TokenTable(self.first, self.words, self.vectors().detach()).tokens()
 
 
 class Adapter(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from .state import write_atomically
+from ..files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from ..errors import InvalidConfig
+from ..files import write_atomically
 from .config import TrainingConfig, read_config
 from .loop import Outcome, fit
-from .state import write_atomically
 from .tasks import SETTINGS, TASKS
 
 log = logging.getLogger("cascade")

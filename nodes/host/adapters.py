@@ -17,14 +17,15 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor, nn
 
 from ...cascade.adapters import Lora, LowRank, Rows, absolute, extract, read_lora, save_lora
+from ...cascade.adapters.attaching import check_fits
 from ...cascade.adapters.lora import TABLE, Change
-from ...cascade.adapters.tokens import parse_named
+from ...cascade.adapters.tokens import parse_token_names
 from ...cascade.adapters.writing import as_low_rank
 from ...cascade.checkpoints import save_model
-from ...cascade.errors import CascadeError, IncompatibleCheckpoint
+from ...cascade.errors import CascadeError
 from ...cascade.models import StageC, StageCConfig
 from . import checks
-from .learned_tokens import LearnedWords, base_tokenizer
+from .learned_tokens import HostTokenizer, base_tokenizer
 
 logger = logging.getLogger("cascade")
 
@@ -43,39 +44,39 @@ class DoraAdapter(LoRAAdapter):
         return weight + (strength * change.delta(weight)).to(weight.dtype)
 
 
-def read(path: Path, tokens: str, model: Any = None) -> Lora:
+def read(path: Path, token_names: str, model: Any = None) -> Lora:
     """The LoRA of a file.
 
     Args:
-        tokens: lines `[word] = text that it starts from`, for files that do not tell.
-        model: the MODEL that it is for, which the released form needs for sizes that were not released.
+        token_names: lines `[token] = initializer`, for files whose tokens have no names.
+        model: the MODEL that it is for; the released form needs it for sizes that were not released.
 
     Raises:
-        CascadeError: as `read_lora`, and for lines that are not understood.
+        CascadeError: as `read_lora`, and for lines that do not fit the file.
     """
-    return read_lora(path, config=_config_of(model), tokens=parse_named(tokens.splitlines()))
+    return read_lora(path, config=_config_of(model), tokens=parse_token_names(token_names.splitlines()))
 
 
-def read_words(path: Path, word: str, tokens: str) -> Lora:
-    """The learned words of a file alone.
+def read_tokens(path: Path, text: str, token_names: str) -> Lora:
+    """The learned tokens of a file alone.
 
     Args:
-        word: what the file's one word is called instead; "" keeps the file's, or calls a nameless one after the file.
-        tokens: as of `read`.
+        text: how prompts write the file's one token; "" keeps the file's own, or the file's name in brackets.
+        token_names: as of `read`.
 
     Raises:
-        CascadeError: no words in it, or several where one is to be renamed.
+        CascadeError: it has no tokens, or several where one is to be renamed.
     """
-    lora = read(path, tokens)
-    words = lora.tokens
-    if not words:
-        raise CascadeError(f"{path}: it has no learned words.")
-    if len(words) > 1 and (word or not words[0].word):
-        told = ", ".join(token.word or "?" for token in words)
-        raise CascadeError(f"{path}: it has {len(words)} words ({told}): name them in token_names.")
-    if len(words) == 1:
-        words = (replace(words[0], word=word or words[0].word or f"[{path.stem.replace(' ', '_')}]"),)
-    return Lora({}, words, lora.training, lora.format, lora.path)
+    lora = read(path, token_names)
+    tokens = lora.tokens
+    if not tokens:
+        raise CascadeError(f"{path}: it has no learned tokens.")
+    if len(tokens) > 1 and (text or not tokens[0].text):
+        own = ", ".join(token.text or "?" for token in tokens)
+        raise CascadeError(f"{path}: it has {len(tokens)} tokens ({own}): name them in token_names.")
+    if len(tokens) == 1:
+        tokens = (replace(tokens[0], text=text or tokens[0].text or f"[{path.stem.replace(' ', '_')}]"),)
+    return Lora({}, tokens, lora.training, lora.format, lora.path)
 
 
 def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_clip: float) -> tuple[Any, Any, str]:
@@ -93,17 +94,18 @@ def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_cli
     lines.append(_line("Stage C", stage_c, model, strength_model))
     if model is not None and stage_c and strength_model:
         checks.model(model, "Stage C")
-        model = _patched(model, MODEL, stage_c, strength_model, lora)
+        model = _patched(model, "stage_c", lora, strength_model)
     lines.append(_line("text encoder", text, clip, strength_clip))
     if clip is not None and strength_clip:
         if text:
-            clip = _patched_clip(clip, text, strength_clip, lora)
+            _text_table(clip)
+            clip = _patched(clip, "text_encoder", lora, strength_clip)
         if lora.tokens:
-            clip = with_words(clip, lora)
-    words = ", ".join(token.word for token in lora.tokens)
-    if words:
+            clip = with_tokens(clip, lora)
+    tokens = ", ".join(token.text for token in lora.tokens)
+    if tokens:
         known = "for prompts" if clip is not None and strength_clip else "not added: connect clip"
-        lines.append(f"words: {words} ({known})")
+        lines.append(f"tokens: {tokens} ({known})")
     return model, clip, "\n".join(lines)
 
 
@@ -123,38 +125,24 @@ def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strengt
     }
     connected = {"model": model is not None, "clip": clip is not None}
     if not any(wants.values()):
-        raise CascadeError(f"{lora.path}: it changes nothing and has no words.")
+        raise CascadeError(f"{lora.path}: it changes nothing and has no tokens.")
     acts = any(wants[name] and connected[name] for name in wants)
     if not acts and (strength_model or strength_clip):
         missing = " and ".join(name for name, wanted in wants.items() if wanted)
         raise CascadeError(f"{lora.path}: nothing of it would act: connect {missing}.")
 
 
-def _patched(target: Any, prefix: str, changes: Mapping[str, Change], strength: float, lora: Lora) -> Any:
-    """A clone of a MODEL or CLIP whose weights the host changes when it loads them."""
-    inner = target.model if prefix == MODEL else target.patcher.model
+def _patched(target: Any, kind: str, lora: Lora, strength: float) -> Any:
+    """A clone of a MODEL or CLIP whose weights the host changes when it loads them. Raises IncompatibleCheckpoint."""
+    prefix, inner = (MODEL, target.model) if kind == "stage_c" else (CLIP, target.patcher.model)
     shapes = {name.removeprefix(prefix): value.shape for name, value in inner.state_dict().items()}
-    wrong = [name for name, change in changes.items() if name not in shapes or not change.fits(shapes[name])]
-    if wrong:
-        raise IncompatibleCheckpoint(_misfit(lora, prefix, inner, changes, wrong, shapes), lora.path)
+    check_fits(lora, kind, shapes, _config_of(target) if kind == "stage_c" else None)
+    changes = lora.changes[kind]
     clone = target.clone()
     added = clone.add_patches({prefix + name: _as_patch(name, change) for name, change in changes.items()}, strength)
     if len(added) != len(changes):
         raise CascadeError(f"{lora.path}: ComfyUI took {len(added)} of its {len(changes)} changes.")
     return clone
-
-
-def _misfit(
-    lora: Lora, prefix: str, inner: Any, changes: Mapping[str, Change], wrong: list[str], shapes: Mapping[str, Any]
-) -> str:
-    config = getattr(getattr(inner, "diffusion_model", None), "config", None)
-    if prefix == MODEL and isinstance(config, StageCConfig) and lora.width not in (None, config.levels[0].width):
-        return f"made for a Stage C {lora.width} wide ({lora.base}), and this one is {config.levels[0].width} wide"
-    name = wrong[0]
-    reason = f"{name} has another shape there ({list(shapes[name])})" if name in shapes else f"{name} is not there"
-    return f"it does not fit this {'Stage C' if prefix == MODEL else 'text encoder'}: {len(wrong)} of its " + (
-        f"{len(changes)} changes, {reason}"
-    )
 
 
 def _as_patch(name: str, change: Change) -> Any:
@@ -165,11 +153,6 @@ def _as_patch(name: str, change: Change) -> Any:
         kind = LoRAAdapter if change.dora is None else DoraAdapter
         return kind(set(), (change.up, change.down, change.alpha, None, change.dora, None))
     return ("diff", (change.value,))
-
-
-def _patched_clip(clip: Any, changes: Mapping[str, Change], strength: float, lora: Lora) -> Any:
-    _text_table(clip)
-    return _patched(clip, CLIP, changes, strength, lora)
 
 
 def _text_table(clip: Any) -> Tensor:
@@ -183,24 +166,24 @@ def _text_table(clip: Any) -> Tensor:
     return table
 
 
-def with_words(clip: Any, lora: Lora) -> Any:
-    """A clone of a CLIP that knows the LoRA's words, beside those it knew.
+def with_tokens(clip: Any, lora: Lora) -> Any:
+    """A clone of a CLIP that knows the LoRA's tokens, beside those it knew.
 
     Raises:
-        CascadeError: words that clash, are missing, are ordinary, or are made for another text encoder.
+        CascadeError: tokens that clash, have no name or an ordinary word's, or are made for another text encoder.
     """
     table = _text_table(clip)
     clone = clip.clone()
-    clone.tokenizer = LearnedWords.on(clip.tokenizer, lora, table)
+    clone.tokenizer = HostTokenizer.on(clip.tokenizer, lora, table)
     return clone
 
 
 def whole(lora: Lora, clip: Any) -> Lora:
-    """The LoRA with tokens that need no text to start from. Raises CascadeError."""
-    if not any(token.start is not None for token in lora.tokens):
+    """The LoRA with tokens that need no initializer. Raises CascadeError."""
+    if not any(token.initializer is not None for token in lora.tokens):
         return lora
     if clip is None:
-        raise CascadeError(f"{lora.path}: its words are kept as changes of another text; connect clip for this form.")
+        raise CascadeError(f"{lora.path}: its tokens are changes of their initializers: connect clip for this form.")
     return absolute(lora, _text_table(clip), base_tokenizer())
 
 

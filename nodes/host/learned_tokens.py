@@ -1,4 +1,4 @@
-"""Learned words in prompts: a tokenizer that gives their vectors where the host's gives numbers of tokens."""
+"""Learned tokens in prompts: a tokenizer that returns their vectors where the host's returns ids."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ...cascade.adapters import LearnedTokenizer, Lora, vectors_of
-from ...cascade.adapters.tokens import tokens_of
+from ...cascade.adapters import LearnedTokenizer, Lora
+from ...cascade.adapters.tokens import Encoding, token_table
 from ...cascade.conditioning import tokenizer
 
 FIRST = 1 << 20
-"""Numbers from here on stand for vectors; no vocabulary goes that far."""
+"""Ids from here on stand for vectors; no vocabulary is that large."""
 
 
 @lru_cache(maxsize=1)
@@ -23,16 +23,16 @@ def base_tokenizer() -> Any:
     return tokenizer()
 
 
-class Finder:
-    """In the place of the host's word tokenizer: knows learned words beside its own."""
+class _InnerTokenizer:
+    """Takes the place of the transformers tokenizer inside the host's: knows learned tokens beside its own."""
 
-    def __init__(self, base: Any, words: dict[str, range]) -> None:
+    def __init__(self, base: Any, tokens: Any) -> None:
         self._base = base
-        self._learned = LearnedTokenizer(self, words)
+        self._learned = LearnedTokenizer(self, tokens)
 
-    def encode(self, text: str) -> Any:
-        """Without start and end token, as `LearnedTokenizer` asks for what lies between its words."""
-        return _Encoding(self._base(text)["input_ids"][1:-1])
+    def encode(self, text: str) -> Encoding:
+        """Without start and end token, as `LearnedTokenizer` needs it for the text between its tokens."""
+        return Encoding(self._base(text)["input_ids"][1:-1])
 
     def __call__(self, text: str, **keywords: Any) -> dict[str, Any]:
         start, *_, end = self._base("", **keywords)["input_ids"]
@@ -43,39 +43,30 @@ class Finder:
         return getattr(self._base, name)
 
 
-class _Encoding:
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
+class HostTokenizer:
+    """Around the host's tokenizer of one CLIP text encoder.
 
-
-class LearnedWords:
-    """Around the host's tokenizer of one CLIP tower."""
+    tokens: the learned tokens, as prompts write them.
+    """
 
     def __init__(self, base: Any, loras: Sequence[Lora], table: Tensor) -> None:
         self.base, self.loras = base, tuple(loras)
-        words: dict[str, range] = {}
-        self.vectors: list[Tensor] = []
-        for token in tokens_of(self.loras, base_tokenizer()):
-            first = FIRST + len(self.vectors)
-            self.vectors += vectors_of(token, table, base_tokenizer()).cpu().unbind()
-            words[token.word] = range(first, FIRST + len(self.vectors))
-        self.words = tuple(words)
+        learned = token_table(self.loras, table, base_tokenizer(), FIRST)
+        self.tokens, self.vectors = tuple(learned.ids), learned.vectors.cpu()
         self._inner = copy.copy(base)
-        self._inner.tokenizer = Finder(base.tokenizer, words)
+        self._inner.tokenizer = _InnerTokenizer(base.tokenizer, learned.ids)
 
     @staticmethod
     def on(whole: Any, lora: Lora, table: Tensor) -> Any:
-        """A copy of a CLIP's tokenizer that knows the words of one more LoRA. Raises IncompatibleCheckpoint."""
-        for token in lora.tokens:
-            vectors_of(token, table, base_tokenizer(), lora.path)
+        """A copy of a CLIP's tokenizer that knows the tokens of one more LoRA. Raises IncompatibleCheckpoint."""
         known = whole.clip_g
-        base, loras = (known.base, known.loras) if isinstance(known, LearnedWords) else (known, ())
+        base, loras = (known.base, known.loras) if isinstance(known, HostTokenizer) else (known, ())
         changed = copy.copy(whole)
-        changed.clip_g = LearnedWords(base, (*loras, lora), table)
+        changed.clip_g = HostTokenizer(base, (*loras, lora), table)
         return changed
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **keywords: Any) -> list[list[Any]]:
-        """As the host's; a learned word gives its vectors."""
+        """As the host's, with a vector for each id of a learned token."""
         batches = self._inner.tokenize_with_weights(text, return_word_ids, **keywords)
         return [[(self._vector(token), *rest) for token, *rest in batch] for batch in batches]
 

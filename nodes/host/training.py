@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...cascade.adapters import Lora, read_lora
 from ...cascade.errors import CascadeError, InvalidConfig
+from ...cascade.files import write_atomically
 from ...cascade.images import from_pillow, to_pillow
 from ...cascade.training import SETTINGS, TASKS, fit, parse_config
 from ...cascade.training.metrics import plot_loss
@@ -62,8 +63,8 @@ def train_lora(name: str, data: dict[str, Any], *, anew: bool) -> Trained:
         finally:
             gc.collect()
             comfy.model_management.soft_empty_cache()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(output / "lora.safetensors", target)
+    # Networks in use may have the old file mapped: it is replaced, never written into.
+    write_atomically(target, lambda path: shutil.copyfile(output / "lora.safetensors", path))
     samples = sorted((output / "samples").glob("*.png"))
     return Trained(
         read_lora(target),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cascade import models
-from cascade.checkpoints.network_kinds import KINDS, empty_network
+from cascade.adapters import Lora, attaching
+from cascade.checkpoints.network_kinds import KINDS, config_of, empty_network
 from tests.support import INDEX, SHAPES, assigned, golden, manifest, meta, reference_weights, split_attention
 
 GOLDEN = INDEX["lora_official"]
@@ -38,6 +39,11 @@ def official() -> dict[str, Tensor]:
 def golden_output(net: nn.Module) -> Tensor:
     data = golden("lora_official")
     return net(*(data[f"input.{name}"] for name in ("x", "r", "clip_text", "clip_text_pooled", "clip_img")))
+
+
+def check_fits(lora: Lora, kind: str, net: nn.Module) -> None:
+    shapes = {name: parameter.shape for name, parameter in net.named_parameters()}
+    attaching.check_fits(lora, kind, shapes, config_of(net))
 
 
 @cache

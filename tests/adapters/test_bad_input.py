@@ -14,7 +14,6 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from cascade.adapters import WRITABLE, Applied, attach, read_lora, save_lora, to_tensors
-from cascade.adapters.attaching import check_fits
 from cascade.adapters.lora import Full, Lora, LowRank, Token
 from cascade.errors import (
     BrokenCheckpoint,
@@ -101,8 +100,8 @@ def test_the_wrong_size_is_named() -> None:
             read_lora(loras.released(made), config=config)
         net = loras.stage_c({"3.6B": "1B", "1B": "3.6B"}[made])
         lora = read_lora(loras.kohya(made))
-        with pytest.raises(IncompatibleCheckpoint, match=f"made for Stage C, {made}, and this is Stage C"):
-            check_fits(lora.changes["stage_c"], dict(net.named_parameters()), "stage_c", net, lora)
+        with pytest.raises(IncompatibleCheckpoint, match=rf"wide \({made}\), and this one is \d+ wide"):
+            loras.check_fits(lora, "stage_c", net)
 
 
 def test_another_size_needs_a_config() -> None:
@@ -121,7 +120,7 @@ def test_a_text_encoder_of_another_model_does_not_fit() -> None:
     lora = read_lora(pair("lora_te_text_model_encoder_layers_0_mlp_fc1", (1, 768), (3072, 1)))
     net = loras.stage_c("text")
     with pytest.raises(IncompatibleCheckpoint, match="does not fit Text encoder, CLIP bigG/14: 1 of its 1 changes"):
-        check_fits(lora.changes["text_encoder"], dict(net.named_parameters()), "text_encoder", net, lora)
+        loras.check_fits(lora, "text_encoder", net)
 
 
 def test_a_block_that_is_not_there_is_named() -> None:
@@ -151,7 +150,7 @@ def test_duplicate_tokens_are_refused() -> None:
     rows = {"embeddings.embeddings": torch.ones(2, 8), "embeddings.indices": torch.tensor([49408, 49408])}
     with pytest.raises(IncompatibleCheckpoint, match="twice"):
         read_lora(rows)
-    with pytest.raises(IncompatibleCheckpoint, match="1 of its tokens need a word, 2 were given"):
+    with pytest.raises(IncompatibleCheckpoint, match="1 of its tokens need a name, 2 were given"):
         read_lora({"clip_g": torch.ones(1, 8)}, tokens=[("[a]", None), ("[b]", None)])
 
 
@@ -182,7 +181,7 @@ def test_a_missing_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "1", "{", '{"tokens": 3}', '{"tokens": [{"word": 1}]}', '{"training": []}', '{"tokens": [1]}']
+    "text", ["", "[]", "1", "{", '{"tokens": 3}', '{"tokens": [{"text": 1}]}', '{"training": []}', '{"tokens": [1]}']
 )
 def test_damaged_metadata(text: str, tmp_path: Path) -> None:
     save_file(pair(), tmp_path / "a.safetensors", {"cascade.lora": text})
@@ -200,7 +199,7 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
         ("released", Lora({"stage_c": {"down_blocks.0.2.kv_mapper.1.weight": low}}), "attention's matrices only"),
         ("released", Lora({"stage_c": {query: columns}}), "plain low-rank"),
         ("kohya", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "make it absolute"),
-        ("kohya", Lora({}, (Token("", torch.ones(1, 8)),)), "without a word"),
+        ("kohya", Lora({}, (Token("", torch.ones(1, 8)),)), "without a name"),
         ("released", Lora({}, (Token("[a]", torch.ones(2, 8)),)), "one vector"),
         ("embedding", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "stand-alone"),
     ]

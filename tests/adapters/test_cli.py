@@ -38,7 +38,7 @@ def test_info(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [found] = json.loads(capsys.readouterr().out)
     assert found["format"] == "released"
     assert (found["base"], found["ranks"], found["alphas"]) == ("custom", [4], [1.0])
-    assert found["tokens"] == [{"word": "[rex]", "start": "^dog</w>"}]
+    assert found["tokens"] == [{"text": "[rex]", "initializer": "^dog</w>"}]
     assert found["changes"] == {"stage_c": 40, "text_encoder": 1}
     assert main(["lora", "info", "lora.safetensors", *named]) == 0
     assert "ranks    [4]" in capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_tokens_are_made_whole_with_a_text_encoder(files: Path) -> None:
     [token] = read_lora("there.safetensors").tokens
     [dog] = tokenizer().encode("dog").ids
     table = net.get_parameter("text_model.embeddings.token_embedding.weight").data
-    assert (token.word, token.start) == ("[rex]", None)
+    assert (token.text, token.initializer) == ("[rex]", None)
     assert relative_error(token.vectors[0], table[0] + table[dog]) < 1e-6
 
 

@@ -52,7 +52,7 @@ def test_lines_for_people() -> None:
     lines = summary(some_lora())
     assert "rank: 1" in lines
     assert "changes of stage_c: 5" in lines
-    assert "word: [a], 2 vectors, added to 'dog'" in lines
+    assert "token: [a], 2 vectors, added to 'dog'" in lines
     assert "steps: 3" in lines
     assert not any(line.startswith("empty") for line in lines)
-    assert "made for: any Stage C: it is only words" in summary(Lora({}, (Token("", torch.zeros(1, 4)),)))
+    assert "made for: any Stage C: it only has tokens" in summary(Lora({}, (Token("", torch.zeros(1, 4)),)))

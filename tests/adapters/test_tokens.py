@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cascade.adapters import Applied, Attachment, LearnedTokenizer, absolute, attach
 from cascade.adapters.lora import TABLE, Lora, Token
-from cascade.adapters.tokens import start_ids
+from cascade.adapters.tokens import initializer_ids
 from cascade.conditioning import TextEncoder, tokenizer
 from cascade.errors import IncompatibleCheckpoint
 from tests.small import TEXT, text_encoder
@@ -31,9 +31,9 @@ def attached(text: TextEncoder, *loras: Lora) -> Attachment:
     return attach([Applied(lora) for lora in loras], text_encoder=text.model, tokenizer=text.tokenizer)
 
 
-def with_token(word: str, count: int = 1, start: str | None = None) -> Lora:
-    torch.manual_seed(sum(map(ord, word)))
-    return Lora({}, (Token(word, torch.randn(count, TEXT), start),))
+def with_token(text: str, count: int = 1, initializer: str | None = None) -> Lora:
+    torch.manual_seed(sum(map(ord, text)))
+    return Lora({}, (Token(text, torch.randn(count, TEXT), initializer),))
 
 
 def ids(text: str) -> list[int]:
@@ -52,14 +52,14 @@ def ids(text: str) -> list[int]:
         ("", []),
     ],
 )
-def test_words_are_found(prompt: str, expected: list[int]) -> None:
+def test_tokens_are_found(prompt: str, expected: list[int]) -> None:
     learned = LearnedTokenizer(BASE, {"[thing]": [50000], "zork": [50001, 50002]})
     assert learned.encode(prompt).ids == expected
 
 
 @settings(max_examples=50)
 @given(st.text(max_size=40).filter(lambda text: "zork" not in text.lower()))
-def test_prompts_without_the_word_are_tokenized_as_before(prompt: str) -> None:
+def test_prompts_without_the_token_are_tokenized_as_before(prompt: str) -> None:
     assert LearnedTokenizer(BASE, {"zork": [50000]}).encode(prompt).ids == ids(prompt)
 
 
@@ -67,7 +67,7 @@ def test_a_token_of_several_vectors_works_in_prompts_and_leaves_others(text: Tex
     plain, table = text.encode(["a red circle"]), text.model.get_parameter(TABLE).data
     lora = with_token("[thing]", 3)
     with attached(text, lora) as attachment:
-        assert attachment.words == ("[thing]",)
+        assert attachment.tokens == ("[thing]",)
         encoder = TextEncoder(text.model, attachment.tokenizer)
         assert encoder.chunks("a [thing]")[0][1:] == [VOCABULARY, VOCABULARY + 1, VOCABULARY + 2]
         rows = text.model.get_parameter(TABLE).data
@@ -82,7 +82,7 @@ def test_a_token_of_several_vectors_works_in_prompts_and_leaves_others(text: Tex
     assert text.model.get_submodule(TABLE.removesuffix(".weight")).num_embeddings == VOCABULARY
 
 
-def test_a_copied_word_reads_as_the_word_it_copies(text: TextEncoder) -> None:
+def test_a_token_that_adds_nothing_reads_as_its_initializer(text: TextEncoder) -> None:
     expected = text.encode(["a dog in the snow"])
     lora = Lora({}, (Token("[rex]", torch.zeros(1, TEXT), "^dog</w>"),))
     with attached(text, lora) as attachment:
@@ -102,21 +102,21 @@ def test_an_old_config_still_pools_at_the_end_token(text: TextEncoder) -> None:
     assert relative_error(found.pooled, expected.pooled) < 1e-6
 
 
-def test_starts_are_texts_or_patterns(text: TextEncoder) -> None:
-    assert start_ids("dog", BASE) == start_ids("^dog</w>", BASE) == ids("dog")
-    assert start_ids("red dog", BASE) == ids("red dog")
-    assert start_ids("^dog</w>|^cat</w>", BASE) == sorted([*ids("dog"), *ids("cat")])
+def test_initializers_are_texts_or_patterns(text: TextEncoder) -> None:
+    assert initializer_ids("dog", BASE) == initializer_ids("^dog</w>", BASE) == ids("dog")
+    assert initializer_ids("red dog", BASE) == ids("red dog")
+    assert initializer_ids("^dog</w>|^cat</w>", BASE) == sorted([*ids("dog"), *ids("cat")])
     table = text.model.get_parameter(TABLE).data
     lora = with_token("[thing]", 1, "red dog")
     whole = absolute(lora, table, BASE).tokens[0]
-    assert whole.start is None
+    assert whole.initializer is None
     assert relative_error(whole.vectors, lora.tokens[0].vectors + table[ids("red dog")].mean(0)) < 1e-6
 
 
-@pytest.mark.parametrize("start", ["^(a+)+$", "^a*b*c*", "^" + "a" * 200, "^[", "^qqqqqqqqqqqq</w>", ""])
-def test_a_start_that_says_nothing_is_refused(text: TextEncoder, start: str) -> None:
+@pytest.mark.parametrize("initializer", ["^(a+)+$", "^a*b*c*", "^" + "a" * 200, "^[", "^qqqqqqqqqqqq</w>", ""])
+def test_an_initializer_that_matches_nothing_is_refused(text: TextEncoder, initializer: str) -> None:
     with pytest.raises(IncompatibleCheckpoint):
-        attached(text, with_token("[thing]", 1, start))
+        attached(text, with_token("[thing]", 1, initializer))
 
 
 @pytest.mark.parametrize("word", ["dog", "Dog", "red"])
@@ -127,23 +127,23 @@ def test_an_ordinary_word_is_refused_until_it_is_renamed(text: TextEncoder, word
     attached(text, lora.renamed({word: f"[{word}]"})).detach()
 
 
-@pytest.mark.parametrize("word", ["two words", "(word)", "a:1.2", "a,b", "x" * 101, "new\nline"])
-def test_a_word_that_prompts_cannot_hold_is_refused(text: TextEncoder, word: str) -> None:
-    with pytest.raises(IncompatibleCheckpoint, match="cannot be a word"):
-        attached(text, with_token(word))
+@pytest.mark.parametrize("name", ["two words", "(word)", "a:1.2", "a,b", "x" * 101, "new\nline"])
+def test_a_text_that_prompts_cannot_hold_is_refused(text: TextEncoder, name: str) -> None:
+    with pytest.raises(IncompatibleCheckpoint, match="cannot be a token"):
+        attached(text, with_token(name))
 
 
-def test_two_loras_with_one_word(text: TextEncoder) -> None:
+def test_two_loras_with_one_token(text: TextEncoder) -> None:
     one, same, other = with_token("[thing]"), with_token("[thing]"), with_token("[THING]")
     attached(text, one, same).detach()
     with pytest.raises(IncompatibleCheckpoint, match="both define the token"):
         attached(text, replace(one, path="a.safetensors"), replace(other, path="b.safetensors"))
     with attached(text, one, other.renamed({"[THING]": "[other]"})) as attachment:
-        assert attachment.words == ("[thing]", "[other]")
+        assert attachment.tokens == ("[thing]", "[other]")
 
 
-def test_a_token_without_a_word_or_of_another_width_is_refused(text: TextEncoder) -> None:
-    with pytest.raises(IncompatibleCheckpoint, match="without a word"):
+def test_a_token_without_a_name_or_of_another_width_is_refused(text: TextEncoder) -> None:
+    with pytest.raises(IncompatibleCheckpoint, match="without a name"):
         attached(text, with_token(""))
     with pytest.raises(IncompatibleCheckpoint, match=f"1280 wide, the text encoder {TEXT}"):
         attached(text, Lora({}, (Token("[thing]", torch.zeros(1, 1280)),)))

@@ -1,4 +1,4 @@
-"""LoRAs and learned words on a real host: what they do is what the library does."""
+"""LoRAs and learned tokens on a real host: what they do is what the library does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def low(out: int, into: int, seed: int = 0, dora: int | None = None) -> LowRank:
 
 
 def some_lora(*, token: bool = True) -> Lora:
-    """Every kind of change, and a word of two vectors."""
+    """Every kind of change, and a token of two vectors."""
     stage_c = {
         QUERY: low(64, 64, 1),
         QUERY.replace("to_q", "to_k"): low(64, 64, 2, dora=0),
@@ -124,7 +124,7 @@ def test_a_lora_acts_as_in_the_library(host: Any, strength: float) -> None:
     assert WORD in report
 
 
-def test_the_text_encoder_and_its_words_are_the_librarys(host: Any) -> None:
+def test_the_text_encoder_and_its_tokens_are_the_librarys(host: Any) -> None:
     lora, net = some_lora(), networks.network("text_encoder")
     changed = load(host, put(host, lora), None, clip(host), (1.0, 0.7))[1]
     from cascade.conditioning import tokenizer
@@ -139,7 +139,7 @@ def test_the_text_encoder_and_its_words_are_the_librarys(host: Any) -> None:
         assert relative_error(pooled, theirs.pooled[:, 0]) < 1e-4, prompt
 
 
-def test_words_have_weights_and_stand_anywhere(host: Any) -> None:
+def test_tokens_have_weights_and_stand_anywhere(host: Any) -> None:
     lora = Lora({}, some_lora().tokens)
     known = load(host, put(host, lora), None, clip(host))[1]
     tokens = known.tokenize(f"a ({WORD}:1.2) and {WORD}")["g"][0]
@@ -156,7 +156,7 @@ def test_words_have_weights_and_stand_anywhere(host: Any) -> None:
     assert {len(batch) for batch in long} == {77}
 
 
-def test_the_hosts_own_nodes_know_the_words(host: Any) -> None:
+def test_the_hosts_own_nodes_know_the_tokens(host: Any) -> None:
     graph, file = Graph(), put(host, some_lora())
     loaded = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
     lora = graph("CascadeLoadLora", clip=loaded, file=file, strength_model=1.0, strength_clip=1.0)
@@ -201,7 +201,7 @@ def test_500_loras(host: Any) -> None:
         changed, known, _ = host.call("CascadeLoraStack", model=changed, clip=known, **slots)
     assert len(changed.patches["diffusion_model." + QUERY]) == 500
     assert relative_error(predicted(changed), expected(replace(lora, tokens=()), 5.0)) < 1e-3
-    assert known.tokenizer.clip_g.words == ("[x]",)
+    assert known.tokenizer.clip_g.tokens == ("[x]",)
 
 
 @pytest.mark.parametrize("format", ["kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft"])
@@ -220,13 +220,13 @@ def released_file(host: Any) -> str:
     token = Token(WORD, torch.zeros(1, WIDTH), "^dog</w>")
     file = put(host, Lora({"stage_c": changes}, (token,)), format="released", config=networks.CONFIGS["stage_c"])
     path = host.models / "loras" / file
-    save_file(load_file(path), path)  # without the metadata that tells the word
+    save_file(load_file(path), path)  # without the metadata that has the token's text
     return file
 
 
-def test_the_released_trainers_file_and_its_word(host: Any) -> None:
+def test_the_released_trainers_file_and_its_token(host: Any) -> None:
     file, encoder = released_file(host), clip(host)
-    with pytest.raises(Exception, match="without a word"):
+    with pytest.raises(Exception, match="without a name"):
         load(host, file, model(host), encoder)
     changed, known, _ = load(host, file, model(host), encoder, tokens="[fernando] = ^dog</w>")
     assert relative_error(encoded(known, "a [fernando] here")[0], encoded(encoder, "a dog here")[0]) < 1e-5
@@ -290,7 +290,7 @@ def test_an_extracted_lora_is_the_difference(host: Any) -> None:
 def test_info_tells_and_draws(host: Any) -> None:
     info, image = host.call("CascadeLoraInfo", file=put(host, some_lora()))
     assert "rank: 2" in info
-    assert f"word: {WORD}, 2 vectors" in info
+    assert f"token: {WORD}, 2 vectors" in info
     assert "steps: 7" in info
     assert image.shape == (1, 420, 1024, 3)
     blue = (image[0] - torch.tensor([0x1F, 0x4E, 0x8C]) / 255).abs().amax(-1) < 0.02
@@ -310,7 +310,7 @@ def test_an_embedding_alone(host: Any) -> None:
     known, words = host.call("CascadeLoadEmbedding", clip=clip(host), file=put(host, some_lora()), word="")
     assert words == WORD
     assert not known.patcher.patches
-    with pytest.raises(Exception, match="no learned words"):
+    with pytest.raises(Exception, match="no learned tokens"):
         host.call(
             "CascadeLoadEmbedding", clip=clip(host), file=put(host, some_lora(token=False), "no.safetensors"), word=""
         )
@@ -397,7 +397,7 @@ def test_bad_files_are_named_with_the_reason(host: Any, name: str, capfd: pytest
     assert "code was run" not in capfd.readouterr().out
 
 
-def test_two_loras_that_define_one_word_differently(host: Any) -> None:
+def test_two_loras_that_define_one_token_differently(host: Any) -> None:
     one, other = (Lora({}, (Token("[w]", torch.full((1, WIDTH), value)),)) for value in (1.0, 2.0))
     first = load(host, put(host, one, "a.safetensors"), None, clip(host))[1]
     load(host, "a.safetensors", None, first)

@@ -59,7 +59,7 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert "left out broken.jpg" in report
     assert "1 of 3 images without a caption: owl_2.png" in report
     saved = read_lora(path)
-    assert [token.word for token in saved.tokens] == [token.word for token in lora.tokens] == [WORD]
+    assert [token.text for token in saved.tokens] == [token.text for token in lora.tokens] == [WORD]
     assert len(saved.changes["stage_c"]) == MATRICES
     assert saved.training["images"] == 3
     assert loss.shape == (1, 420, 900, 3)
@@ -164,7 +164,7 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
         ({"folder": "nowhere"}, "There are no images at"),
         ({"name": "../outside"}, "no name for a file"),
         ({"word": "dog"}, "ordinary word"),
-        ({"word": "two words"}, "cannot be a word"),
+        ({"word": "two words"}, "cannot be a token"),
         ({"modules": "none", "word": ""}, "nothing to train"),
         ({"starts_from": "^qqqqqqqqq</w>"}, "names no token"),
         ({"text_encoder": "tiny cascade (included)"}, "take the one that it was trained with"),

@@ -54,7 +54,7 @@ def test_the_lora_is_small_and_tells_what_it_is() -> None:
     path = tiny.path("lora")
     assert path.stat().st_size < 500_000
     lora = read_lora(path)
-    assert [token.word for token in lora.tokens] == [hearts.WORD]
+    assert [token.text for token in lora.tokens] == [hearts.WORD]
     assert lora.training["images"] == hearts.COUNT
     assert str(Path.home()) not in str(lora.training)
 
@@ -65,7 +65,7 @@ def test_the_lora_fits_the_shipped_networks() -> None:
     stage_c, text = (load_model(tiny.path(kind), dtype=torch.float32) for kind in ("stage_c", "text_encoder"))
     lora = read_lora(tiny.path("lora"))
     with attach([Applied(lora)], stage_c=stage_c, text_encoder=text, tokenizer=tokenizer()) as attachment:
-        assert attachment.words == (hearts.WORD,)
+        assert attachment.tokens == (hearts.WORD,)
         assert attachment.changed["stage_c"] == len(lora.changes["stage_c"])
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cascade.errors import BrokenCheckpoint
 from cascade.training.metrics import append_metrics, plot_loss, read_metrics, truncate_metrics
-from cascade.training.state import STATE_FILE, load_state, remove_abandoned, save_state, write_atomically
+from cascade.training.state import STATE_FILE, load_state, save_state
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
@@ -20,21 +20,6 @@ def test_state_comes_back(tmp_path: Path) -> None:
     assert state is not None
     assert state["step"] == 3
     assert torch.equal(state["weights"]["a"], torch.arange(3.0))
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    save_state(tmp_path, {"step": 1})
-
-    def write(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / STATE_FILE, write)
-    state = load_state(tmp_path)
-    assert state is not None
-    assert state["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == [STATE_FILE]
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 and then nothing"])
@@ -55,16 +40,6 @@ def test_a_state_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BrokenCheckpoint):
         load_state(tmp_path)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="asks whether a process lives")
-def test_what_killed_processes_were_writing_is_removed(tmp_path: Path) -> None:
-    dead = tmp_path / ".state.pt.99999999.tmp"
-    alive = tmp_path / f".state.pt.{os.getpid()}.tmp"
-    dead.write_bytes(b"")
-    alive.write_bytes(b"")
-    remove_abandoned(tmp_path)
-    assert list(tmp_path.iterdir()) == [alive]
 
 
 def test_metrics_after_a_step_are_forgotten(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Writing files and folders whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(temporary)` create a file or a folder beside `path`, flush it to the disk, and move it to `path`.
+
+    A crash at any moment leaves either what was there before or all of the new. If writing fails, the temporary is
+    removed. Missing parent folders are created. A symbolic link at `path` is replaced; its target stays as it is.
+
+    Raises:
+        OSError: it could not be written, or a new folder would replace one that is not empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)  # a killed process may have had the same number, which is usual in containers
+    try:
+        write(temporary)
+        for each in (temporary, *temporary.rglob("*")):
+            _flush(each)
+        if temporary.is_dir() and path.is_dir():
+            path.rmdir()  # Windows does not move a folder over an empty one
+        temporary.replace(path)
+    finally:
+        _remove(temporary)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    elif os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network file systems do not flush folders
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporaries in a folder whose processes no longer run."""
+    if os.name != "posix":  # elsewhere signal 0 ends a process
+        return
+    for temporary in folder.glob(".*.tmp"):
+        owner = temporary.name.split(".")[-2]
+        if owner.isdigit() and not _runs(int(owner)):
+            _remove(temporary)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
