@@ -36,7 +36,7 @@ def schema(kind: Any) -> dict[str, Any]:
 def _input(name: str, spec: Any, group: str) -> dict[str, Any]:
     kind, options = spec
     found = {"name": name, "type": kind, "optional": group == "optional"}
-    found |= {key: options[key] for key in CONSTRAINTS if options.get(key) not in (None, False)}
+    found |= {key: options[key] for key in CONSTRAINTS if options.get(key) is not None and options[key] is not False}
     if kind == "COMBO" and not FILES.fullmatch(name):
         found["options"] = list(options["options"])
     return found
