@@ -2,8 +2,8 @@
 
     python text_to_image.py "a small yellow star on a black background" --output star.png
 
-Needs a running ComfyUI with this pack, and aiohttp, which ComfyUI itself needs. Without other choices the tiny cascade
-draws. The prompt below is what the page gives with "Export (API)".
+Needs a running ComfyUI with this pack, and aiohttp, which ComfyUI itself needs. Without other choices it uses the
+tiny cascade. The prompt below is what the page gives with "Export (API)".
 """
 
 from __future__ import annotations
@@ -33,27 +33,30 @@ def text_to_image(
     text: str, negative: str = "", seed: int = 1, checkpoint: str = TINY, size: int = 256
 ) -> dict[str, Any]:
     """The prompt in the format of the API: a node a name, links as [name, number of the output]."""
-    guidance = {"rho": 0.7, "ramp": 1.0, "guidance_start": 1.0, "guidance_stop": 0.0, "rescale": "per image"}
-    sampling = {"seed": seed, "sampler": "ddpm", "denoise": 1.0, **guidance}
+    interval = {"start_percent": 0.0, "end_percent": 1.0}
+    guidance = {"cfg_rescale": 0.7, "cfg_end": 0.0, **interval, "rescale_scope": "per image"}
+    sampling = {"seed": seed, "sampler_name": "ddpm", "denoise": 1.0, **guidance}
     prompts = {"positive": ["text", 0], "negative": ["text", 1]}
     return {
-        "checkpoint": node("CascadeLoadCheckpoint", checkpoint=checkpoint, second_checkpoint="auto", dtype="auto"),
+        "checkpoint": node(
+            "CascadeLoadCheckpoint", ckpt_name=checkpoint, second_ckpt_name="auto", weight_dtype="default"
+        ),
         "text": node("CascadeTextEncode", clip=["checkpoint", 2], positive=text, negative=negative),
         "size": node("CascadeEmptyLatent", preset="custom", width=size, height=size, batch_size=1),
         "stage_c": node(
             "CascadeSampleStageC",
-            **{"model": ["checkpoint", 0], "latent": ["size", 0], "steps": 20, "guidance": 4.0, "shift": 2.0},
+            **{"model": ["checkpoint", 0], "latent_image": ["size", 0], "steps": 20, "cfg": 4.0, "shift": 2.0},
             **prompts,
             **sampling,
         ),
         "stage_b": node(
             "CascadeSampleStageB",
-            **{"model": ["checkpoint", 1], "stage_c": ["stage_c", 0], "latent": ["size", 1]},
-            **{"steps": 10, "guidance": 1.1, "shift": 1.0},
+            **{"model": ["checkpoint", 1], "stage_c": ["stage_c", 0], "latent_image": ["size", 1]},
+            **{"steps": 10, "cfg": 1.1, "shift": 1.0},
             **prompts,
             **sampling,
         ),
-        "decode": node("CascadeDecode", latent=["stage_b", 0], vae=["checkpoint", 3], tiling="auto", tile_size=1024),
+        "decode": node("CascadeDecode", samples=["stage_b", 0], vae=["checkpoint", 3], tiling="auto", tile_size=1024),
         "save": node("SaveImage", images=["decode", 0], filename_prefix="cascade_api"),
     }
 

@@ -56,9 +56,9 @@ def test_the_size_node_shows_sizes(page: Page) -> None:
 def test_loaders_show_what_a_file_is(page: Page) -> None:
     page.open(workflow("Text to Image (Stable Cascade)"))
     page.wait_for_note("CascadeLoadStageC", "This file is not in ComfyUI's folders.")
-    page.choose("CascadeLoadStageC", "file", file_name("stage_c"))
+    page.choose("CascadeLoadStageC", "unet_name", file_name("stage_c"))
     page.wait_for_note("CascadeLoadStageC", "Stage C")
-    page.choose("CascadeLoadStageC", "file", file_name("stage_b"))
+    page.choose("CascadeLoadStageC", "unet_name", file_name("stage_b"))
     page.wait_for_note("CascadeLoadStageC", "it belongs in diffusion_models")
 
 

@@ -29,7 +29,8 @@ def host() -> Any:
 def no_merged_file_stays(host: Any) -> Iterator[None]:
     """Other tests' searches would find it: a second Stage C."""
     yield
-    (host.models / "diffusion_models" / "merged.safetensors").unlink(missing_ok=True)
+    for path in (host.models / "diffusion_models").glob("merged_*"):
+        path.unlink()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

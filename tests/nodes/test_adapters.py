@@ -56,19 +56,19 @@ def put(host: Any, lora: Lora, name: str = "some.safetensors", **options: Any) -
 
 
 def model(host: Any, dtype: str = "fp32") -> Any:
-    return host.call("CascadeLoadStageC", file=file_name("stage_c"), dtype=dtype, previewer="none")[0]
+    return host.call("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype=dtype, previewer="none")[0]
 
 
 def clip(host: Any) -> Any:
-    return host.call("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")[0]
+    return host.call("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")[0]
 
 
 def load(
-    host: Any, file: str, model: Any = None, clip: Any = None, strengths: tuple[float, float] = (1, 1), **more: Any
+    host: Any, lora_name: str, model: Any = None, clip: Any = None, strengths: tuple[float, float] = (1, 1), **more: Any
 ):
     return host.call(
         "CascadeLoadLora",
-        file=file,
+        lora_name=lora_name,
         model=model,
         clip=clip,
         strength_model=strengths[0],
@@ -158,8 +158,8 @@ def test_tokens_have_weights_and_stand_anywhere(host: Any) -> None:
 
 def test_the_hosts_own_nodes_know_the_tokens(host: Any) -> None:
     graph, file = Graph(), put(host, some_lora())
-    loaded = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
-    lora = graph("CascadeLoadLora", clip=loaded, file=file, strength_model=1.0, strength_clip=1.0)
+    loaded = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
+    lora = graph("CascadeLoadLora", clip=loaded, lora_name=file, strength_model=1.0, strength_clip=1.0)
     skipped = graph("CLIPSetLastLayer", clip=lora[1], stop_at_clip_layer=-1)
     prompt = f"a ({WORD}:1.2)"
     theirs = graph("CLIPTextEncode", clip=skipped[0], text=prompt)
@@ -180,9 +180,9 @@ def test_strength_0_is_no_lora_bit_for_bit(host: Any) -> None:
 
 def test_several_loras_add_up(host: Any) -> None:
     one, two = some_lora(), Lora({"stage_c": {QUERY: low(64, 64, 9)}})
-    slots = {f"file_{n}": "none" for n in range(1, 6)} | {f"strength_{n}": 1.0 for n in range(1, 6)}
-    slots |= {"file_2": put(host, one, "one.safetensors"), "file_4": put(host, two, "two.safetensors")}
-    slots |= {"strength_4": -0.5}
+    slots = {f"lora_name{n}": "none" for n in range(1, 6)} | {f"strength{n}": 1.0 for n in range(1, 6)}
+    slots |= {"lora_name2": put(host, one, "one.safetensors"), "lora_name4": put(host, two, "two.safetensors")}
+    slots |= {"strength4": -0.5}
     changed, _, report = host.call("CascadeLoraStack", model=model(host), clip=None, **slots)
     net: Any = networks.network("stage_c")
     with attach([Applied(one), Applied(two, -0.5)], stage_c=net), torch.no_grad():
@@ -196,7 +196,7 @@ def test_500_loras(host: Any) -> None:
     lora = Lora({"stage_c": {QUERY: low(64, 64, 1)}}, (Token("[x]", torch.ones(1, WIDTH)),))
     file = put(host, lora, "one_of_many.safetensors")
     changed, known = model(host), clip(host)
-    slots = {f"file_{n}": file for n in range(1, 6)} | {f"strength_{n}": 0.01 for n in range(1, 6)}
+    slots = {f"lora_name{n}": file for n in range(1, 6)} | {f"strength{n}": 0.01 for n in range(1, 6)}
     for _ in range(100):
         changed, known, _ = host.call("CascadeLoraStack", model=changed, clip=known, **slots)
     assert len(changed.patches["diffusion_model." + QUERY]) == 500
@@ -228,7 +228,7 @@ def test_the_released_trainers_file_and_its_token(host: Any) -> None:
     file, encoder = released_file(host), clip(host)
     with pytest.raises(Exception, match="without a name"):
         load(host, file, model(host), encoder)
-    changed, known, _ = load(host, file, model(host), encoder, tokens="[fernando] = ^dog</w>")
+    changed, known, _ = load(host, file, model(host), encoder, token_names="[fernando] = ^dog</w>")
     assert relative_error(encoded(known, "a [fernando] here")[0], encoded(encoder, "a dog here")[0]) < 1e-5
     read = read_lora(host.models / "loras" / file, config=networks.CONFIGS["stage_c"])
     assert relative_error(predicted(changed), expected(read, 1.0)) < 1e-4
@@ -238,17 +238,17 @@ def test_the_hosts_lora_loader_reads_what_is_converted(host: Any) -> None:
     lora = Lora({"stage_c": {QUERY: low(64, 64, 1)}, "text_encoder": {FC1: low(48, WIDTH, 4)}})
     put(host, lora)
     graph = Graph()
-    saved = graph("CascadeSaveLora", file="some.safetensors", name="sub/for_host", format="kohya")
+    saved = graph("CascadeSaveLora", lora_name="some.safetensors", filename_prefix="sub/for_host", format="kohya")
     path = Path(host.run(graph, path=saved).path)
-    assert path == (host.models / "loras" / "sub" / "for_host.safetensors").resolve()
+    assert path == (host.models / "loras" / "sub" / "for_host_00001_.safetensors").resolve()
     graph = Graph()
-    stage = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
-    text = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    stage = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none")
+    text = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
     theirs = graph(
         "LoraLoader",
         model=stage,
         clip=text,
-        lora_name="sub/for_host.safetensors",
+        lora_name="sub/for_host_00001_.safetensors",
         strength_model=1.0,
         strength_clip=1.0,
     )
@@ -265,30 +265,32 @@ def test_the_hosts_lora_loader_reads_what_is_converted(host: Any) -> None:
 @pytest.mark.usefixtures("no_merged_file_stays")
 def test_a_merged_checkpoint_is_what_was_attached(host: Any) -> None:
     changed = load(host, put(host, some_lora()), model(host), None)[0]
-    [path] = host.call("CascadeMergeLora", model=changed, name="merged")
+    [path] = host.call("CascadeMergeLora", model=changed, filename_prefix="merged")
     assert Path(path).parent == (host.models / "diffusion_models").resolve()
-    again = host.call("CascadeLoadStageC", file="merged.safetensors", dtype="fp32", previewer="none")[0]
+    again = host.call("CascadeLoadStageC", unet_name=Path(path).name, weight_dtype="fp32", previewer="none")[0]
     assert relative_error(predicted(again), predicted(changed)) < 1e-4
     with pytest.raises(Exception, match="nothing to merge"):
-        host.call("CascadeMergeLora", model=model(host), name="merged")
+        host.call("CascadeMergeLora", model=model(host), filename_prefix="merged")
 
 
 def test_an_extracted_lora_is_the_difference(host: Any) -> None:
     lora = Lora({"stage_c": {QUERY: low(64, 64, 1), QUERY.replace("to_q", "to_v"): low(64, 64, 2)}})
     base = model(host)
     changed = load(host, put(host, lora), base, None)[0]
-    [found] = host.call("CascadeExtractLora", base=base, tuned=changed, rank=4)
+    [found] = host.call("CascadeExtractLora", base_model=base, tuned_model=changed, rank=4)
     assert set(found.changes["stage_c"]) == set(lora.changes["stage_c"])
     again = load(host, "some.safetensors", base, None, lora=found)[0]
     assert relative_error(predicted(again), predicted(changed)) < 1e-3
-    [path] = host.call("CascadeSaveLora", file="some.safetensors", lora=found, name="extracted", format="onetrainer")
+    [path] = host.call(
+        "CascadeSaveLora", lora_name="some.safetensors", lora=found, filename_prefix="extracted", format="onetrainer"
+    )
     assert read_lora(path).format == "onetrainer"
     with pytest.raises(Exception, match="equal"):
-        host.call("CascadeExtractLora", base=base, tuned=base, rank=4)
+        host.call("CascadeExtractLora", base_model=base, tuned_model=base, rank=4)
 
 
 def test_info_tells_and_draws(host: Any) -> None:
-    info, image = host.call("CascadeLoraInfo", file=put(host, some_lora()))
+    info, image = host.call("CascadeLoraInfo", lora_name=put(host, some_lora()))
     assert "rank: 2" in info
     assert f"token: {WORD}, 2 vectors" in info
     assert "steps: 7" in info
@@ -303,16 +305,21 @@ def test_an_embedding_alone(host: Any) -> None:
     vectors = torch.randn(2, WIDTH)
     save_file({"clip_g": vectors}, folder / "barn owl.safetensors")
     for word, name in (("", "[barn_owl]"), ("[b]", "[b]")):
-        known, words = host.call("CascadeLoadEmbedding", clip=clip(host), file="barn owl.safetensors", word=word)
+        known, words = host.call(
+            "CascadeLoadEmbedding", clip=clip(host), embedding_name="barn owl.safetensors", token=word
+        )
         assert words == name
         found = [token for token, *_ in known.tokenize(f"a {name}")["g"][0] if torch.is_tensor(token)]
         assert torch.equal(torch.stack(found), vectors)
-    known, words = host.call("CascadeLoadEmbedding", clip=clip(host), file=put(host, some_lora()), word="")
+    known, words = host.call("CascadeLoadEmbedding", clip=clip(host), embedding_name=put(host, some_lora()), token="")
     assert words == WORD
     assert not known.patcher.patches
     with pytest.raises(Exception, match="no learned tokens"):
         host.call(
-            "CascadeLoadEmbedding", clip=clip(host), file=put(host, some_lora(token=False), "no.safetensors"), word=""
+            "CascadeLoadEmbedding",
+            clip=clip(host),
+            embedding_name=put(host, some_lora(token=False), "no.safetensors"),
+            token="",
         )
 
 
@@ -387,9 +394,9 @@ def test_bad_files_are_named_with_the_reason(host: Any, name: str, capfd: pytest
     make, reason = BAD[name]
     make(host, name)
     graph = Graph()
-    stage = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
-    text = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
-    lora = graph("CascadeLoadLora", model=stage, clip=text, file=name, strength_model=1.0, strength_clip=1.0)
+    stage = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none")
+    text = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
+    lora = graph("CascadeLoadLora", model=stage, clip=text, lora_name=name, strength_model=1.0, strength_clip=1.0)
     with pytest.raises(Failed, match=reason) as error:
         host.run(graph, fresh=True, model=lora[0], clip=lora[1])
     assert error.value.details["node_type"] == "CascadeLoadLora"
@@ -416,16 +423,33 @@ def test_a_lora_that_would_do_nothing_is_refused(host: Any) -> None:
 
 
 def test_a_stage_b_is_refused(host: Any) -> None:
-    stage_b = host.call("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")[0]
+    stage_b = host.call("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")[0]
     with pytest.raises(Exception, match="Stage C"):
         load(host, put(host, some_lora()), stage_b, None)
+
+
+def test_saved_files_are_numbered_and_replace_none(host: Any) -> None:
+    put(host, some_lora())
+    folder = (host.models / "loras" / "numbered").resolve()
+
+    def save(prefix: str) -> Path:
+        given = {"lora_name": "some.safetensors", "format": "cascade"}
+        return Path(host.call("CascadeSaveLora", filename_prefix=prefix, **given)[0])
+
+    first = save("numbered/owl")
+    before = first.read_bytes()
+    (folder / "owl_00007_.safetensors").write_bytes(b"of somebody else")
+    assert [first, save("numbered/owl"), save("numbered/other")] == [
+        folder / name for name in ("owl_00001_.safetensors", "owl_00008_.safetensors", "other_00001_.safetensors")
+    ]
+    assert first.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "  ", "a/../../b", "x\0y"])
 def test_files_are_written_nowhere_else(host: Any, name: str) -> None:
     put(host, some_lora())
     with pytest.raises(Exception, match="no name for a file"):
-        host.call("CascadeSaveLora", file="some.safetensors", name=name, format="cascade")
+        host.call("CascadeSaveLora", lora_name="some.safetensors", filename_prefix=name, format="cascade")
 
 
 def test_the_library_has_the_class_of_the_host(host: Any) -> None:

@@ -92,9 +92,9 @@ def test_the_identity_template_with_a_detector_and_a_net_of_that_kind(host: Any)
     prompt["detector"] = {"class_type": "DetectedFaces", "inputs": {}}
     for node in prompt.values():
         if node["class_type"] == "CascadeIdentityHint":
-            node["inputs"] |= {"boxes": ["detector", 0], "embeddings": ["detector", 1]}
+            node["inputs"] |= {"bboxes": ["detector", 0], "embeddings": ["detector", 1]}
         if node["class_type"] == "CascadeLoadControlNet":
-            node["inputs"]["controlnet"] = "identity_of_the_test.safetensors"
+            node["inputs"]["control_net_name"] = "identity_of_the_test.safetensors"
     decoded = next(name for name, node in prompt.items() if node["class_type"] == "CascadeDecode")
     hints = next(name for name, node in prompt.items() if node["class_type"] == "CascadeIdentityHint")
     found = host.run(Graph(prompt), image=[decoded, 0], hint=[hints, 0])

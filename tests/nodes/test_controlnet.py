@@ -81,9 +81,9 @@ def hint(kind: str, batch: int = 1, seed: int = 4) -> Tensor:
 
 def applied(host: Any, net: Any, image: Tensor, **changes: Any) -> tuple[Any, Any]:
     """Both conditionings with a net, by our node."""
-    given = {"strength": 1.0, "start": 0.0, "end": 1.0, "apply_to": "positive and negative"} | changes
+    given = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "apply_to": "positive and negative"} | changes
     given = {"positive": conditioning(), "negative": conditioning(seed=2), **given}
-    return host.call("CascadeApplyControlNet", **given, control_net=net, hint=image)
+    return host.call("CascadeApplyControlNet", **given, control_net=net, image=image)
 
 
 def run(model: Any, conds: tuple[Any, Any], **options: Any) -> Tensor:
@@ -166,7 +166,7 @@ def test_it_acts_in_its_part_of_the_run_alone(
 
     monkeypatch.setattr(model.model.diffusion_model, "denoise", watched)
     sampling = host.pack("nodes.host.sampling")
-    conds = applied(host, control(host, "small"), hint("small"), start=start, end=end)
+    conds = applied(host, control(host, "small"), hint("small"), start_percent=start, end_percent=end)
     with torch.inference_mode():
         shifted = sampling.shifted(model, 2.0)
         guider = sampling.guider(shifted, *conds, host.pack("cascade.diffusion").Guidance(scale=4.0))
@@ -200,7 +200,7 @@ def test_the_unconditional_alone_and_the_prompt_alone(host: Any) -> None:
     model, net, image = ours(host, "stage_c"), control(host, "small"), hint("small")
     results = [
         run(model, applied(host, net, image, apply_to=which))
-        for which in ("positive and negative", "positive alone", "negative alone")
+        for which in ("positive and negative", "positive only", "negative only")
     ]
     results.append(run(model, (conditioning(), conditioning(seed=2))))
     assert all(relative_error(a, b) > 1e-3 for i, a in enumerate(results) for b in results[:i])
@@ -320,16 +320,16 @@ def test_the_report_says_what_it_is(host: Any) -> None:
         ("identity", "reads faces, made by Identity Hint"),
     ):
         control(host, kind)
-        _, report = host.call("CascadeLoadControlNet", controlnet=f"{kind}.safetensors", blocks="0, 2,3 5")
+        _, report = host.call("CascadeLoadControlNet", control_net_name=f"{kind}.safetensors", blocks="0, 2,3 5")
         assert words in report
         assert f"width {WIDTH}" in report
     with pytest.raises(Exception, match="blocks are whole numbers"):
-        host.call("CascadeLoadControlNet", controlnet="canny.safetensors", blocks="all")
+        host.call("CascadeLoadControlNet", control_net_name="canny.safetensors", blocks="all")
 
 
 def test_a_start_after_the_end_and_no_net(host: Any) -> None:
-    with pytest.raises(Exception, match=r"start 0\.8 lies after end 0\.2"):
-        applied(host, control(host, "small"), hint("small"), start=0.8, end=0.2)
+    with pytest.raises(Exception, match=r"start_percent 0\.8 lies after end_percent 0\.2"):
+        applied(host, control(host, "small"), hint("small"), start_percent=0.8, end_percent=0.2)
     with pytest.raises(Exception, match="There is no ControlNet"):
         applied(host, None, hint("small"))
 

@@ -27,7 +27,7 @@ def images(height: int = 64, width: int = 96, batch: int = 1) -> Tensor:
 
 
 def clip(host: Any, dtype: str = "fp32") -> Any:
-    return host.call("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype=dtype)[0]
+    return host.call("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype=dtype)[0]
 
 
 @pytest.mark.parametrize("prompt", ["", "a large red circle", LONG])
@@ -60,7 +60,7 @@ def test_learned_words(host: Any) -> None:
 
 def test_the_hosts_text_node_and_clip_layer(host: Any) -> None:
     graph = Graph()
-    loaded = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    loaded = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
     theirs = graph("CLIPTextEncode", clip=loaded, text="a red circle")
     ours = graph("CascadeTextEncode", clip=loaded, positive="a red circle", negative="")
     earlier = graph(
@@ -72,7 +72,7 @@ def test_the_hosts_text_node_and_clip_layer(host: Any) -> None:
 
 
 def test_images_are_what_the_library_makes_of_them(host: Any) -> None:
-    vision = host.call("CascadeLoadImageEncoder", file=file_name("image_encoder"))[0]
+    vision = host.call("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))[0]
     image = images(28, 28)
     with torch.inference_mode():
         found = vision.encode_image(image)
@@ -82,7 +82,7 @@ def test_images_are_what_the_library_makes_of_them(host: Any) -> None:
 
 
 def stage_a(host: Any, dtype: str = "fp32") -> Any:
-    return host.call("CascadeLoadStageA", file=file_name("stage_a"), dtype=dtype)[0]
+    return host.call("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype=dtype)[0]
 
 
 def test_stage_a_is_the_librarys_in_the_hosts_convention(host: Any) -> None:
@@ -102,17 +102,17 @@ def test_stage_a_is_the_librarys_in_the_hosts_convention(host: Any) -> None:
 def test_decoding_in_tiles_is_asked_for_or_needed(host: Any) -> None:
     vae, latent = stage_a(host), {"samples": torch.randn(2, 4, 40, 88)}
     whole, tiled = (
-        host.call("CascadeDecode", latent=latent, vae=vae, tiling=tiling, tile_size=128)[0]
+        host.call("CascadeDecode", samples=latent, vae=vae, tiling=tiling, tile_size=128)[0]
         for tiling in ("never", "always")
     )
     assert whole.shape == tiled.shape == (2, 160, 352, 3)
     assert float((whole - tiled).abs().max()) < 1 / 255
     vae.memory_used_decode = lambda shape, dtype: 1e15
-    assert torch.equal(host.call("CascadeDecode", latent=latent, vae=vae, tiling="auto", tile_size=128)[0], tiled)
+    assert torch.equal(host.call("CascadeDecode", samples=latent, vae=vae, tiling="auto", tile_size=128)[0], tiled)
 
 
-def coder(host: Any, file: str = file_name("effnet"), previewer: str = file_name("previewer")) -> Any:
-    return host.call("CascadeLoadEncoder", file=file, previewer=previewer, dtype="fp32")[0]
+def coder(host: Any, vae_name: str = file_name("effnet"), previewer: str = file_name("previewer")) -> Any:
+    return host.call("CascadeLoadEncoder", vae_name=vae_name, previewer=previewer, weight_dtype="fp32")[0]
 
 
 def test_encoder_and_previewer(host: Any) -> None:
@@ -122,7 +122,7 @@ def test_encoder_and_previewer(host: Any) -> None:
         preview = networks.network("previewer")(latent).clamp(0, 1).movedim(1, -1)
     with torch.inference_mode():
         assert relative_error(vae.encode(image), latent) < 1e-4
-    [found] = host.call("CascadePreviewDecode", latent={"samples": latent}, vae=vae)
+    [found] = host.call("CascadePreviewDecode", samples={"samples": latent}, encoder=vae)
     assert relative_error(found, preview) < 1e-4
 
 
@@ -138,17 +138,17 @@ def test_the_host_encodes_for_stage_c(host: Any) -> None:
 def test_half_a_coder_says_what_is_missing(host: Any) -> None:
     with pytest.raises(Exception, match="load the previewer as well"):
         host.call(
-            "CascadePreviewDecode", latent={"samples": torch.zeros(1, 16, 4, 4)}, vae=coder(host, previewer="none")
+            "CascadePreviewDecode", samples={"samples": torch.zeros(1, 16, 4, 4)}, encoder=coder(host, previewer="none")
         )
-    alone = coder(host, file=file_name("previewer"), previewer="auto")
-    host.call("CascadePreviewDecode", latent={"samples": torch.zeros(1, 16, 4, 4)}, vae=alone)
+    alone = coder(host, vae_name=file_name("previewer"), previewer="auto")
+    host.call("CascadePreviewDecode", samples={"samples": torch.zeros(1, 16, 4, 4)}, encoder=alone)
     with pytest.raises(Exception, match="load the EfficientNet encoder as well"):
         alone.encode(images())
 
 
 def test_a_wrong_file_is_named(host: Any) -> None:
     graph = Graph()
-    vae = graph("CascadeLoadEncoder", file=file_name("stage_a"), previewer="auto", dtype="auto")
+    vae = graph("CascadeLoadEncoder", vae_name=file_name("stage_a"), previewer="auto", weight_dtype="default")
     with pytest.raises(Failed, match=r"this is Stage A, custom; it belongs in vae. Wanted here: EfficientNet"):
         host.run(graph, vae=vae)
 
@@ -165,13 +165,17 @@ def test_saved_vaes_have_the_hosts_names(host: Any, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_decoded_is_explained(host: Any, samples: Tensor, cure: str) -> None:
     with pytest.raises(Exception, match=cure):
-        host.call("CascadeDecode", latent={"samples": samples}, vae=stage_a(host), tiling="never", tile_size=512)
+        host.call("CascadeDecode", samples={"samples": samples}, vae=stage_a(host), tiling="never", tile_size=512)
 
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
     with pytest.raises(Exception, match="connect Stage A"):
         host.call(
-            "CascadeDecode", latent={"samples": torch.zeros(1, 4, 8, 8)}, vae=coder(host), tiling="never", tile_size=512
+            "CascadeDecode",
+            samples={"samples": torch.zeros(1, 4, 8, 8)},
+            vae=coder(host),
+            tiling="never",
+            tile_size=512,
         )
 
 

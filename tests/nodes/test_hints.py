@@ -28,11 +28,15 @@ def random_image(batch: int = 1, height: int = 96, width: int = 128, channels: i
 
 def test_canny(host: Any) -> None:
     image = random_image(2)
-    [hint] = host.call("CascadeCannyHint", image=image, detail="as learned (224 x 224)", low=100.0, high=200.0)
+    [hint] = host.call(
+        "CascadeCannyHint", image=image, resolution="as trained (224 x 224)", low_threshold=100.0, high_threshold=200.0
+    )
     assert hint.shape == (2, 96, 128, 3)
     assert torch.equal(hint[..., 0], canny(image.movedim(-1, 1))[:, 0])
     assert torch.equal(hint[..., 0], hint[..., 2])
-    [thin] = host.call("CascadeCannyHint", image=image, detail="full size", low=300.0, high=100.0)
+    [thin] = host.call(
+        "CascadeCannyHint", image=image, resolution="full size", low_threshold=300.0, high_threshold=100.0
+    )
     assert set(thin.unique().tolist()) <= {0.0, 1.0}
 
 
@@ -67,7 +71,7 @@ def test_masks_that_cannot_be_used(host: Any) -> None:
 def test_outpainting(host: Any, encoder: Any) -> None:
     margins = {"left": 0, "top": 32, "right": 64, "bottom": 0}
     hint, latent, padded, mask = host.call(
-        "CascadeOutpaintHint", image=random_image(), **margins, feather=8, encoder=encoder
+        "CascadeOutpaintHint", image=random_image(), **margins, feathering=8, encoder=encoder
     )
     assert hint.shape == (1, 128, 192, 4)
     assert torch.equal(padded[:, 32:, :128], random_image())
@@ -76,25 +80,25 @@ def test_outpainting(host: Any, encoder: Any) -> None:
     assert 0 < float(mask[0, 34, 60]) < 1
     assert latent["samples"].shape == (1, 16, 3, 5)
     with pytest.raises(Exception, match="all margins are 0"):
-        host.call("CascadeOutpaintHint", image=random_image(), **dict.fromkeys(margins, 0), feather=0)
+        host.call("CascadeOutpaintHint", image=random_image(), **dict.fromkeys(margins, 0), feathering=0)
 
 
 def test_super_resolution(host: Any, encoder: Any) -> None:
-    hint, stage_c, stage_b = host.call("CascadeSuperResolutionHint", image=random_image(), encoder=encoder, factor=2)
+    hint, stage_c, stage_b = host.call("CascadeSuperResolutionHint", image=random_image(), encoder=encoder, scale_by=2)
     assert hint.shape == (1, 6, 8, 16)
     assert torch.equal(hint[:, 0, 0], hint[:, 1, 1])
     assert stage_c["samples"].shape == (1, 16, 5, 6)
     assert stage_b["samples"].shape == (1, 4, 48, 64)
     stage_a = host.pack("nodes.host.autoencoders").load_stage_a(host.models / "vae" / file_name("stage_a"), "fp32")
     with pytest.raises(Exception, match="connect the encoder and previewer"):
-        host.call("CascadeSuperResolutionHint", image=random_image(), encoder=stage_a, factor=2)
+        host.call("CascadeSuperResolutionHint", image=random_image(), encoder=stage_a, scale_by=2)
 
 
 BOX, FACE = [32.0, 32.0, 64.0, 96.0], [0.5] * 512
 
 
 @pytest.mark.parametrize(
-    ("boxes", "embeddings"),
+    ("bboxes", "embeddings"),
     [
         ([BOX], [FACE]),
         (torch.tensor([BOX]), torch.tensor([FACE])),
@@ -104,9 +108,9 @@ BOX, FACE = [32.0, 32.0, 64.0, 96.0], [0.5] * 512
         (torch.tensor([[BOX], [BOX]]), np.array([[FACE], [FACE]])),
     ],
 )
-def test_faces_in_whatever_form_a_detector_gives_them(host: Any, boxes: Any, embeddings: Any) -> None:
+def test_faces_in_whatever_form_a_detector_gives_them(host: Any, bboxes: Any, embeddings: Any) -> None:
     hint, shown = host.call(
-        "CascadeIdentityHint", image=random_image(2), boxes=boxes, embeddings=embeddings, max_faces=4
+        "CascadeIdentityHint", image=random_image(2), bboxes=bboxes, embeddings=embeddings, max_faces=4
     )
     assert hint.shape == (2, 3, 4, 512)
     assert bool((hint[:, 1:3, 1:2] == 0.5).all())
@@ -115,22 +119,22 @@ def test_faces_in_whatever_form_a_detector_gives_them(host: Any, boxes: Any, emb
 
 
 def test_twelve_faces_are_four(host: Any) -> None:
-    boxes = [[8.0 * i, 0.0, 8.0 * i + 8 + i, 8.0 + i] for i in range(12)]
+    bboxes = [[8.0 * i, 0.0, 8.0 * i + 8 + i, 8.0 + i] for i in range(12)]
     embeddings = [[float(i + 1)] * 512 for i in range(12)]
-    hint, _ = host.call("CascadeIdentityHint", image=random_image(), boxes=boxes, embeddings=embeddings, max_faces=4)
+    hint, _ = host.call("CascadeIdentityHint", image=random_image(), bboxes=bboxes, embeddings=embeddings, max_faces=4)
     assert set(hint.unique().tolist()) <= {0.0, 9.0, 10.0, 11.0, 12.0}
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"boxes": [], "embeddings": []}, "no face"),
-        ({"boxes": [BOX]}, "embeddings are missing"),
-        ({"boxes": [[1.0, 2.0]], "embeddings": [FACE]}, "a box is left, top, right and bottom"),
-        ({"boxes": [BOX, BOX], "embeddings": [FACE]}, "1 embeddings, boxes"),
-        ({"boxes": [[BOX], [BOX]], "embeddings": [[FACE], [FACE[:8]]]}, r"different lengths: \[8, 512\]"),
-        ({"boxes": 3.0, "embeddings": [FACE]}, "a box is left, top, right and bottom"),
-        ({"boxes": [["a", "b", "c", "d"]], "embeddings": [FACE]}, "are numbers"),
+        ({"bboxes": [], "embeddings": []}, "no face"),
+        ({"bboxes": [BOX]}, "embeddings are missing"),
+        ({"bboxes": [[1.0, 2.0]], "embeddings": [FACE]}, "a box is left, top, right and bottom"),
+        ({"bboxes": [BOX, BOX], "embeddings": [FACE]}, "1 embeddings, boxes"),
+        ({"bboxes": [[BOX], [BOX]], "embeddings": [[FACE], [FACE[:8]]]}, r"different lengths: \[8, 512\]"),
+        ({"bboxes": 3.0, "embeddings": [FACE]}, "a box is left, top, right and bottom"),
+        ({"bboxes": [["a", "b", "c", "d"]], "embeddings": [FACE]}, "are numbers"),
     ],
 )
 def test_faces_that_cannot_be_used(host: Any, given: Any, words: str) -> None:
@@ -175,7 +179,7 @@ def test_crop_and_stitch(host: Any) -> None:
     image, mask = random_image(1, 200, 300), torch.zeros(1, 200, 300)
     mask[:, 90:110, 140:170] = 1
     part, part_mask, stitch = host.call(
-        "CascadeCropToMask", image=image, mask=mask, width=128, height=128, context=0.5, feather=0
+        "CascadeCropToMask", image=image, mask=mask, width=128, height=128, context=0.5, feathering=0
     )
     assert part.shape == (1, 128, 128, 3)
     assert part_mask.shape == (1, 128, 128)
@@ -185,4 +189,4 @@ def test_crop_and_stitch(host: Any) -> None:
     assert torch.equal(back[0][outside], image[0][outside])
     assert float(back[:, 90:110, 140:170].max()) == 0
     with pytest.raises(Exception, match="mask is empty"):
-        host.call("CascadeCropToMask", image=image, mask=mask * 0, width=64, height=64, context=0.5, feather=0)
+        host.call("CascadeCropToMask", image=image, mask=mask * 0, width=64, height=64, context=0.5, feathering=0)

@@ -34,15 +34,15 @@ SHORT, OWN = "short side (image to image)", "own size (reconstruction)"
 SCALE = networks.CONFIGS["stage_a"].scale_factor
 
 
-def encode(host: Any, image: Tensor, sizing: str = SHORT, short_side: int = 256, **more: Any) -> Any:
-    given = {"image": image, "encoder": coder(host), "sizing": sizing, "short_side": short_side, **more}
+def encode(host: Any, image: Tensor, resize_mode: str = SHORT, short_side: int = 256, **more: Any) -> Any:
+    given = {"image": image, "encoder": coder(host), "resize_mode": resize_mode, "short_side": short_side, **more}
     return host.call("CascadeEncodeImage", **given)
 
 
 def test_an_image_is_encoded_as_the_library_does_it(host: Any) -> None:
     image = images(200, 300, batch=2)
     before = image.clone()
-    small, large, seen = encode(host, image, stage_a=stage_a(host))
+    small, large, seen = encode(host, image, vae=stage_a(host))
     assert seen.shape == (2, 256, 384, 3)
     net: Any = networks.network("effnet")
     assert relative_error(small["samples"], encode_stage_c(net, image.movedim(-1, 1), (6, 9))) < 1e-4
@@ -53,7 +53,7 @@ def test_an_image_is_encoded_as_the_library_does_it(host: Any) -> None:
 
 def test_an_image_keeps_its_own_size_for_reconstruction(host: Any) -> None:
     image = images(301, 450)
-    small, large, seen = encode(host, image, sizing=OWN, stage_a=stage_a(host))
+    small, large, seen = encode(host, image, resize_mode=OWN, vae=stage_a(host))
     assert torch.equal(seen, image)
     assert large["samples"].shape == (1, 4, 76, 113)
     net: Any = networks.network("effnet")
@@ -64,7 +64,7 @@ def test_an_image_keeps_its_own_size_for_reconstruction(host: Any) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 40, 60, 1), (2, 40, 60, 4), (1, 60, 600, 3)])
 def test_images_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
     image = torch.rand(shape)
-    small, large, seen = encode(host, image, short_side=128, stage_a=stage_a(host))
+    small, large, seen = encode(host, image, short_side=128, vae=stage_a(host))
     sizes = latent_sizes(*seen.shape[1:3])
     assert min(seen.shape[1:3]) == 128
     assert seen.shape[-1] == 3
@@ -99,9 +99,9 @@ def test_masks_of_any_size_mark_what_is_drawn(host: Any) -> None:
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
     with pytest.raises(Exception, match="connect the encoder and previewer"):
-        host.call("CascadeEncodeImage", image=images(), encoder=stage_a(host), sizing=SHORT, short_side=256)
+        host.call("CascadeEncodeImage", image=images(), encoder=stage_a(host), resize_mode=SHORT, short_side=256)
     with pytest.raises(Exception, match="connect Stage A"):
-        encode(host, images(), stage_a=coder(host))
+        encode(host, images(), vae=coder(host))
 
 
 def library_start(as_released: bool, sampler: str = "ddpm", mask: Tensor | None = None) -> Tensor:
@@ -117,25 +117,25 @@ def library_start(as_released: bool, sampler: str = "ddpm", mask: Tensor | None 
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-@pytest.mark.parametrize(("noising", "as_released"), [("correct", False), ("as released", True)])
-def test_image_to_image_is_the_librarys(host: Any, sampler: str, noising: str, as_released: bool) -> None:
+@pytest.mark.parametrize(("noise_level", "as_released"), [("matches denoise", False), ("as released", True)])
+def test_image_to_image_is_the_librarys(host: Any, sampler: str, noise_level: str, as_released: bool) -> None:
     latent = {"samples": random(1, 16, 5, 6, seed=20)}
-    found = stage_c(host, latent=latent, denoise=0.7, noising=noising, sampler=sampler)
+    found = stage_c(host, latent_image=latent, denoise=0.7, img2img_noise_level=noise_level, sampler_name=sampler)
     assert relative_error(found, library_start(as_released, sampler)) < 1e-3
 
 
-@pytest.mark.parametrize("noising", ["correct", "as released"])
-def test_soft_masks_are_the_librarys(host: Any, noising: str) -> None:
+@pytest.mark.parametrize("noise_level", ["matches denoise", "as released"])
+def test_soft_masks_are_the_librarys(host: Any, noise_level: str) -> None:
     mask = torch.zeros(1, 1, 5, 6)
     mask[..., 2:4], mask[..., 4:] = 0.5, 1
     latent = {"samples": random(1, 16, 5, 6, seed=20), "noise_mask": mask}
-    found = stage_c(host, latent=latent, denoise=0.7, noising=noising)
+    found = stage_c(host, latent_image=latent, denoise=0.7, img2img_noise_level=noise_level)
     assert relative_error(found[..., :2], latent["samples"][..., :2]) < 1e-5
-    assert relative_error(found, library_start(noising != "correct", mask=mask)) < 1e-3
+    assert relative_error(found, library_start(noise_level == "as released", mask=mask)) < 1e-3
 
 
-def test_released_noising_changes_nothing_from_noise_alone(host: Any) -> None:
-    assert torch.equal(stage_c(host, noising="as released"), stage_c(host))
+def test_the_released_noise_level_changes_nothing_from_noise_alone(host: Any) -> None:
+    assert torch.equal(stage_c(host, img2img_noise_level="as released"), stage_c(host))
 
 
 def test_stage_b_in_tiles_is_the_librarys(host: Any) -> None:
@@ -153,14 +153,14 @@ def test_stage_b_in_tiles_is_the_librarys(host: Any) -> None:
             settings=settings,
             tiles=Tiles(256, 64),
         )
-    given = {"latent": {"samples": empty}, "tile_size": 256, "tile_overlap": 64}
+    given = {"latent_image": {"samples": empty}, "tile_size": 256, "overlap": 64}
     tiled = stage_b(host, small, tiling="always", **given)
     whole = stage_b(host, small, **given)
     # The library's tiles start at multiples of 4 for this small network, the nodes' at multiples of 16.
     assert relative_error(tiled, expected * SCALE) < 0.3
     assert 1e-3 < relative_error(tiled, whole) < 0.5
     assert torch.equal(stage_b(host, small, tiling="auto", **given), whole)
-    assert torch.equal(stage_b(host, small, tiling="always", latent={"samples": empty}), whole)
+    assert torch.equal(stage_b(host, small, tiling="always", latent_image={"samples": empty}), whole)
 
 
 def test_tiles_make_room_for_a_tile_alone(host: Any) -> None:
@@ -184,7 +184,7 @@ def test_another_wrapper_of_the_model_still_acts(host: Any) -> None:
     wrapped = model(host, "stage_b").clone()
     wrapped.set_model_unet_function_wrapper(note)
     latent = {"samples": torch.zeros(1, 4, 64, 128)}
-    stage_b(host, random(1, 16, 6, 12), model=wrapped, latent=latent, tiling="always", tile_size=256, tile_overlap=64)
+    stage_b(host, random(1, 16, 6, 12), model=wrapped, latent_image=latent, tiling="always", tile_size=256, overlap=64)
     assert sizes
     assert max(sizes) < 96
 
@@ -192,7 +192,7 @@ def test_another_wrapper_of_the_model_still_acts(host: Any) -> None:
 def test_a_compression_never_trained_is_told(host: Any, caplog: pytest.LogCaptureFixture) -> None:
     stage_b(host, random(1, 16, 5, 6))
     assert "compression" not in caplog.text
-    stage_b(host, random(1, 16, 2, 2), latent={"samples": torch.zeros(1, 4, 64, 64)}, steps=1)
+    stage_b(host, random(1, 16, 2, 2), latent_image={"samples": torch.zeros(1, 4, 64, 64)}, steps=1)
     assert "compression of 128; Stage B was trained with 32 to 64" in caplog.text
 
 
@@ -205,7 +205,7 @@ def test_stage_a_in_tiles_is_the_same_to_less_than_a_255th(host: Any, dtype: str
         whole = vae.decode(latent)
         for tiled in (
             vae.decode_tiled(latent, tile_x=64, tile_y=64, overlap=8),
-            host.call("CascadeDecode", latent={"samples": latent}, vae=vae, tiling="always", tile_size=256)[0],
+            host.call("CascadeDecode", samples={"samples": latent}, vae=vae, tiling="always", tile_size=256)[0],
         ):
             assert float((tiled - whole).abs().max()) < 1 / 255
         image = images(300, 420)
@@ -222,21 +222,23 @@ def test_tiles_move_the_progress_bar(host: Any, monkeypatch: pytest.MonkeyPatch)
         autoencoders.comfy.utils.ProgressBar, "update_absolute", lambda _self, value, total: told.append((value, total))
     )
     latent = {"samples": torch.randn(2, 4, 150, 40)}
-    host.call("CascadeDecode", latent=latent, vae=stage_a(host, "fp32"), tiling="always", tile_size=256)
+    host.call("CascadeDecode", samples=latent, vae=stage_a(host, "fp32"), tiling="always", tile_size=256)
     assert told == [(i + 1, len(told)) for i in range(len(told))]
     assert len(told) >= 4
 
 
 def mix(host: Any, first: Tensor, second: Tensor, **changes: Any) -> Any:
-    given = {"share": 0.5, "way": "slerp", "frames": 1, **changes}
-    return host.call("CascadeMixLatents", latent_1={"samples": first}, latent_2={"samples": second}, **given)[0]
+    given = {"blend_factor": 0.5, "blend_mode": "slerp", "frames": 1, **changes}
+    return host.call("CascadeMixLatents", samples1={"samples": first}, samples2={"samples": second}, **given)[0]
 
 
 def test_latents_are_mixed(host: Any) -> None:
     first, second = random(1, 16, 6, 6), random(1, 16, 6, 6, seed=2)
     assert relative_error(mix(host, first, second)["samples"], slerp(first, second, 0.5)) < 1e-5
     assert (
-        relative_error(mix(host, first, second, share=0.25, way="straight")["samples"], 0.75 * first + 0.25 * second)
+        relative_error(
+            mix(host, first, second, blend_factor=0.25, blend_mode="lerp")["samples"], 0.75 * first + 0.25 * second
+        )
         < 1e-5
     )
     assert mix(host, first.expand(3, -1, -1, -1), random(1, 16, 4, 9))["samples"].shape == (3, 16, 6, 6)
@@ -254,33 +256,33 @@ def test_latents_are_mixed(host: Any) -> None:
 
 
 def vision(host: Any) -> Any:
-    return host.call("CascadeLoadImageEncoder", file=file_name("image_encoder"))[0]
+    return host.call("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))[0]
 
 
-def vary(host: Any, **images_and_weights: Any) -> Any:
-    given = {"weight_1": 1.0, "combine": "side by side", **images_and_weights}
-    return host.call("CascadeImageVariation", clip_vision=vision(host), positive=conditioning(POSITIVE), **given)[0]
+def vary(host: Any, **images_and_strengths: Any) -> Any:
+    given = {"strength1": 1.0, "combine": "concat", **images_and_strengths}
+    return host.call("CascadeImageVariation", clip_vision=vision(host), conditioning=conditioning(POSITIVE), **given)[0]
 
 
 def test_variation_tells_stage_c_of_the_images(host: Any) -> None:
     first, second = images(28, 28), 1 - images(28, 28)
-    [[_, extras]] = vary(host, image_1=first, weight_1=0.5, image_2=second, weight_2=-1.0)
+    [[_, extras]] = vary(host, image1=first, strength1=0.5, image2=second, strength2=-1.0)
     assert [entry["strength"] for entry in extras["unclip_conditioning"]] == [0.5, -1.0]
     embedding = extras["unclip_conditioning"][0]["clip_vision_output"].image_embeds
     expected = ImageEncoder(networks.network("image_encoder")).encode(first.movedim(-1, 1))
     # The host rounds pixels to whole 255ths.
     assert relative_error(embedding, expected[:, 0]) < 0.02
-    [[_, one]] = vary(host, image_1=torch.cat([first, second]), combine="mixed into one", image_2=first[..., :1])
+    [[_, one]] = vary(host, image1=torch.cat([first, second]), combine="average", image2=first[..., :1])
     [entry] = one["unclip_conditioning"]
     assert entry["clip_vision_output"].image_embeds.shape == (1, networks.IMAGE)
     results = [
         stage_c(host, positive=positive)
         for positive in (
             conditioning(POSITIVE),
-            vary(host, image_1=first),
-            vary(host, image_1=first, weight_1=-1.0),
-            vary(host, image_1=first, image_2=second),
-            vary(host, image_1=first, image_2=second, combine="mixed into one"),
+            vary(host, image1=first),
+            vary(host, image1=first, strength1=-1.0),
+            vary(host, image1=first, image2=second),
+            vary(host, image1=first, image2=second, combine="average"),
         )
     ]
     assert all(relative_error(a, b) > 1e-4 for i, a in enumerate(results) for b in results[:i])
@@ -288,7 +290,7 @@ def test_variation_tells_stage_c_of_the_images(host: Any) -> None:
 
 def test_each_frame_hears_of_its_place_between_the_images(host: Any) -> None:
     first, second, third = images(28, 28), 1 - images(28, 28), images(28, 28).flip(2)
-    ends = {"image_1": first, "image_2": second, "image_3": third}
+    ends = {"image1": first, "image2": second, "image3": third}
     [[_, extras]] = steps = vary(host, **ends, frames=5)
     [entry] = extras["unclip_conditioning"]
     seen = entry["clip_vision_output"].image_embeds
@@ -297,18 +299,18 @@ def test_each_frame_hears_of_its_place_between_the_images(host: Any) -> None:
     expected = [told[0], slerp(told[0], told[1], 0.5), told[1], slerp(told[1], told[2], 0.5), told[2]]
     assert relative_error(seen, torch.cat(expected)) < 1e-5
     noise = {"samples": torch.zeros(5, 16, 5, 6), "batch_index": [0] * 5}
-    frames = stage_c(host, positive=steps, latent=noise)
+    frames = stage_c(host, positive=steps, latent_image=noise)
     for row, image in ((0, first), (2, second), (4, third)):
-        alone = stage_c(host, positive=vary(host, image_1=image))
+        alone = stage_c(host, positive=vary(host, image1=image))
         assert relative_error(frames[row : row + 1], alone) < 1e-4
     with pytest.raises(Exception, match="two images or more"):
-        vary(host, image_1=first, frames=3)
+        vary(host, image1=first, frames=3)
 
 
 def test_variation_beside_the_hosts_own(host: Any) -> None:
     parts = Graphs()
     graph = parts.graph
-    loaded = graph("CascadeLoadImageEncoder", file=file_name("image_encoder"))
+    loaded = graph("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))
     image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
     seen = graph("CLIPVisionEncode", clip_vision=loaded, image=image, crop="center")
     theirs = graph(
@@ -317,18 +319,18 @@ def test_variation_beside_the_hosts_own(host: Any) -> None:
     ours = graph(
         "CascadeImageVariation",
         clip_vision=loaded,
-        positive=parts.text[0],
-        image_1=image,
-        weight_1=0.8,
-        combine="side by side",
+        conditioning=parts.text[0],
+        image1=image,
+        strength1=0.8,
+        combine="concat",
     )
     both = graph(
         "CascadeImageVariation",
         clip_vision=loaded,
-        positive=theirs,
-        image_1=image,
-        weight_1=0.8,
-        combine="side by side",
+        conditioning=theirs,
+        image1=image,
+        strength1=0.8,
+        combine="concat",
     )
     result = host.run(
         graph,
@@ -344,15 +346,15 @@ def test_variation_beside_the_hosts_own(host: Any) -> None:
 
 def test_reconstruction_is_the_librarys(host: Any) -> None:
     image = images(130, 194, batch=2)
-    given = {"compression": 42.67, "seed": 3, "steps": 2, "guidance": 1.0}
+    given = {"compression": 42.67, "seed": 3, "steps": 2, "cfg": 1.0}
     conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
-    models = {"encoder": coder(host), "model": model(host, "stage_b"), "stage_a": stage_a(host)}
-    again, beside, small, decibels, likeness, report = host.call(
+    models = {"encoder": coder(host), "model": model(host, "stage_b"), "vae": stage_a(host)}
+    again, comparison, small, decibels, likeness, report = host.call(
         "CascadeReconstruct", image=image, **models, **conds, **given
     )
     assert again.shape == image.shape
-    assert torch.equal(beside[:, :, :194], image)
-    assert torch.equal(beside[:, :, -194:], again)
+    assert torch.equal(comparison[:, :, :194], image)
+    assert torch.equal(comparison[:, :, -194:], again)
     assert small["samples"].shape == (2, 16, 3, 4)
     assert 0 < decibels < 60
     assert -1 < likeness < 1
@@ -380,26 +382,26 @@ def test_what_is_outside_the_mask_is_the_image(host: Any) -> None:
     black = graph("SolidMask", value=0.0, width=200, height=130)
     mask = graph("MaskComposite", destination=black, source=spot, x=100, y=40, operation="add")
     soft = graph("FeatherMask", mask=mask, left=8, top=8, right=8, bottom=8)
-    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="fp32")
-    encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
+    vae = graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="fp32")
+    encoder = graph("CascadeLoadEncoder", vae_name=file_name("effnet"), previewer="none", weight_dtype="fp32")
     source = graph(
-        "CascadeEncodeImage", image=image, encoder=encoder, sizing=OWN, short_side=256, stage_a=vae, mask=soft
+        "CascadeEncodeImage", image=image, encoder=encoder, resize_mode=OWN, short_side=256, vae=vae, mask=soft
     )
-    small = parts.cascade(latent=source[0], denoise=0.8)
+    small = parts.cascade(latent_image=source[0], denoise=0.8)
     large = graph(
         "CascadeSampleStageB",
-        model=graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32"),
+        model=graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32"),
         positive=parts.text[0],
         negative=parts.text[1],
         stage_c=small,
-        latent=source[1],
+        latent_image=source[1],
         seed=1,
         steps=2,
-        guidance=1.1,
+        cfg=1.1,
         shift=1.0,
         **SETTINGS,
     )
-    drawn = graph("CascadeDecode", latent=large, vae=vae, tiling="auto", tile_size=1024)
+    drawn = graph("CascadeDecode", samples=large, vae=vae, tiling="auto", tile_size=1024)
     whole = graph("ImageCompositeMasked", destination=source[2], source=drawn, x=0, y=0, resize_source=False, mask=soft)
     result = host.run(graph, source=source[2], whole=whole, small=small, start=source[0], mask=soft)
     outside = result.mask[0] == 0
@@ -417,24 +419,26 @@ def test_the_hosts_own_encoders_scalers_and_composites(host: Any) -> None:
     graph = parts.graph
     image = graph("EmptyImage", width=300, height=200, batch_size=2, color=0x3366CC)
     scaled = graph("ImageScale", image=image, upscale_method="lanczos", width=288, height=192, crop="center")
-    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="fp32")
-    encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
+    vae = graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="fp32")
+    encoder = graph("CascadeLoadEncoder", vae_name=file_name("effnet"), previewer="none", weight_dtype="fp32")
     mask = graph("SolidMask", value=1.0, width=288, height=192)
     plain = graph("VAEEncode", pixels=scaled, vae=encoder)
     inpaint = graph("VAEEncodeForInpaint", pixels=scaled, vae=vae, mask=mask, grow_mask_by=6)
     small_inpaint = graph("VAEEncodeForInpaint", pixels=scaled, vae=encoder, mask=mask, grow_mask_by=6)
-    ours = graph("CascadeEncodeImage", image=scaled, encoder=encoder, sizing=OWN, short_side=256, stage_a=vae)
+    ours = graph("CascadeEncodeImage", image=scaled, encoder=encoder, resize_mode=OWN, short_side=256, vae=vae)
     pasted = graph("LatentComposite", samples_to=ours[1], samples_from=inpaint, x=64, y=32, feather=0)
-    model_b = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")
+    model_b = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")
     settings = {"model": model_b, "positive": parts.text[0], "negative": parts.text[1], "seed": 1, "steps": 2}
-    settings |= {"guidance": 1.1, "shift": 1.0, **SETTINGS}
+    settings |= {"cfg": 1.1, "shift": 1.0, **SETTINGS}
     result = host.run(
         graph,
-        small=parts.cascade(latent=plain, denoise=0.5),
-        small_inpaint=parts.cascade(latent=small_inpaint),
-        large=graph("CascadeSampleStageB", stage_c=ours[0], latent=inpaint, **{**settings, "denoise": 0.5}),
-        pasted=graph("CascadeSampleStageB", stage_c=ours[0], latent=pasted, **{**settings, "denoise": 0.5}),
-        mixed=graph("CascadeMixLatents", latent_1=plain, latent_2=ours[0], share=0.5, way="slerp", frames=1),
+        small=parts.cascade(latent_image=plain, denoise=0.5),
+        small_inpaint=parts.cascade(latent_image=small_inpaint),
+        large=graph("CascadeSampleStageB", stage_c=ours[0], latent_image=inpaint, **{**settings, "denoise": 0.5}),
+        pasted=graph("CascadeSampleStageB", stage_c=ours[0], latent_image=pasted, **{**settings, "denoise": 0.5}),
+        mixed=graph(
+            "CascadeMixLatents", samples1=plain, samples2=ours[0], blend_factor=0.5, blend_mode="slerp", frames=1
+        ),
     )
     assert result.small["samples"].shape == (2, 16, 6, 9)
     assert result.small_inpaint["samples"].shape == (2, 16, 6, 9)
@@ -447,20 +451,20 @@ def test_two_passes_with_the_hosts_latent_scaling(host: Any) -> None:
     graph = parts.graph
     first = parts.cascade()
     larger = graph("LatentUpscaleBy", samples=first, upscale_method="bilinear", scale_by=2.0)
-    second = parts.cascade(latent=larger, denoise=0.3)
+    second = parts.cascade(latent_image=larger, denoise=0.3)
     large = graph(
         "CascadeSampleStageB",
-        model=graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32"),
+        model=graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32"),
         positive=parts.text[0],
         negative=parts.text[1],
         stage_c=second,
         seed=1,
         steps=1,
-        guidance=1.1,
+        cfg=1.1,
         shift=1.0,
         tiling="always",
         tile_size=256,
-        tile_overlap=64,
+        overlap=64,
         **SETTINGS,
     )
     result = host.run(graph, second=second, large=large)
@@ -470,8 +474,8 @@ def test_two_passes_with_the_hosts_latent_scaling(host: Any) -> None:
 
 def test_messages_name_the_node(host: Any) -> None:
     graph = Graph()
-    encoder = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="none", dtype="fp32")
+    encoder = graph("CascadeLoadEncoder", vae_name=file_name("effnet"), previewer="none", weight_dtype="fp32")
     image = graph("EmptyImage", width=2048, height=16, batch_size=1, color=0)
-    latent = graph("CascadeEncodeImage", image=image, encoder=encoder, sizing=SHORT, short_side=1024)
+    latent = graph("CascadeEncodeImage", image=image, encoder=encoder, resize_mode=SHORT, short_side=1024)
     with pytest.raises(Failed, match=r"CascadeEncodeImage: An image's width must be 32 to 16384 pixels, not 131072"):
         host.run(graph, latent=latent)

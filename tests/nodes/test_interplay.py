@@ -25,8 +25,10 @@ class Parts:
 
     def __init__(self) -> None:
         self.graph = Graph()
-        self.model = self.graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
-        self.clip = self.graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+        self.model = self.graph(
+            "CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none"
+        )
+        self.clip = self.graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
         self.text = self.encoded("a red circle on the left")
         self.latent = self.graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)
 
@@ -53,10 +55,10 @@ class Parts:
             "model": self.model,
             "positive": self.text[0],
             "negative": self.text[1],
-            "latent": self.latent[0],
+            "latent_image": self.latent[0],
             "seed": 5,
             "steps": 2,
-            "guidance": 4.0,
+            "cfg": 4.0,
             "shift": 2.0,
         }
         return self.graph("CascadeSampleStageC", **{**given, **SETTINGS, **changes})
@@ -148,7 +150,7 @@ def test_latents_of_the_host(host: Any) -> None:
     parts = Parts()
     graph = parts.graph
     empty = graph("StableCascade_EmptyLatentImage", width=256, height=256, compression=42, batch_size=2)
-    first = parts.cascade(latent=empty[0])
+    first = parts.cascade(latent_image=empty[0])
     larger = graph("LatentUpscale", samples=first, upscale_method="bilinear", width=0, height=80, crop="disabled")
     twice = graph("RepeatLatentBatch", samples=parts.latent[0], amount=2)
     joined = graph("LatentBatch", samples1=twice, samples2=parts.latent[0])
@@ -156,9 +158,9 @@ def test_latents_of_the_host(host: Any) -> None:
     everything, one, refined = samples(
         host,
         parts,
-        everything=parts.cascade(latent=joined),
-        one=parts.cascade(latent=second),
-        refined=parts.cascade(latent=larger, denoise=0.5),
+        everything=parts.cascade(latent_image=joined),
+        one=parts.cascade(latent_image=second),
+        refined=parts.cascade(latent_image=larger, denoise=0.5),
     )
     assert everything.shape == (3, 16, 5, 6)
     assert relative_error(one, everything[1:2]) < 1e-3
@@ -172,7 +174,11 @@ def test_noise_masks_of_the_host(host: Any) -> None:
     done = parts.cascade()
     masked = parts.graph("SetLatentNoiseMask", samples=done, mask=mask)
     before, theirs, ours = samples(
-        host, parts, before=done, theirs=parts.ksampler(latent_image=masked), ours=parts.cascade(latent=masked, seed=6)
+        host,
+        parts,
+        before=done,
+        theirs=parts.ksampler(latent_image=masked),
+        ours=parts.cascade(latent_image=masked, seed=6),
     )
     assert relative_error(theirs, before) < 1e-5
     assert relative_error(ours, before) < 1e-5
@@ -279,7 +285,7 @@ def others(host: Any) -> Iterator[list[str]]:
 def test_model_merging_of_the_host(host: Any, others: list[str]) -> None:
     parts = Parts()
     graph = parts.graph
-    other, half = (graph("CascadeLoadStageC", file=name, dtype="fp32", previewer="none") for name in others)
+    other, half = (graph("CascadeLoadStageC", unet_name=name, weight_dtype="fp32", previewer="none") for name in others)
     merged = graph("ModelMergeSimple", model1=parts.model, model2=other, ratio=0.5)
     plain, between, same = samples(
         host,
@@ -329,7 +335,7 @@ def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_image_variation(host: Any) -> None:
     parts = Parts()
     graph = parts.graph
-    vision = graph("CascadeLoadImageEncoder", file=file_name("image_encoder"))
+    vision = graph("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))
     image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
     seen = graph("CLIPVisionEncode", clip_vision=vision, image=image, crop="center")
     keywords = {"clip_vision_output": seen, "strength": 1.0, "noise_augmentation": 0.0}
@@ -349,8 +355,8 @@ def test_image_variation(host: Any) -> None:
 def test_the_hosts_own_graph_for_stage_b_and_images(host: Any) -> None:
     parts = Parts()
     graph = parts.graph
-    model = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="fp32")
-    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="fp32")
+    model = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")
+    vae = graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="fp32")
     with_c = graph("StableCascade_StageB_Conditioning", conditioning=parts.text[0], stage_c=parts.ksampler())
     large = parts.ksampler(model=model, positive=with_c, latent_image=parts.latent[1], cfg=1.1)
     image = graph("VAEDecode", samples=large, vae=vae)
@@ -370,10 +376,10 @@ def test_the_hosts_own_graph_for_stage_b_and_images(host: Any) -> None:
 @pytest.mark.parametrize("node", ["CascadeSampleStageC", "CascadeSampleStageB"])
 def test_the_hosts_own_models_in_our_samplers(host: Any, node: str) -> None:
     conditioning = [[torch.randn(1, 7, networks.WIDTH), {"pooled_output": torch.randn(1, networks.WIDTH)}]]
-    settings = {"seed": 7, "steps": 2, "guidance": 4.0, "shift": 2.0, **SETTINGS}
+    settings = {"seed": 7, "steps": 2, "cfg": 4.0, "shift": 2.0, **SETTINGS}
     stage = "stage_c" if node.endswith("C") else "stage_b"
     small = {"samples": torch.randn(1, 16, 5, 6)}
-    given = {"latent": small} if stage == "stage_c" else {"stage_c": small}
+    given = {"latent_image": small} if stage == "stage_c" else {"stage_c": small}
     result = host.call(node, model=native(stage), positive=conditioning, negative=conditioning, **given, **settings)
     assert torch.isfinite(result[0]["samples"]).all()
 
@@ -381,7 +387,7 @@ def test_the_hosts_own_models_in_our_samplers(host: Any, node: str) -> None:
 def test_a_saved_checkpoint_is_loaded_again(host: Any) -> None:
     parts = Parts()
     graph = parts.graph
-    vae = graph("CascadeLoadEncoder", file=file_name("effnet"), previewer="auto", dtype="fp32")
+    vae = graph("CascadeLoadEncoder", vae_name=file_name("effnet"), previewer="auto", weight_dtype="fp32")
     graph("CheckpointSave", model=parts.model, clip=parts.clip, vae=vae, filename_prefix="saved")
     host.run(graph, latent=parts.ksampler())
     [path] = (host.base / "output").glob("saved*.safetensors")

@@ -18,11 +18,11 @@ from tests.nodes.hosting import Anything, Failed, Graph, Refused
 from tests.nodes.networks import file_name
 from tests.nodes.test_sampling import sampled
 
-OUTPUTS = ("stage_c", "stage_b", "clip", "stage_a", "encoder", "clip_vision", "report")
+OUTPUTS = ("stage_c", "stage_b", "clip", "vae", "encoder", "clip_vision", "report")
 
 
 def checkpoint(host: Any, name: str, second: str = "auto", dtype: str = "fp32") -> dict[str, Any]:
-    loaded = host.call("CascadeLoadCheckpoint", checkpoint=name, second_checkpoint=second, dtype=dtype)
+    loaded = host.call("CascadeLoadCheckpoint", ckpt_name=name, second_ckpt_name=second, weight_dtype=dtype)
     return dict(zip(OUTPUTS, loaded, strict=True))
 
 
@@ -51,7 +51,7 @@ def test_a_folder_of_diffusers(host: Any) -> None:
     folder = host.models / "diffusers" / "small" / "prior"
     convert(host.models / "diffusion_models" / file_name("stage_c"), folder, layout="diffusers")
     (folder.parent / "model_index.json").write_text("{}", encoding="utf-8")
-    options = host.classes["CascadeLoadCheckpoint"].INPUT_TYPES()["required"]["checkpoint"][1]["options"]
+    options = host.classes["CascadeLoadCheckpoint"].INPUT_TYPES()["required"]["ckpt_name"][1]["options"]
     assert "small/" in options
     assert f"Stage C: {folder}" in checkpoint(host, "small/")["report"]
 
@@ -60,7 +60,9 @@ def test_what_is_missing_is_said_where_it_is_wanted(host: Any, monkeypatch: pyte
     checkpoint_sets = host.pack("nodes.host.checkpoint_sets")
     monkeypatch.setattr(checkpoint_sets.folders, "model_folders", lambda: [])
     graph = Graph()
-    loaded = graph("CascadeLoadCheckpoint", checkpoint="small_b.safetensors", second_checkpoint="auto", dtype="auto")
+    loaded = graph(
+        "CascadeLoadCheckpoint", ckpt_name="small_b.safetensors", second_ckpt_name="auto", weight_dtype="default"
+    )
     text = graph("CascadeTextEncode", clip=loaded[2], positive="a", negative="")
     graph("Kept", name="text", value=text)
     host.run(graph)
@@ -73,11 +75,11 @@ def test_what_is_missing_is_said_where_it_is_wanted(host: Any, monkeypatch: pyte
 @pytest.mark.parametrize("name", ["missing.safetensors", "../../secret.safetensors", "/etc/passwd", ""])
 def test_files_that_are_not_offered_are_refused(host: Any, name: str) -> None:
     graph = Graph()
-    loaded = graph("CascadeLoadStageB", file=name, dtype="auto")
+    loaded = graph("CascadeLoadStageB", unet_name=name, weight_dtype="default")
     with pytest.raises(Refused, match="not in list"):
         host.run(graph, model=loaded)
     with pytest.raises(Exception, match=r"not in ComfyUI's|is missing"):
-        host.call("CascadeLoadStageB", file=name, dtype="auto")
+        host.call("CascadeLoadStageB", unet_name=name, weight_dtype="default")
 
 
 def test_a_file_is_loaded_once_until_it_changes(host: Any, loads: list[Path]) -> None:
@@ -105,7 +107,9 @@ def smaller(host: Any, path: Path) -> None:
 def test_a_search_is_repeated_when_files_come(host: Any, another: Path) -> None:
     def report() -> str:
         graph = Graph()
-        loaded = graph("CascadeLoadCheckpoint", checkpoint="search my folders", second_checkpoint="auto", dtype="fp32")
+        loaded = graph(
+            "CascadeLoadCheckpoint", ckpt_name="search my folders", second_ckpt_name="auto", weight_dtype="fp32"
+        )
         return host.run(graph, report=loaded[6]).report
 
     first = report()
@@ -129,7 +133,7 @@ def test_a_whole_cascade_is_loaded_once_until_a_part_changes(host: Any, loads: l
     def run() -> int:
         graph = Graph()
         loaded = graph(
-            "CascadeLoadCheckpoint", checkpoint="small_c.safetensors", second_checkpoint="auto", dtype="fp32"
+            "CascadeLoadCheckpoint", ckpt_name="small_c.safetensors", second_ckpt_name="auto", weight_dtype="fp32"
         )
         host.run(graph, report=loaded[6])
         return len(loads)
@@ -162,7 +166,7 @@ def test_a_choice_that_is_connected(
     def run() -> int:
         graph = Graph()
         file = graph("AnyChoice", name=another.name)
-        loaded = graph("CascadeLoadStageC", file=file, dtype="fp32", previewer="none")
+        loaded = graph("CascadeLoadStageC", unet_name=file, weight_dtype="fp32", previewer="none")
         host.run(graph, model=loaded)
         return len(loads)
 
@@ -176,9 +180,13 @@ def test_a_choice_that_is_connected(
 def test_fingerprints_name_no_folder(host: Any) -> None:
     """ComfyUI writes them into the images."""
     for node, inputs in {
-        "CascadeLoadStageC": {"file": file_name("stage_c"), "previewer": "auto", "dtype": "auto"},
-        "CascadeLoadEncoder": {"file": None, "previewer": "auto", "dtype": "auto"},
-        "CascadeLoadCheckpoint": {"checkpoint": "search my folders", "second_checkpoint": "auto", "dtype": "auto"},
+        "CascadeLoadStageC": {"unet_name": file_name("stage_c"), "previewer": "auto", "weight_dtype": "default"},
+        "CascadeLoadEncoder": {"vae_name": None, "previewer": "auto", "weight_dtype": "default"},
+        "CascadeLoadCheckpoint": {
+            "ckpt_name": "search my folders",
+            "second_ckpt_name": "auto",
+            "weight_dtype": "default",
+        },
     }.items():
         assert re.fullmatch(r"[0-9a-f]{16}", host.classes[node].fingerprint_inputs(**inputs))
 
@@ -206,18 +214,22 @@ def test_models_are_let_go(host: Any) -> None:
 
 def test_newer_hosts_can_load_a_model_again(host: Any) -> None:
     found = checkpoint(host, "small_c.safetensors")
-    for patcher in (found["stage_c"], found["stage_b"], found["clip"].patcher, found["stage_a"].patcher):
+    for patcher in (found["stage_c"], found["stage_b"], found["clip"].patcher, found["vae"].patcher):
         make, arguments = patcher.cached_patcher_init
         again = make(*arguments, disable_dynamic=True)
         for name, value in patcher.model_state_dict().items():
             assert torch.equal(again.model_state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bf16", "fp16", "fp32", "fp8"])
+@pytest.mark.parametrize("dtype", ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn"])
 def test_types_of_the_text_encoder(host: Any, dtype: str) -> None:
-    exact = host.call("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")[0].encode("a red circle")
-    found = host.call("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype=dtype)[0].encode("a red circle")
-    assert float((found - exact).abs().max() / exact.abs().max()) < (0.3 if dtype == "fp8" else 0.05)
+    exact = host.call("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")[0].encode(
+        "a red circle"
+    )
+    found = host.call("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype=dtype)[0].encode(
+        "a red circle"
+    )
+    assert float((found - exact).abs().max() / exact.abs().max()) < (0.3 if dtype == "fp8_e4m3fn" else 0.05)
 
 
 def test_float8_files_stay_float8(host: Any) -> None:
@@ -227,7 +239,7 @@ def test_float8_files_stay_float8(host: Any) -> None:
     read = host.pack("nodes.host.files").read
     _, state = read(path, "stage_c")
     assert state["down_blocks.0.2.attention.attn.to_q.weight"].dtype == torch.float8_e4m3fn
-    model = host.call("CascadeLoadStageC", file=path.name, dtype="auto", previewer="none")[0]
+    model = host.call("CascadeLoadStageC", unet_name=path.name, weight_dtype="default", previewer="none")[0]
     assert model.model_dtype() in (torch.float8_e4m3fn, torch.float32)
     path.unlink()
 
@@ -236,7 +248,7 @@ def test_a_page_saved_as_a_model_is_explained(host: Any) -> None:
     path = Path(host.models / "diffusion_models" / "page.safetensors")
     path.write_text("<!DOCTYPE html><html>Sign in</html>", encoding="utf-8")
     graph = Graph()
-    loaded = graph("CascadeLoadStageC", file=path.name, dtype="auto", previewer="auto")
+    loaded = graph("CascadeLoadStageC", unet_name=path.name, weight_dtype="default", previewer="auto")
     with pytest.raises(Failed, match=r"CascadeLoadStageC: .*page.safetensors: this is a web page"):
         host.run(graph, model=loaded)
     path.unlink()

@@ -213,15 +213,15 @@ def test_conditions_of_a_patched_model_are_its_own(host: Any) -> None:
     assert torch.equal(sample(model, "stage_c", *conds), before)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_types_stay_close(host: Any, kind: str, dtype: str) -> None:
     conds = conditioning(**prior(kind)), conditioning(seed=2)
     expected = sample(ours(host, kind), kind, *conds, steps=1)
     model = ours(host, kind, dtype=dtype)
-    assert {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}[dtype] in str(model.model_dtype())
+    assert {"bf16": "bfloat16", "fp16": "float16", "fp8_e4m3fn": "float8_e4m3fn"}[dtype] in str(model.model_dtype())
     found = sample(model, kind, *conds, steps=1)
-    assert relative_error(found, expected) < (0.3 if dtype == "fp8" else 0.03)
+    assert relative_error(found, expected) < (0.3 if dtype == "fp8_e4m3fn" else 0.03)
 
 
 def test_a_conditioning_of_another_model_is_explained(host: Any) -> None:

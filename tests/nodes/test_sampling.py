@@ -43,18 +43,18 @@ POSITIVE, NEGATIVE = embedding(1), embedding(2)
 def model(host: Any, kind: str) -> Any:
     extra = {"previewer": "none"} if kind == "stage_c" else {}
     node = {"stage_c": "CascadeLoadStageC", "stage_b": "CascadeLoadStageB"}[kind]
-    return host.call(node, file=file_name(kind), dtype="fp32", **extra)[0]
+    return host.call(node, unet_name=file_name(kind), weight_dtype="fp32", **extra)[0]
 
 
 def stage_c(host: Any, batch: int = 1, **changes: Any) -> Tensor:
-    settings = {"seed": 7, "steps": 4, "guidance": 4.0, "shift": 2.0, **SETTINGS, **changes}
-    given = {"latent": {"samples": torch.zeros(batch, 16, 5, 6)}, "model": model(host, "stage_c")}
+    settings = {"seed": 7, "steps": 4, "cfg": 4.0, "shift": 2.0, **SETTINGS, **changes}
+    given = {"latent_image": {"samples": torch.zeros(batch, 16, 5, 6)}, "model": model(host, "stage_c")}
     conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
     return host.call("CascadeSampleStageC", **{**given, **conds, **settings})[0]["samples"]
 
 
 def stage_b(host: Any, small: Tensor, **changes: Any) -> Tensor:
-    settings = {"seed": 7, "steps": 3, "guidance": 1.1, "shift": 1.0, **SETTINGS, **changes}
+    settings = {"seed": 7, "steps": 3, "cfg": 1.1, "shift": 1.0, **SETTINGS, **changes}
     conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
     given = {"model": model(host, "stage_b"), "stage_c": {"samples": small}}
     return host.call("CascadeSampleStageB", **{**given, **conds, **settings})[0]["samples"]
@@ -74,7 +74,7 @@ def library_stage_c(
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "lcm"])
 def test_stage_c_is_the_librarys(host: Any, sampler: str) -> None:
-    assert relative_error(stage_c(host, sampler=sampler), library_stage_c(sampler=sampler)) < 1e-3
+    assert relative_error(stage_c(host, sampler_name=sampler), library_stage_c(sampler=sampler)) < 1e-3
 
 
 def test_stage_b_is_the_librarys(host: Any) -> None:
@@ -93,12 +93,12 @@ def test_stage_b_is_the_librarys(host: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "guidance"),
     [
-        ({"rho": 0.0}, Guidance(rho=0.0)),
-        ({"rho": 1.0, "guidance": 8.0}, Guidance(scale=8.0, rho=1.0)),
-        ({"ramp": 0.25}, Guidance(scale=(4.0, 1.0))),
-        ({"guidance_start": 0.75, "guidance_stop": 0.5}, Guidance(t_start=0.75, t_stop=0.5)),
-        ({"guidance": 1.0}, Guidance(scale=1.0)),
-        ({"rescale": "whole batch (as released)"}, Guidance(per_image=False)),
+        ({"cfg_rescale": 0.0}, Guidance(rho=0.0)),
+        ({"cfg_rescale": 1.0, "cfg": 8.0}, Guidance(scale=8.0, rho=1.0)),
+        ({"cfg_end": 1.0}, Guidance(scale=(4.0, 1.0))),
+        ({"start_percent": 0.25, "end_percent": 0.5}, Guidance(t_start=0.75, t_stop=0.5)),
+        ({"cfg": 1.0}, Guidance(scale=1.0)),
+        ({"rescale_scope": "whole batch (as released)"}, Guidance(per_image=False)),
     ],
 )
 def test_guidance_is_the_librarys(host: Any, changes: dict[str, Any], guidance: Guidance) -> None:
@@ -115,17 +115,17 @@ def test_where_guidance_does_not_act_there_is_one_call(host: Any) -> None:
 
     counted = model(host, "stage_c").clone()
     counted.set_model_unet_function_wrapper(count)
-    stage_c(host, model=counted, guidance_start=0.75, guidance_stop=0.5)
+    stage_c(host, model=counted, start_percent=0.25, end_percent=0.5)
     assert batches == [1, 2, 2, 1]
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "euler_ancestral", "lcm", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m"])
 def test_an_image_is_the_same_alone_and_in_a_batch(host: Any, sampler: str) -> None:
-    both = stage_c(host, batch=2, sampler=sampler)
-    assert relative_error(stage_c(host, sampler=sampler), both[:1]) < 1e-3
-    assert relative_error(stage_c(host, sampler=sampler, seed=8), both[1:]) < 1e-3
+    both = stage_c(host, batch=2, sampler_name=sampler)
+    assert relative_error(stage_c(host, sampler_name=sampler), both[:1]) < 1e-3
+    assert relative_error(stage_c(host, sampler_name=sampler, seed=8), both[1:]) < 1e-3
     second = {"samples": torch.zeros(1, 16, 5, 6), "batch_index": [1]}
-    assert relative_error(stage_c(host, sampler=sampler, latent=second), both[1:]) < 1e-3
+    assert relative_error(stage_c(host, sampler_name=sampler, latent_image=second), both[1:]) < 1e-3
 
 
 def test_every_sampler_of_the_host_runs(host: Any) -> None:
@@ -134,13 +134,15 @@ def test_every_sampler_of_the_host_runs(host: Any) -> None:
     assert set(comfy.samplers.KSampler.SAMPLERS) <= set(offered)
     # uni_pc and its like want more steps than this or a GPU; the names they go by are what is tested here.
     for sampler in ("heun", "dpmpp_3m_sde", "deis", "uni_pc", "ddim"):
-        assert torch.isfinite(stage_c(host, sampler=sampler, steps=5)).all()
+        assert torch.isfinite(stage_c(host, sampler_name=sampler, steps=5)).all()
 
 
 def test_denoise_keeps_what_was_there(host: Any) -> None:
     latent = {"samples": random(1, 16, 5, 6)}
     distances = [
-        relative_error(stage_c(host, latent=latent, denoise=denoise, sampler="ddim", guidance=1.0), latent["samples"])
+        relative_error(
+            stage_c(host, latent_image=latent, denoise=denoise, sampler_name="ddim", cfg=1.0), latent["samples"]
+        )
         for denoise in (0.05, 0.5, 1.0)
     ]
     assert distances == sorted(distances)
@@ -151,7 +153,7 @@ def test_a_mask_keeps_what_it_covers(host: Any) -> None:
     mask = torch.zeros(1, 1, 40, 48)
     mask[..., 24:] = 1
     latent = {"samples": random(1, 16, 5, 6), "noise_mask": mask}
-    result = stage_c(host, latent=latent)
+    result = stage_c(host, latent_image=latent)
     assert relative_error(result[..., :2], latent["samples"][..., :2]) < 1e-5
     assert relative_error(result[..., 4:], latent["samples"][..., 4:]) > 0.1
 
@@ -159,8 +161,8 @@ def test_a_mask_keeps_what_it_covers(host: Any) -> None:
 def test_the_size_of_stage_b_is_that_of_its_latent(host: Any) -> None:
     small = random(1, 16, 5, 6)
     assert stage_b(host, small).shape == (1, 4, 54, 64)
-    assert stage_b(host, small, latent={"samples": torch.zeros(1, 4, 52, 62)}).shape == (1, 4, 52, 62)
-    assert stage_b(host, random(3, 16, 5, 6), latent={"samples": torch.zeros(1, 4, 16, 16)}).shape[0] == 3
+    assert stage_b(host, small, latent_image={"samples": torch.zeros(1, 4, 52, 62)}).shape == (1, 4, 52, 62)
+    assert stage_b(host, random(3, 16, 5, 6), latent_image={"samples": torch.zeros(1, 4, 16, 16)}).shape[0] == 3
 
 
 def test_shift_moves_percentages_too(host: Any) -> None:
@@ -176,7 +178,7 @@ def test_shift_moves_percentages_too(host: Any) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 2.0])
 def test_sigmas_are_released_and_lead_back_to_their_times(host: Any, shift: float) -> None:
-    [sigmas] = host.call("CascadeSigmas", steps=10, shift=shift, t_start=1.0, t_end=0.0)
+    [sigmas] = host.call("CascadeSigmas", steps=10, shift=shift, start_percent=0.0, end_percent=1.0)
     assert sigmas.shape == (11,)
     assert sigmas[-1] == 0
     simple = comfy.samplers.calculate_sigmas(
@@ -196,24 +198,24 @@ def custom(graph: Graph, loaded: Any, text: Any) -> Any:
         model=loaded,
         positive=text[0],
         negative=text[1],
-        guidance=4.0,
-        **{name: value for name, value in SETTINGS.items() if name not in ("sampler", "denoise")},
+        cfg=4.0,
+        **{name: value for name, value in SETTINGS.items() if name not in ("sampler_name", "denoise")},
     )
     return graph(
         "SamplerCustomAdvanced",
         noise=graph("RandomNoise", noise_seed=3),
         guider=guider,
         sampler=graph("KSamplerSelect", sampler_name="euler"),
-        sigmas=graph("CascadeSigmas", steps=4, shift=2.0, t_start=1.0, t_end=0.0),
+        sigmas=graph("CascadeSigmas", steps=4, shift=2.0, start_percent=0.0, end_percent=1.0),
         latent_image=graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)[0],
     )
 
 
 def test_custom_sampling(host: Any) -> None:
     graph = Graph()
-    clip = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    clip = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
     text = graph("CascadeTextEncode", clip=clip, positive="a circle", negative="")
-    loaded = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer="auto")
+    loaded = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer="auto")
     result = host.run(graph, latent=custom(graph, loaded, text))
     assert result.latent["samples"].shape == (1, 16, 5, 6)
     assert torch.isfinite(result.latent["samples"]).all()
@@ -222,7 +224,7 @@ def test_custom_sampling(host: Any) -> None:
 def test_a_guidance_function_on_the_model_wins(host: Any) -> None:
     changed = model(host, "stage_c").clone()
     changed.set_model_sampler_cfg_function(lambda args: args["uncond"])
-    expected = stage_c(host, guidance=1.0, positive=conditioning(NEGATIVE))
+    expected = stage_c(host, cfg=1.0, positive=conditioning(NEGATIVE))
     assert relative_error(stage_c(host, model=changed), expected) < 1e-3
 
 
@@ -249,22 +251,22 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
     with pytest.raises(
         Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
     ):
-        stage_c(host, latent={"samples": torch.zeros(1, 4, 8, 8)})
+        stage_c(host, latent_image={"samples": torch.zeros(1, 4, 8, 8)})
     for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
         with pytest.raises(Exception, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"):
-            stage_c(host, latent={"samples": torch.zeros(shape)})
+            stage_c(host, latent_image={"samples": torch.zeros(shape)})
     with pytest.raises(Exception, match=r"t_stop 0.9 must not be above t_start 0.5"):
-        stage_c(host, guidance_start=0.5, guidance_stop=0.9)
+        stage_c(host, start_percent=0.5, end_percent=0.1)
 
 
 def sampled(previewer: str, steps: int = 4) -> Graph:
     """A graph that samples Stage C with the host's own KSampler."""
     graph = Graph()
-    clip = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    clip = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
     text = graph("CascadeTextEncode", clip=clip, positive="a circle", negative="")
     result = graph(
         "KSampler",
-        model=graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer=previewer),
+        model=graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer=previewer),
         positive=text[0],
         negative=text[1],
         latent_image=graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)[0],
@@ -302,7 +304,7 @@ def test_every_step_has_an_image(host: Any, progress: list[Any], previewer: str)
 def test_previews_come_with_every_sampler(host: Any, progress: list[Any], sampler: str) -> None:
     graph = Graph()
     _, sampling = cascade(graph)
-    graph.prompt[sampling.node]["inputs"]["sampler"] = sampler
+    graph.prompt[sampling.node]["inputs"]["sampler_name"] = sampler
     host.run(graph, latent=sampling)
     assert [value for value, _, preview in progress if preview] == [1, 2, 3]
 

@@ -7,15 +7,15 @@ Where a change is meant, `pytest tests/nodes/test_schemas.py --update-schemas` w
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
-FILES = {"controlnet", "file", "previewer", "checkpoint", "second_checkpoint", "sampler"}
-FILES |= {"stage_c", "text_encoder", "effnet"}
-FILES |= {f"file_{number}" for number in range(1, 6)}
+FILES = re.compile(r"(unet|vae|clip|ckpt|second_ckpt|encoder|control_net|lora|embedding|sampler)_name\d?|previewer")
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
 
@@ -36,8 +36,8 @@ def schema(kind: Any) -> dict[str, Any]:
 def _input(name: str, spec: Any, group: str) -> dict[str, Any]:
     kind, options = spec
     found = {"name": name, "type": kind, "optional": group == "optional"}
-    found |= {key: options[key] for key in CONSTRAINTS if options.get(key) not in (None, False)}
-    if kind == "COMBO" and name not in FILES:
+    found |= {key: options[key] for key in CONSTRAINTS if options.get(key) is not None and options[key] is not False}
+    if kind == "COMBO" and not FILES.fullmatch(name):
         found["options"] = list(options["options"])
     return found
 
@@ -66,15 +66,34 @@ def test_every_input_and_output_has_a_tooltip(host: Any) -> None:
 
 def test_the_tiny_cascade_is_the_first_choice_everywhere(host: Any) -> None:
     tiny = host.pack("nodes.host.folders").TINY
+    chosen = {"unet_name", "vae_name", "clip_name", "ckpt_name", "lora_name", "embedding_name"}
     for name, kind in ours(host).items():
         for each, spec in kind.INPUT_TYPES()["required"].items():
-            if each in ("file", "checkpoint"):
+            if each in chosen:
                 assert spec[1]["options"][0] == spec[1]["default"] == tiny, name
 
 
-def test_schemas_forget_what_an_older_host_does_not_know(host: Any) -> None:
+def test_schemas_forget_what_an_older_host_does_not_know(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     types = host.pack("nodes.types")
-    io = types.io
-    made = types.schema(node_id="X", inputs=[], outputs=[], something_new=True)
-    assert made.node_id == "X"
-    assert types.field(io.Int, "x", default=1, something_new=True).default == 1
+
+    @dataclass
+    class OlderSchema:
+        node_id: str
+
+    class Older:
+        @dataclass
+        class Input:
+            id: str
+            default: int
+
+    monkeypatch.setattr(types.io, "Schema", OlderSchema)
+    assert types.schema(node_id="X", search_aliases=["x"], essentials_category="X") == OlderSchema("X")
+    assert types.field(Older, "x", default=1, advanced=True) == Older.Input("x", 1)
+
+
+def test_a_misspelt_keyword_is_refused(host: Any) -> None:
+    types = host.pack("nodes.types")
+    with pytest.raises(TypeError, match="serach_aliases"):
+        types.schema(node_id="X", inputs=[], outputs=[], serach_aliases=["x"])
+    with pytest.raises(TypeError, match="tootlip"):
+        types.field(types.io.Int, "x", default=1, tootlip="x")

@@ -14,51 +14,51 @@ from tests.nodes.networks import file_name
 
 TINY = "tiny cascade (included)"
 SETTINGS = {
-    "sampler": "ddpm",
+    "sampler_name": "ddpm",
     "denoise": 1.0,
-    "rho": 0.7,
-    "ramp": 1.0,
-    "guidance_start": 1.0,
-    "guidance_stop": 0.0,
-    "rescale": "per image",
+    "cfg_rescale": 0.7,
+    "cfg_end": 0.0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "rescale_scope": "per image",
 }
 """Inputs that both samplers share, at their defaults."""
 
 
 def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:
     """Text to image with our nodes: the image, and Stage C's sampler."""
-    clip = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    clip = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
     text = graph("CascadeTextEncode", clip=clip, positive="a (red:1.3) circle", negative="blurry")
-    model = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer="auto")
+    model = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer="auto")
     latent = graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)
     stage_c = graph(
         "CascadeSampleStageC",
         model=model,
         positive=text[0],
         negative=text[1],
-        latent=latent[0],
+        latent_image=latent[0],
         seed=7,
         steps=3,
-        guidance=4.0,
+        cfg=4.0,
         shift=2.0,
         **SETTINGS,
     )
-    decoder = graph("CascadeLoadStageB", file=file_name("stage_b"), dtype="auto")
+    decoder = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="default")
     stage_b = graph(
         "CascadeSampleStageB",
         model=decoder,
         positive=text[0],
         negative=text[1],
         stage_c=stage_c,
-        latent=latent[1],
+        latent_image=latent[1],
         seed=7,
         steps=2,
-        guidance=1.1,
+        cfg=1.1,
         shift=1.0,
         **SETTINGS,
     )
-    vae = graph("CascadeLoadStageA", file=file_name("stage_a"), dtype="auto")
-    return graph("CascadeDecode", latent=stage_b, vae=vae, tiling="auto", tile_size=1024), stage_c
+    vae = graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="default")
+    return graph("CascadeDecode", samples=stage_b, vae=vae, tiling="auto", tile_size=1024), stage_c
 
 
 def test_text_to_image(host: Any) -> None:
@@ -78,16 +78,16 @@ def test_the_tiny_cascade_draws_what_the_library_draws(host: Any) -> None:
         Parts(tiny.parts()), [caption, caption], seeds=[3, 4], settings=Settings(width=256, height=256)
     ).images
     graph = Graph()
-    clip = graph("CascadeLoadTextEncoder", file=TINY, dtype="auto")
+    clip = graph("CascadeLoadTextEncoder", clip_name=TINY, weight_dtype="default")
     text = graph("CascadeTextEncode", clip=clip, positive=caption, negative="")
     conds = {"positive": text[0], "negative": text[1], "seed": 3, **SETTINGS}
     latent = graph("CascadeEmptyLatent", preset="256 x 256 (tiny cascade)", width=64, height=64, batch_size=2)
-    model = graph("CascadeLoadStageC", file=TINY, dtype="auto", previewer="auto")
-    stage_c = graph("CascadeSampleStageC", model=model, latent=latent[0], steps=20, guidance=4.0, shift=2.0, **conds)
-    decoder = graph("CascadeLoadStageB", file=TINY, dtype="auto")
-    stage_b = graph("CascadeSampleStageB", model=decoder, stage_c=stage_c, steps=10, guidance=1.1, shift=1.0, **conds)
-    vae = graph("CascadeLoadStageA", file=TINY, dtype="auto")
-    image = graph("CascadeDecode", latent=stage_b, vae=vae, tiling="auto", tile_size=1024)
+    model = graph("CascadeLoadStageC", unet_name=TINY, weight_dtype="default", previewer="auto")
+    stage_c = graph("CascadeSampleStageC", model=model, latent_image=latent[0], steps=20, cfg=4.0, shift=2.0, **conds)
+    decoder = graph("CascadeLoadStageB", unet_name=TINY, weight_dtype="default")
+    stage_b = graph("CascadeSampleStageB", model=decoder, stage_c=stage_c, steps=10, cfg=1.1, shift=1.0, **conds)
+    vae = graph("CascadeLoadStageA", vae_name=TINY, weight_dtype="default")
+    image = graph("CascadeDecode", samples=stage_b, vae=vae, tiling="auto", tile_size=1024)
     found = host.run(graph, image=image).image.movedim(-1, 1)
     assert found.shape == expected.shape
     assert float((found - expected).abs().mean()) < 0.01

@@ -173,5 +173,5 @@ def test_the_training_template_trains_and_draws(host: Any) -> None:
 def test_the_template_of_files_writes_them(host: Any) -> None:
     run(host, workflow("LoRA files"))
     assert newest(host, "cascade_lora_norms_").shape == (420, 1024, 3)
-    assert (host.models / "loras" / "one_of_several.safetensors").exists()
-    assert list(host.models.glob("*/merged.safetensors"))
+    assert (host.models / "loras" / "one_of_several_00001_.safetensors").exists()
+    assert (host.models / "diffusion_models" / "merged_00001_.safetensors").exists()

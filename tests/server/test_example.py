@@ -43,7 +43,7 @@ def test_it_saves_the_image(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--checkpoint", "nothing.safetensors"], "CascadeLoadCheckpoint: Value not in list: checkpoint"),
+        (["--checkpoint", "nothing.safetensors"], "CascadeLoadCheckpoint: Value not in list: ckpt_name"),
         (["--size", "1000000"], "CascadeEmptyLatent: Value 1000000 bigger than max"),
         (["--checkpoint", "page.safetensors"], "CascadeLoadCheckpoint: "),
     ],

@@ -12,8 +12,14 @@ from tests.nodes.networks import file_name
 from tests.server.serving import Server
 
 Prompt = dict[str, Any]
-GUIDANCE = {"rho": 0.7, "ramp": 1.0, "guidance_start": 1.0, "guidance_stop": 0.0, "rescale": "per image"}
-SAMPLING = {"sampler": "ddpm", "denoise": 1.0, "positive": ["text", 0], "negative": ["text", 1], **GUIDANCE}
+GUIDANCE = {
+    "cfg_rescale": 0.7,
+    "cfg_end": 0.0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "rescale_scope": "per image",
+}
+SAMPLING = {"sampler_name": "ddpm", "denoise": 1.0, "positive": ["text", 0], "negative": ["text", 1], **GUIDANCE}
 
 
 def node(kind: str, **inputs: Any) -> Prompt:
@@ -25,24 +31,24 @@ def cascade(
 ) -> Prompt:
     """Text to image with small random networks."""
     return {
-        "clip": node("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32"),
-        "c": node("CascadeLoadStageC", file=file_name("stage_c"), dtype="auto", previewer="auto"),
-        "b": node("CascadeLoadStageB", file=file_name("stage_b"), dtype="auto"),
-        "a": node("CascadeLoadStageA", file=file_name("stage_a"), dtype="auto"),
+        "clip": node("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32"),
+        "c": node("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer="auto"),
+        "b": node("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="default"),
+        "a": node("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="default"),
         "text": node("CascadeTextEncode", clip=["clip", 0], positive=text, negative=""),
         "size": node("CascadeEmptyLatent", preset="custom", width=width, height=height, batch_size=1),
         "stage_c": node(
             "CascadeSampleStageC",
-            **{"model": ["c", 0], "latent": ["size", 0], "seed": seed, "steps": steps, "guidance": 4.0, "shift": 2.0},
+            **{"model": ["c", 0], "latent_image": ["size", 0], "seed": seed, "steps": steps, "cfg": 4.0, "shift": 2.0},
             **SAMPLING,
         ),
         "stage_b": node(
             "CascadeSampleStageB",
-            **{"model": ["b", 0], "stage_c": ["stage_c", 0], "latent": ["size", 1], "seed": seed, "steps": 2},
-            **{"guidance": 1.1, "shift": 1.0},
+            **{"model": ["b", 0], "stage_c": ["stage_c", 0], "latent_image": ["size", 1], "seed": seed, "steps": 2},
+            **{"cfg": 1.1, "shift": 1.0},
             **SAMPLING,
         ),
-        "decode": node("CascadeDecode", latent=["stage_b", 0], vae=["a", 0], tiling="auto", tile_size=1024),
+        "decode": node("CascadeDecode", samples=["stage_b", 0], vae=["a", 0], tiling="auto", tile_size=1024),
         "save": node("SaveImage", images=["decode", 0], filename_prefix="test"),
     }
 
@@ -71,16 +77,16 @@ def test_the_same_seed_makes_the_same_image(server: Server) -> None:
 
 
 BAD = [
-    ("c", "file", "nothing.safetensors", "not in list"),
-    ("c", "file", "../../../etc/passwd", "not in list"),
-    ("c", "file", "/etc/passwd", "not in list"),
-    ("c", "file", "..\\small_stage_c.safetensors", "not in list"),
-    ("c", "file", None, "not in list"),
-    ("c", "dtype", "int3", "not in list"),
+    ("c", "unet_name", "nothing.safetensors", "not in list"),
+    ("c", "unet_name", "../../../etc/passwd", "not in list"),
+    ("c", "unet_name", "/etc/passwd", "not in list"),
+    ("c", "unet_name", "..\\small_stage_c.safetensors", "not in list"),
+    ("c", "unet_name", None, "not in list"),
+    ("c", "weight_dtype", "int3", "not in list"),
     ("stage_c", "steps", "many", "Failed to convert"),
     ("stage_c", "steps", 0, "smaller than min"),
     ("stage_c", "model", ["text", 0], "Return type mismatch"),
-    ("stage_c", "sampler", "magic", "not in list"),
+    ("stage_c", "sampler_name", "magic", "not in list"),
     ("size", "width", 10**12, "bigger than max"),
     ("size", "height", -1, "smaller than min"),
     ("size", "width", 0, "smaller than min"),
@@ -124,7 +130,7 @@ def test_more_than_the_memory_is_explained(server: Server) -> None:
 
 
 def test_a_file_of_another_kind_is_explained(server: Server) -> None:
-    error = server.error(server.run(with_input(cascade(), "c", "file", file_name("stage_b"))))
+    error = server.error(server.run(with_input(cascade(), "c", "unet_name", file_name("stage_b"))))
     assert error["node_type"] == "CascadeLoadStageC"
     assert file_name("stage_b") in error["exception_message"]
     assert "Stage B" in error["exception_message"]

@@ -6,24 +6,24 @@ import { addNote, isOffered, onChange, onLoaded, valueOf } from "./note.js";
 
 const TINY = "tiny cascade (included)";
 const CHECKPOINT = "checkpoint";
-// Node -> the kind of file that it wants.
-const KINDS = {
-  CascadeLoadStageC: "stage_c",
-  CascadeLoadStageB: "stage_b",
-  CascadeLoadStageA: "stage_a",
-  CascadeLoadEncoder: "effnet",
-  CascadeLoadTextEncoder: "text_encoder",
-  CascadeLoadImageEncoder: "image_encoder",
-  CascadeLoadCheckpoint: CHECKPOINT,
+// Node -> the kind of file that it wants, and the input that names it.
+const LOADERS = {
+  CascadeLoadStageC: ["stage_c", "unet_name"],
+  CascadeLoadStageB: ["stage_b", "unet_name"],
+  CascadeLoadStageA: ["stage_a", "vae_name"],
+  CascadeLoadEncoder: ["effnet", "vae_name"],
+  CascadeLoadTextEncoder: ["text_encoder", "clip_name"],
+  CascadeLoadImageEncoder: ["image_encoder", "clip_name"],
+  CascadeLoadCheckpoint: [CHECKPOINT, "ckpt_name"],
 };
 
 app.registerExtension({
   name: "StableCascade.Loaders",
   nodeCreated(node) {
-    const kind = KINDS[node.comfyClass];
-    if (!kind) return;
+    const loader = LOADERS[node.comfyClass];
+    if (!loader) return;
+    const [kind, input] = loader;
     const show = addNote(node);
-    const input = kind === CHECKPOINT ? "checkpoint" : "file";
     let latest = 0;
     const refresh = async () => {
       const mine = ++latest;
