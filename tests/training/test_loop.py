@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +57,9 @@ class Regression(BaseTask):
         self.exported.append(folder)
 
 
-@dataclass(frozen=True)
-class Nothing:
-    pass
-
-
 def settings(folder: Path, **changes: Any) -> TrainingConfig:
     values = {"steps": 12, "batch_size": 4, "lr": 0.05, "log_every": 2, "checkpoint_every": 5, "threads": None}
-    return TrainingConfig(
-        **{"task": "x", "output": folder, "settings": Nothing(), "device": "cpu", **values, **changes}
-    )
+    return TrainingConfig(**{"task": "x", "output": folder, "device": "cpu", **values, **changes})
 
 
 def run(folder: Path, task: Regression | None = None, **changes: Any) -> Outcome:

@@ -304,7 +304,7 @@ def test_with_a_change_a_layer_keeps_its_dtype(layer: Any, dora: bool) -> None:
         ({"modules": ["*.nothing"]}, "no layer of the stage_c fits"),
         ({"text_modules": ["to_q"]}, "no layer of the text_encoder fits"),
         ({"modules": None}, "nothing to train"),
-        ({"rank": 0}, "at least 1"),
+        ({"rank": 0}, "rank: .*greater than or equal to 1, found 0"),
         ({"tokens": [{"word": "dog"}]}, "ordinary word"),
         ({"tokens": [{"word": "[a]"}, {"word": "[A]"}]}, "named twice"),
         ({"tokens": [{"word": "[a]", "start": "^qqqqqqqqqqqq</w>"}]}, "names no token"),
