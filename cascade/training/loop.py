@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import CascadeError, InvalidConfig
+from ..errors import CascadeError, RunConflict
 from .config import TrainingConfig, incompatible_changes
 from .metrics import append_metrics, plot_loss, truncate_metrics
 from .state import load_state, remove_abandoned, save_state, write_atomically
@@ -112,7 +112,7 @@ def fit(
 
     `on_step(step, steps, metrics)` is called after every step. When `should_stop()` is true, and on the first ctrl-C
     or SIGTERM, the run saves its state and returns; a second ctrl-C raises KeyboardInterrupt at once.
-    Raises InvalidConfig when the saved state belongs to another configuration, CascadeError when the loss is not
+    Raises RunConflict when the saved state belongs to another configuration, CascadeError when the loss is not
     finite.
     """
     trainer = Trainer(task, config)
@@ -274,7 +274,7 @@ class Trainer:
         log.info("%s: saved at step %d", self.config.output, self.step)
 
     def resume(self) -> None:
-        """Take up the state in the output folder; raises InvalidConfig when it is another run's."""
+        """Take up the state in the output folder; raises RunConflict when it is another run's."""
         self.config.output.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.config.output)
         state = load_state(self.config.output, self.device)
@@ -283,7 +283,7 @@ class Trainer:
             return
         reasons = incompatible_changes(state["config"], self.config.to_dict())
         if reasons:
-            raise InvalidConfig(
+            raise RunConflict(
                 f"{self.config.output}: holds a run with other settings: {'; '.join(reasons)}. "
                 "Restore them, or choose another output folder."
             )

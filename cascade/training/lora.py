@@ -22,7 +22,7 @@ from ..adapters.lora import TABLE, Token
 from ..adapters.tokens import start_ids
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
-from ..errors import InvalidConfig
+from ..errors import InvalidConfig, RunConflict
 from .config import Amount, Count, Number, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .folders import describe_problems
@@ -331,7 +331,7 @@ class LoraTask(DiffusionTask):
 
     def load_state(self, state: dict[str, Any]) -> None:
         if state["images"] != self.seen:
-            raise InvalidConfig(
+            raise RunConflict(
                 f"{self.config.output}: the images or their captions are not those of the run there. "
                 "Restore them, or choose another output folder."
             )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cascade.errors import CascadeError, InvalidConfig
+from cascade.errors import CascadeError, RunConflict
 from cascade.training.config import TrainingConfig
 from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit, learning_rate
 from cascade.training.metrics import read_metrics
@@ -141,7 +141,7 @@ def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(InvalidConfig, match=r"lr was 0\.05 and is 0\.1"):
+    with pytest.raises(RunConflict, match=r"lr was 0\.05 and is 0\.1"):
         run(tmp_path, lr=0.1)
 
 
