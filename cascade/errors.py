@@ -41,6 +41,10 @@ class InvalidConfig(CascadeError):
     """A training configuration that cannot be carried out as it is written."""
 
 
+class RunConflict(InvalidConfig):
+    """The output folder holds a training with other settings or images, which cannot go on with these."""
+
+
 class InvalidImage(CascadeError):
     """An image or a mask that cannot be used."""
 

@@ -1,13 +1,13 @@
 """Training: one loop for every task, from a file of settings to files that load_model reads.
 
-config     settings, read from a file and checked
+config     settings, read from a file and checked by pydantic
 data       images, their order, what is computed once from them
 folders    images of one's own: a folder, or webdataset tars
 loop       the loop (`fit`), with exact continuation
 state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora   one file a task
 filters    what a ControlNet is shown
-lowrank    what a LoRA trains: the changes beside the layers, and learned tokens
+lora_layers what a LoRA trains: the changes beside the layers, and learned tokens
 recipe     the tiny cascade from nothing
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
-from .config import TrainingConfig, setting
+from .config import Amount, Count, PathFromRoot, Pixels, Settings, Several, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import load_encoders, new_clip
@@ -23,8 +22,7 @@ from .text import tokenize_captions
 READER = "reader"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionsSettings:
+class CaptionsSettings(Settings):
     """`text` and `image` are the transformers configs of the two CLIP towers, of one projection_dim.
 
     `effnet` and `effnet_size` are those of the training of Stage C that follows: both read one cache.
@@ -35,15 +33,15 @@ class CaptionsSettings:
     """
 
     images: ImageSettings
-    cache: Path
-    effnet: Path
-    effnet_size: int = setting(192, minimum=32)
+    cache: PathFromRoot
+    effnet: PathFromRoot
+    effnet_size: Pixels = 192
     text: Mapping[str, Any]
     image: Mapping[str, Any]
-    start: Path | None = None
-    reader_width: int = setting(256, minimum=1)
-    embedding_noise: float = setting(0.1, minimum=0)
-    words: tuple[str, ...] = ()
+    start: PathFromRoot | None = None
+    reader_width: Count = 256
+    embedding_noise: Amount = 0.1
+    words: Several[str] = ()
 
 
 class CaptionsBatch(NamedTuple):

@@ -1,20 +1,26 @@
-"""Training settings: frozen dataclasses read from a YAML or JSON file, every key checked."""
+"""Training settings: frozen pydantic models read from a YAML or JSON file, every key and value checked."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import json
-import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 
 from ..errors import InvalidConfig
 
@@ -24,52 +30,100 @@ _CHANGEABLE = ("steps", "output", "device", "threads", "checkpoint_every", "samp
 """What may differ between a run and its continuation; `steps` may only grow."""
 
 
-def setting(default: Any = dataclasses.MISSING, *, minimum: float = -math.inf, maximum: float = math.inf) -> Any:
-    """A dataclass field whose number must lie in [minimum, maximum] (for a list: each of its numbers)."""
-    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+def _to_number(value: Any) -> Any:
+    """YAML reads 1e-3 as a string; pydantic would take true for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {value}")
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What every training shares. `settings` holds the task's own dataclass, in the file the section named as the task.
+def _to_path(value: Any, info: ValidationInfo) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"expected a path, found {value!r}")
+    return (info.context or {}).get("root", Path()) / value
+
+
+def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values:
+        raise ValueError("expected at least one item, found none")
+    return values
+
+
+Whole = Annotated[int, BeforeValidator(_to_number)]
+Number = Annotated[float, BeforeValidator(_to_number)]
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0)]
+Pixels = Annotated[Whole, Field(ge=32)]
+Amount = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Several = Annotated[tuple[T, ...], AfterValidator(_not_empty)]
+PathFromRoot = Annotated[Path, BeforeValidator(_to_path)]
+
+
+class Settings(BaseModel):
+    """A section of a settings file. A key that it does not have is an error that names the nearest one."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, data: Any) -> Any:
+        for key in data if isinstance(data, Mapping) else ():
+            if key not in cls.model_fields:
+                [near] = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)
+                raise ValueError(f"unknown key {key!r}; the nearest known one is {near!r}")
+        return data
+
+
+class TrainingConfig(Settings):
+    """What every training shares. Read from a file, it also has the task's own settings, in a field named as the task.
 
     The learning rate rises over `warmup` steps to `lr` and falls on a cosine to `lr_final * lr` at `steps`.
     `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples.
     """
 
     task: str
-    output: Path
-    settings: Any
-    steps: int = setting(minimum=1)
-    batch_size: int = setting(minimum=1)
-    seed: int = setting(0, minimum=0)
-    accumulation: int = setting(1, minimum=1)
-    lr: float = setting(1e-3, minimum=0)
-    lr_final: float = setting(0.05, minimum=0, maximum=1)
-    warmup: int = setting(0, minimum=0)
-    weight_decay: float = setting(0.01, minimum=0)
-    clip_norm: float = setting(1.0, minimum=0)
-    ema: float = setting(0.999, minimum=0, maximum=1)
+    output: PathFromRoot
+    steps: Count
+    batch_size: Count
+    seed: Seed = 0
+    accumulation: Count = 1
+    lr: Amount = 1e-3
+    lr_final: Share = 0.05
+    warmup: Annotated[Whole, Field(ge=0)] = 0
+    weight_decay: Amount = 0.01
+    clip_norm: Amount = 1.0
+    ema: Share = 0.999
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
-    threads: int | None = setting(None, minimum=1)
-    checkpoint_every: int = setting(1000, minimum=1)
-    sample_every: int | None = setting(None, minimum=1)
-    log_every: int = setting(50, minimum=1)
+    threads: Count | None = None
+    checkpoint_every: Count = 1000
+    sample_every: Count | None = None
+    log_every: Count = 50
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+
+    @property
+    def settings(self) -> Any:
+        """The task's own."""
+        return getattr(self, self.task)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values, as the file would hold them."""
-        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "settings"}
-        return {**plain, self.task: _plain(self.settings)}
+        return self.model_dump(mode="json")
 
 
 def read_config(
-    path: str | Path, settings: Mapping[str, type], *, root: str | Path = ".", changes: Mapping[str, Any] | None = None
+    path: str | Path,
+    settings: Mapping[str, type[Settings]],
+    *,
+    root: str | Path = ".",
+    changes: Mapping[str, Any] | None = None,
 ) -> TrainingConfig:
     """Read and check a training file.
 
-    `settings` maps a task's name to the dataclass of its section. Relative paths in the file are taken from `root`.
+    `settings` maps a task's name to the settings of its section. Relative paths in the file are taken from `root`.
     `changes` replaces keys of the file ("steps", or "stage_b.cache" inside the section).
     Raises InvalidConfig, naming the file and the key.
     """
@@ -81,18 +135,28 @@ def read_config(
 
 
 def parse_config(
-    data: Mapping[str, Any], settings: Mapping[str, type], *, where: str, root: str | Path = "."
+    data: Mapping[str, Any], settings: Mapping[str, type[Settings]], *, where: str, root: str | Path = "."
 ) -> TrainingConfig:
     """As read_config, from a mapping; `where` is what errors call it."""
     task = data.get("task")
     if not isinstance(task, str) or task not in settings:
         raise InvalidConfig(f"{where}: task is {task!r}; known tasks: {', '.join(settings)}")
-    if "settings" in data:
-        raise _unknown("settings", [task], where)
-    common = {key: value for key, value in data.items() if key != task}
-    section = data.get(task) or {}
-    common["settings"] = _parse(settings[task], section, f"{where}: {task}", Path(root))
-    return _parse(TrainingConfig, common, where, Path(root), hide="settings", also=(task,))
+    section: Any = {task: (settings[task], ...)}
+    whole = create_model(TrainingConfig.__name__, __base__=TrainingConfig, **section)
+    try:
+        return whole.model_validate(data, context={"root": Path(root)})
+    except ValidationError as error:
+        raise invalid(where, error) from error
+
+
+def invalid(where: str, error: ValidationError) -> InvalidConfig:
+    """What is wrong, in one line: for each place its keys, what is expected there and what was found."""
+    lines = []
+    for each in error.errors(include_url=False):
+        place = "".join(f"{key}: " for key in each["loc"])
+        found = "" if each["type"] in ("missing", "value_error") else f", found {each['input']!r}"
+        lines.append(f"{place}{each['msg'].removeprefix('Value error, ')}{found}")
+    return InvalidConfig(f"{where}: {'; '.join(lines)}")
 
 
 def incompatible_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -142,91 +206,3 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         data = data.setdefault(parent, {})
     data[last] = value
-
-
-def _parse(
-    cls: type[T], data: Any, where: str, root: Path, *, hide: str | None = None, also: tuple[str, ...] = ()
-) -> T:
-    if not isinstance(data, Mapping):
-        raise InvalidConfig(f"{where}: expected keys and values, found {data!r}")
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if key not in known:
-            raise _unknown(key, [*(k for k in known if k != hide), *also], where)
-        place = f"{where}: {key}"
-        values[key] = value if key == hide else _convert(hints[key], value, place, root)
-        _check_range(values[key], known[key].metadata, place)
-    required = (f for f in known.values() if f.default is f.default_factory is dataclasses.MISSING)
-    missing = [f.name for f in required if f.name not in values]
-    if missing:
-        raise InvalidConfig(f"{where}: missing {', '.join(missing)}")
-    return cls(**values)
-
-
-def _unknown(key: Any, known: list[str], where: str) -> InvalidConfig:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-    return InvalidConfig(f"{where}: unknown key {key!r}; the nearest known one is {near[0]!r}")
-
-
-def _convert(hint: Any, value: Any, where: str, root: Path) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        inner = [a for a in typing.get_args(hint) if a is not type(None)]
-        return None if value is None else _convert(inner[0], value, where, root)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        return _expect(value in choices, value, where, f"one of {', '.join(map(str, choices))}", value)
-    if origin is tuple:
-        _expect(isinstance(value, list | tuple) and len(value) > 0, value, where, "a list")
-        return tuple(_convert(typing.get_args(hint)[0], v, where, root) for v in value)
-    if dataclasses.is_dataclass(hint):
-        return _parse(hint, value, where, root)  # type: ignore[arg-type]
-    if hint is Path:
-        return root / _expect(isinstance(value, str | Path) and str(value), value, where, "a path", value)
-    if hint is float:
-        return float(_number(value, where))
-    if hint is int:
-        number = _number(value, where)
-        return int(_expect(number == int(number), value, where, "a whole number", number))
-    if origin in (dict, Mapping) or hint in (dict, Mapping):
-        return dict(_expect(isinstance(value, Mapping), value, where, "keys and values", value))
-    return _expect(isinstance(value, hint), value, where, hint.__name__, value)
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, str):  # YAML reads 1e-3 as a word
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return _expect(ok, value, where, "a number", value)
-
-
-def _expect(ok: Any, found: Any, where: str, wanted: str, result: Any = None) -> Any:
-    if not ok:
-        raise InvalidConfig(f"{where}: expected {wanted}, found {found!r}")
-    return result
-
-
-def _check_range(value: Any, limits: Mapping[str, Any], where: str) -> None:
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            low, high = limits.get("minimum", -math.inf), limits.get("maximum", math.inf)
-            _expect(low <= number <= high, number, where, _range_text(low, high))
-
-
-def _range_text(low: float, high: float) -> str:
-    if high == math.inf:
-        return f"at least {low:g}"
-    return f"a value from {low:g} to {high:g}" if low > -math.inf else f"at most {high:g}"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from ..conditioning import TextEncoder
 from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
-from .config import TrainingConfig, setting
+from .config import Count, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
 from .filters import REFERENCE_NAMES, build_filter
 from .loop import Modules, derive_seed, pick_device
@@ -37,8 +36,16 @@ SHOWN = 8
 """Images on a sheet of samples."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ControlNetSettings:
+class ReferenceSettings(Settings):
+    """The lines of a released training's file that say what is shown, and to which blocks."""
+
+    controlnet_filter: str = "canny"
+    controlnet_filter_params: Mapping[str, Any] | None = None
+    controlnet_blocks: Several[Whole] | None = None
+    controlnet_bottleneck_mode: str | None = None
+
+
+class ControlNetSettings(Settings):
     """`stage_c` and `text_encoder` are the networks that are to be controlled, `effnet` the encoder of the latents.
 
     `filter` names what is shown: canny, inpainting or super_resolution, with `filter_params` (`resize`; `threshold` and
@@ -52,22 +59,22 @@ class ControlNetSettings:
     """
 
     images: ImageSettings
-    cache: Path
-    stage_c: Path
-    text_encoder: Path
-    effnet: Path
-    effnet_size: int = setting(192, minimum=32)
-    hint_size: int = setting(192, minimum=32)
-    start: Path | None = None
+    cache: PathFromRoot
+    stage_c: PathFromRoot
+    text_encoder: PathFromRoot
+    effnet: PathFromRoot
+    effnet_size: Pixels = 192
+    hint_size: Pixels = 192
+    start: PathFromRoot | None = None
     filter: str | None = None
-    filter_params: Mapping[str, Any] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
-    reference: Mapping[str, Any] | None = None
-    repeats: int = setting(1, minimum=1)
-    drop_caption: float = setting(0.05, minimum=0, maximum=1)
-    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    previewer: Path | None = None
-    sample_steps: int = setting(20, minimum=1)
+    filter_params: Mapping[str, Any] = {}
+    model: Mapping[str, Any] = {}
+    reference: ReferenceSettings | None = None
+    repeats: Count = 1
+    drop_caption: Share = 0.05
+    diffusion: DiffusionSettings = DiffusionSettings()
+    previewer: PathFromRoot | None = None
+    sample_steps: Count = 20
 
 
 class ControlBatch(NamedTuple):
@@ -198,11 +205,7 @@ def _described(settings: ControlNetSettings) -> tuple[str, Mapping[str, Any], Ma
         return settings.filter, settings.filter_params, settings.model
     if settings.filter or settings.filter_params or settings.model:
         raise InvalidConfig("controlnet: reference stands in place of filter, filter_params and model")
-    names = {"controlnet_filter", "controlnet_filter_params", "controlnet_blocks", "controlnet_bottleneck_mode"}
-    if unknown := sorted(set(settings.reference) - names):
-        raise InvalidConfig(f"controlnet: reference: unknown {', '.join(unknown)}; known: {', '.join(sorted(names))}")
-    found = {key.removeprefix("controlnet_"): value for key, value in settings.reference.items()}
-    model = {"blocks": found["blocks"]} if "blocks" in found else {}
-    if found.get("bottleneck_mode") is not None:
-        model["backbone"] = found["bottleneck_mode"]
-    return found.get("filter", "canny"), found.get("filter_params") or {}, model
+    found = settings.reference
+    model = {"blocks": found.controlnet_blocks, "backbone": found.controlnet_bottleneck_mode}
+    given = {name: value for name, value in model.items() if value is not None}
+    return found.controlnet_filter, found.controlnet_filter_params or {}, given

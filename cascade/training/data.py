@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InvalidConfig
 from ..files import remove_abandoned, write_atomically
-from .config import setting
+from .config import Count, PathFromRoot, Pixels, Seed, Settings
 from .folders import FolderImages
 
 CHUNK = 256
@@ -39,8 +38,7 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSettings:
+class ImageSettings(Settings):
     """Which images, as squares of `size`.
 
     `drawn` are those of the tiny cascade's grammar, `count` of them from one seed; `hearts` likewise show a shape that
@@ -49,11 +47,11 @@ class ImageSettings:
     """
 
     source: Literal["drawn", "hearts", "mixed", "folder"] = "drawn"
-    path: Path | None = None
+    path: PathFromRoot | None = None
     caption: str | None = None
-    count: int | None = setting(None, minimum=1)
-    seed: int = setting(1, minimum=0)
-    size: int = setting(256, minimum=32)
+    count: Count | None = None
+    seed: Seed = 1
+    size: Pixels = 256
 
 
 class DrawnImages:

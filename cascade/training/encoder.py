@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from torch import Tensor
 from ..errors import InvalidConfig
 from ..images import normalize
 from ..models import EffnetConfig, EffnetEncoder, Previewer, PreviewerConfig
-from .config import TrainingConfig, setting
+from .config import Amount, PathFromRoot, Pixels, Settings, Several, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, cached, open_images, resize, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import frozen, model_config, new_network, recalibrate_batch_norm, sheet
 from .stage_a import neighbor_error
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
+class EncoderSettings(Settings):
     """`sizes` are the encoder's input sizes, one drawn for each batch (a size named twice is drawn twice as often);
     the previewer's target is the image at a quarter of that. `latent_noise` is the deviation of noise on the latents,
     which themselves have deviation 1. The loss is as Stage A's.
@@ -36,17 +34,17 @@ class EncoderSettings:
     """
 
     images: ImageSettings
-    cache: Path
+    cache: PathFromRoot
     model: Mapping[str, Any]
     previewer: Mapping[str, Any]
     detail: Mapping[str, Any] | None = None
-    start: Path | None = None
-    crop: int | None = setting(None, minimum=32)
-    sizes: tuple[int, ...] = setting((192,), minimum=32)
-    l1: float = setting(1.0, minimum=0)
-    mse: float = setting(4.0, minimum=0)
-    edges: float = setting(0.5, minimum=0)
-    latent_noise: float = setting(0.1, minimum=0)
+    start: PathFromRoot | None = None
+    crop: Pixels | None = None
+    sizes: Several[Pixels] = (192,)
+    l1: Amount = 1.0
+    mse: Amount = 4.0
+    edges: Amount = 0.5
+    latent_noise: Amount = 0.1
 
 
 class EncoderTask(BaseTask):

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from pydantic import ValidationError, validate_call
 from torch import Tensor
 
 from ..errors import InvalidConfig
 from ..images import canny, fit_hint, inpaint_hint, normalize, shrink, super_resolution_hint
+from .config import invalid
 from .data import resize, to_halves, to_images, to_pixels
 
 
@@ -36,6 +38,7 @@ class CannyFilter:
 
     channels = 1
 
+    @validate_call
     def __init__(self, size: int, encoder: Any, grid: int, *, resize: int | None = 224) -> None:
         self.size, self.resize = size, resize
         self.key = f"canny-{size}-{resize}"
@@ -56,6 +59,7 @@ class InpaintingFilter:
 
     channels = 4
 
+    @validate_call
     def __init__(
         self,
         size: int,
@@ -65,7 +69,7 @@ class InpaintingFilter:
         threshold: tuple[float, float] = (0.04, 0.4),
         p_outpaint: float = 0.4,
     ) -> None:
-        self.size, self.threshold, self.p_outpaint = size, tuple(threshold), p_outpaint
+        self.size, self.threshold, self.p_outpaint = size, threshold, p_outpaint
         self.key = f"images-{size}"
 
     def compute(self, images: Tensor) -> np.ndarray:
@@ -105,6 +109,7 @@ def _blob(size: int, area: float, random: np.random.Generator) -> np.ndarray:
 class SuperResolutionFilter:
     """The encoder's latents of images of `size` shrunk by `scale_factor`, repeated, on Stage C's grid."""
 
+    @validate_call
     def __init__(self, size: int, encoder: Any, grid: int, *, scale_factor: float = 0.5) -> None:
         self.size, self.encoder, self.grid, self.factor = size, encoder, grid, round(1 / scale_factor)
         self.channels = encoder.config.latent_channels
@@ -141,5 +146,5 @@ def build_filter(name: str, params: Mapping[str, Any], size: int, encoder: Any, 
         return FILTERS[name](
             size, encoder, grid, **{REFERENCE_PARAMS.get(key, key): value for key, value in params.items()}
         )
-    except TypeError as error:
-        raise InvalidConfig(f"controlnet: filter_params: {error}") from error
+    except ValidationError as error:
+        raise invalid("controlnet: filter_params", error) from error

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import CascadeError, InvalidConfig
+from ..errors import CascadeError, RunConflict
 from ..files import remove_abandoned, write_atomically
 from .config import TrainingConfig, incompatible_changes
 from .metrics import append_metrics, plot_loss, truncate_metrics
@@ -113,7 +113,7 @@ def fit(
 
     `on_step(step, steps, metrics)` is called after every step. When `should_stop()` is true, and on the first ctrl-C
     or SIGTERM, the run saves its state and returns; a second ctrl-C raises KeyboardInterrupt at once.
-    Raises InvalidConfig when the saved state belongs to another configuration, CascadeError when the loss is not
+    Raises RunConflict when the saved state belongs to another configuration, CascadeError when the loss is not
     finite.
     """
     trainer = Trainer(task, config)
@@ -275,7 +275,7 @@ class Trainer:
         log.info("%s: saved at step %d", self.config.output, self.step)
 
     def resume(self) -> None:
-        """Take up the state in the output folder; raises InvalidConfig when it is another run's."""
+        """Take up the state in the output folder; raises RunConflict when it is another run's."""
         self.config.output.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.config.output)
         state = load_state(self.config.output, self.device)
@@ -284,7 +284,7 @@ class Trainer:
             return
         reasons = incompatible_changes(state["config"], self.config.to_dict())
         if reasons:
-            raise InvalidConfig(
+            raise RunConflict(
                 f"{self.config.output}: holds a run with other settings: {'; '.join(reasons)}. "
                 "Restore them, or choose another output folder."
             )

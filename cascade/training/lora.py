@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, StrictBool
 from torch import Tensor, nn
 
 from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, save_lora, to_tensors
@@ -21,8 +22,8 @@ from ..adapters.lora import TABLE, Token
 from ..adapters.tokens import initializer_ids
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
-from ..errors import InvalidConfig
-from .config import TrainingConfig, setting
+from ..errors import InvalidConfig, RunConflict
+from .config import Amount, Count, Number, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .folders import describe_problems
 from .loop import Modules, derive_seed, pick_device
@@ -40,8 +41,7 @@ PROMPTS = 4
 """Captions that samples are made of where no prompts are given."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenSettings:
+class TokenSettings(Settings):
     """A new word for captions and prompts.
 
     Its vectors start as the mean of the tokens of `start`: a text, or a pattern of the released trainer over the
@@ -50,11 +50,10 @@ class TokenSettings:
 
     word: str
     start: str | None = None
-    vectors: int = setting(1, minimum=1, maximum=32)
+    vectors: Annotated[Whole, Field(ge=1, le=32)] = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class LoraSettings(Settings):
     """What is changed, and what it is taught.
 
     `modules` of Stage C and `text_modules` of the text encoder are presets (attention, key_value, all) or patterns over
@@ -71,29 +70,29 @@ class LoraSettings:
     """
 
     images: ImageSettings
-    cache: Path
-    stage_c: Path
-    text_encoder: Path
-    effnet: Path
-    effnet_size: int | None = setting(None, minimum=32)
-    modules: tuple[str, ...] | None = ("attention",)
-    text_modules: tuple[str, ...] | None = None
-    rank: int = setting(16, minimum=1)
-    alpha: float | None = setting(None, minimum=1e-6)
-    dropout: float = setting(0.0, minimum=0, maximum=0.95)
-    dora: bool = False
-    tokens: tuple[TokenSettings, ...] | None = None
-    token_lr: float | None = setting(None, minimum=0)
+    cache: PathFromRoot
+    stage_c: PathFromRoot
+    text_encoder: PathFromRoot
+    effnet: PathFromRoot
+    effnet_size: Pixels | None = None
+    modules: Several[str] | None = ("attention",)
+    text_modules: Several[str] | None = None
+    rank: Count = 16
+    alpha: Annotated[Number, Field(ge=1e-6)] | None = None
+    dropout: Annotated[Number, Field(ge=0, le=0.95)] = 0.0
+    dora: StrictBool = False
+    tokens: Several[TokenSettings] | None = None
+    token_lr: Amount | None = None
     prior: ImageSettings | None = None
-    prior_weight: float = setting(1.0, minimum=0)
+    prior_weight: Amount = 1.0
     prior_target: Literal["images", "network"] = "images"
-    drop_caption: float = setting(0.05, minimum=0, maximum=1)
-    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    previewer: Path | None = None
-    prompts: tuple[str, ...] | None = None
-    sample_steps: int = setting(20, minimum=1)
+    drop_caption: Share = 0.05
+    diffusion: DiffusionSettings = DiffusionSettings()
+    previewer: PathFromRoot | None = None
+    prompts: Several[str] | None = None
+    sample_steps: Count = 20
     name: str = "lora"
-    formats: tuple[FormatName, ...] = ("cascade",)
+    formats: Several[FormatName] = ("cascade",)
 
 
 class LoraBatch(NamedTuple):
@@ -332,7 +331,7 @@ class LoraTask(DiffusionTask):
 
     def load_state(self, state: dict[str, Any]) -> None:
         if state["images"] != self.seen:
-            raise InvalidConfig(
+            raise RunConflict(
                 f"{self.config.output}: the images or their captions are not those of the run there. "
                 "Restore them, or choose another output folder."
             )

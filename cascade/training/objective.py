@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..diffusion import (
@@ -21,13 +22,12 @@ from ..diffusion import (
 )
 from ..errors import InvalidConfig
 from ..pipelines import STAGE_C_SETTINGS
-from .config import TrainingConfig, setting
+from .config import Number, Settings, TrainingConfig
 from .data import Cache
 from .loop import BaseTask
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffusionSettings:
+class DiffusionSettings(Settings):
     """The process by names of the registries; the defaults are the released training's."""
 
     schedule: str = "cosine"
@@ -35,9 +35,9 @@ class DiffusionSettings:
     target: str = "epsilon"
     noise_condition: str = "cosine_t"
     loss_weight: str = "p2"
-    loss_weight_options: Mapping[str, Any] = field(default_factory=dict)
-    shift: float = setting(1.0, minimum=0.01)
-    loss_shift: float = setting(1.0, minimum=0.01)
+    loss_weight_options: Mapping[str, Any] = {}
+    shift: Annotated[Number, Field(ge=0.01)] = 1.0
+    loss_shift: Annotated[Number, Field(ge=0.01)] = 1.0
 
 
 def build_diffusion(settings: DiffusionSettings) -> Diffusion:

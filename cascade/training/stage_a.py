@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,27 +13,26 @@ from torch import Tensor
 
 from ..errors import InvalidConfig
 from ..models import StageA, StageAConfig
-from .config import TrainingConfig, setting
+from .config import Amount, PathFromRoot, Pixels, Settings, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, cached, open_images, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import model_config, new_network, recalibrate_batch_norm, sheet
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageASettings:
+class StageASettings(Settings):
     """The loss is l1 * |error| + mse * error^2 + edges * |error of the differences between neighbors|.
 
     `latent_noise` is the deviation of noise added to the latents: it makes the decoder forgive what Stage B gets wrong.
     """
 
     images: ImageSettings
-    cache: Path
+    cache: PathFromRoot
     model: Mapping[str, Any]
-    crop: int = setting(128, minimum=32)
-    l1: float = setting(1.0, minimum=0)
-    mse: float = setting(4.0, minimum=0)
-    edges: float = setting(0.5, minimum=0)
-    latent_noise: float = setting(0.02, minimum=0)
+    crop: Pixels = 128
+    l1: Amount = 1.0
+    mse: Amount = 4.0
+    edges: Amount = 0.5
+    latent_noise: Amount = 0.02
 
 
 class StageATask(BaseTask):

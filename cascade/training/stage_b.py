@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch import Tensor
 from ..diffusion import Guidance, SamplingSettings, SeededNoise, sample
 from ..errors import InvalidConfig
 from ..models import StageB, StageBConfig
-from .config import TrainingConfig, setting
+from .config import Amount, Count, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .loop import Modules, derive_seed, pick_device
 from .networks import encode_latents, frozen, model_config, new_network, sheet, training_attention
@@ -23,8 +21,7 @@ from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import pooled_captions
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageBSettings:
+class StageBSettings(Settings):
     """`effnet_sizes` are the sizes at which images go through the encoder, one drawn for each batch (the released
     training takes 0.5 to 1 of the image's size); `drop_effnet` of the latents become zeros, and `effnet_noise` is the
     deviation of noise on the others, so that Stage B forgives what Stage C gets wrong.
@@ -34,18 +31,18 @@ class StageBSettings:
     """
 
     images: ImageSettings
-    cache: Path
-    stage_a: Path
-    effnet: Path
+    cache: PathFromRoot
+    stage_a: PathFromRoot
+    effnet: PathFromRoot
     model: Mapping[str, Any]
-    text_encoder: Path | None = None
-    start: Path | None = None
-    effnet_sizes: tuple[int, ...] = setting((128, 160, 192, 224), minimum=32)
-    drop_effnet: float = setting(0.1, minimum=0, maximum=1)
-    drop_caption: float = setting(0.05, minimum=0, maximum=1)
-    effnet_noise: float = setting(0.0, minimum=0)
-    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    sample_steps: int = setting(10, minimum=1)
+    text_encoder: PathFromRoot | None = None
+    start: PathFromRoot | None = None
+    effnet_sizes: Several[Pixels] = (128, 160, 192, 224)
+    drop_effnet: Share = 0.1
+    drop_caption: Share = 0.05
+    effnet_noise: Amount = 0.0
+    diffusion: DiffusionSettings = DiffusionSettings()
+    sample_steps: Count = 10
 
 
 class StageBBatch(NamedTuple):

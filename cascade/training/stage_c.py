@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import StrictBool
 from torch import Tensor
 
 from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
 from ..models import Conditions, StageC, StageCConfig
-from .config import TrainingConfig, setting
+from .config import Count, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import (
     Cache,
     ImageSettings,
@@ -55,8 +55,7 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageCSettings:
+class StageCSettings(Settings):
     """`text` and `image` are the transformers configs of the two CLIP towers, trained together with Stage C.
 
     The image embedding is given for `keep_image` of the images and zeros for the others. Captions are left out with
@@ -67,23 +66,23 @@ class StageCSettings:
     """
 
     images: ImageSettings
-    cache: Path
-    effnet: Path
-    effnet_size: int = setting(192, minimum=32)
+    cache: PathFromRoot
+    effnet: PathFromRoot
+    effnet_size: Pixels = 192
     model: Mapping[str, Any]
     text: Mapping[str, Any]
     image: Mapping[str, Any]
-    encoders: Path | None = None
-    train_image_encoder: bool = True
-    start: Path | None = None
-    repeats: int = setting(1, minimum=1)
-    drop_caption: float = setting(0.05, minimum=0, maximum=1)
-    drop_caption_with_image: float = setting(0.05, minimum=0, maximum=1)
-    keep_image: float = setting(0.1, minimum=0, maximum=1)
-    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    previewer: Path | None = None
-    prompts: tuple[str, ...] = PROMPTS
-    sample_steps: int = setting(20, minimum=1)
+    encoders: PathFromRoot | None = None
+    train_image_encoder: StrictBool = True
+    start: PathFromRoot | None = None
+    repeats: Count = 1
+    drop_caption: Share = 0.05
+    drop_caption_with_image: Share = 0.05
+    keep_image: Share = 0.1
+    diffusion: DiffusionSettings = DiffusionSettings()
+    previewer: PathFromRoot | None = None
+    prompts: Several[str] = PROMPTS
+    sample_steps: Count = 20
 
 
 class StageCBatch(NamedTuple):

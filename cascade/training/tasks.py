@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .captions import CaptionsSettings, CaptionsTask
+from .config import Settings
 from .controlnet import ControlNetSettings, ControlNetTask
 from .encoder import EncoderSettings, EncoderTask
 from .lora import LoraSettings, LoraTask
@@ -17,7 +18,7 @@ from .stage_c import StageCSettings, StageCTask
 class Training(NamedTuple):
     """A task's settings (the file's section of its name) and what builds it: (config, on_chunk) -> task."""
 
-    settings: type
+    settings: type[Settings]
     task: Callable[..., Any]
 
 
@@ -30,4 +31,4 @@ TASKS: dict[str, Training] = {
     "controlnet": Training(ControlNetSettings, ControlNetTask),
     "lora": Training(LoraSettings, LoraTask),
 }
-SETTINGS: dict[str, type] = {name: training.settings for name, training in TASKS.items()}
+SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...cascade.adapters import Lora, read_lora
-from ...cascade.errors import CascadeError, InvalidConfig
+from ...cascade.errors import CascadeError, RunConflict
 from ...cascade.files import write_atomically
 from ...cascade.images import from_pillow, to_pillow
 from ...cascade.training import SETTINGS, TASKS, fit, parse_config
@@ -87,10 +87,8 @@ def _run(whole: Mapping[str, Any]) -> str:
     try:
         task = TASKS["lora"].task(config, on_chunk)
         outcome = fit(task, config, on_step=on_step, should_stop=comfy.model_management.processing_interrupted)
-    except InvalidConfig as error:
-        if "other settings" in str(error) or "not those of the run" in str(error):
-            raise CascadeError(f"{error} Or set start to 'anew', or give the LoRA another name.") from error
-        raise
+    except RunConflict as error:
+        raise CascadeError(f"{error} Or set start to 'anew', or give the LoRA another name.") from error
     # Its state is saved, and the next run goes on from there.
     comfy.model_management.throw_exception_if_processing_interrupted()
     loss = outcome.metrics.get("loss")

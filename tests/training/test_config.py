@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cascade.errors import InvalidConfig
 from cascade.training import SETTINGS, read_config
@@ -22,7 +23,7 @@ GOOD: dict[str, Any] = {
 
 
 def parse(changes: dict[str, Any] | None = None, section: dict[str, Any] | None = None) -> Any:
-    data = {**GOOD, **(changes or {}), "stage_a": {**GOOD["stage_a"], **(section or {})}}
+    data = {**GOOD, "stage_a": {**GOOD["stage_a"], **(section or {})}, **(changes or {})}
     return parse_config(data, SETTINGS, where="file.yaml", root="/root")
 
 
@@ -60,23 +61,25 @@ def test_yaml_reads_exponents_without_a_point_as_words(tmp_path: Path) -> None:
         ({"stpes": 3}, {}, ["file.yaml", "'stpes'", "'steps'"]),
         ({}, {"crap": 3}, ["file.yaml: stage_a", "'crap'", "'crop'"]),
         ({}, {"images": {"count": 3, "sizes": 3}}, ["stage_a: images", "'sizes'", "'size'"]),
-        ({"steps": 0}, {}, ["file.yaml: steps", "at least 1", "0"]),
-        ({"steps": 2.5}, {}, ["steps", "a whole number"]),
+        ({"steps": 0}, {}, ["file.yaml: steps", "greater than or equal to 1", "found 0"]),
+        ({"steps": 2.5}, {}, ["steps", "a valid integer", "found 2.5"]),
         ({"steps": True}, {}, ["steps", "a number", "True"]),
-        ({"lr": "fast"}, {}, ["lr", "a number", "'fast'"]),
-        ({"lr": float("nan")}, {}, ["lr", "a number"]),
-        ({"ema": 1.5}, {}, ["ema", "from 0 to 1"]),
+        ({"lr": "fast"}, {}, ["lr", "a valid number", "'fast'"]),
+        ({"lr": float("nan")}, {}, ["lr", "a finite number", "nan"]),
+        ({"ema": 1.5}, {}, ["ema", "less than or equal to 1", "found 1.5"]),
         ({"precision": "int4"}, {}, ["precision", "bfloat16", "'int4'"]),
-        ({"device": 3}, {}, ["device", "str"]),
-        ({}, {"model": 3}, ["stage_a: model", "keys and values"]),
-        ({}, {"cache": 3}, ["stage_a: cache", "a path"]),
+        ({"device": 3}, {}, ["device", "a valid string", "found 3"]),
+        ({}, {"model": 3}, ["stage_a: model", "a valid dictionary", "found 3"]),
+        ({}, {"cache": 3}, ["stage_a: cache", "a path", "found 3"]),
+        ({"stage_a": 3}, None, ["file.yaml: stage_a", "a valid dictionary", "found 3"]),
+        ({"steps": 0, "lr": -1}, {"crop": 3}, ["steps: ", "lr: ", "stage_a: crop: "]),
         ({"task": "stage_d"}, {}, ["'stage_d'", "stage_c"]),
         ({"task": None}, {}, ["known tasks"]),
         ({"settings": {}}, {}, ["'settings'"]),
     ],
 )
 def test_refusals_name_the_place_and_the_reason(
-    changes: dict[str, Any], section: dict[str, Any], words: list[str]
+    changes: dict[str, Any], section: dict[str, Any] | None, words: list[str]
 ) -> None:
     with pytest.raises(InvalidConfig) as caught:
         parse(changes, section)
@@ -84,7 +87,7 @@ def test_refusals_name_the_place_and_the_reason(
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(InvalidConfig, match="missing output, batch_size"):
+    with pytest.raises(InvalidConfig, match="output: Field required; batch_size: Field required"):
         parse_config({"task": "stage_a", "steps": 1, "stage_a": GOOD["stage_a"]}, SETTINGS, where="f")
 
 
@@ -114,6 +117,14 @@ def test_a_key_that_the_program_gained_is_no_change() -> None:
     before = parse().to_dict()
     del before["ema"], before["stage_a"]["l1"]
     assert incompatible_changes(before, parse().to_dict()) == []
+
+
+def test_settings_cannot_be_changed() -> None:
+    config = parse()
+    with pytest.raises(ValidationError):
+        config.steps = 3
+    with pytest.raises(ValidationError):
+        config.settings.images.size = 64
 
 
 def test_settings_survive_json() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cascade.errors import CascadeError, InvalidConfig
+from cascade.errors import CascadeError, RunConflict
 from cascade.training.config import TrainingConfig
 from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit, learning_rate
 from cascade.training.metrics import read_metrics
@@ -59,16 +58,9 @@ class Regression(BaseTask):
         self.exported.append(folder)
 
 
-@dataclass(frozen=True)
-class Nothing:
-    pass
-
-
 def settings(folder: Path, **changes: Any) -> TrainingConfig:
     values = {"steps": 12, "batch_size": 4, "lr": 0.05, "log_every": 2, "checkpoint_every": 5, "threads": None}
-    return TrainingConfig(
-        **{"task": "x", "output": folder, "settings": Nothing(), "device": "cpu", **values, **changes}
-    )
+    return TrainingConfig(**{"task": "x", "output": folder, "device": "cpu", **values, **changes})
 
 
 def run(folder: Path, task: Regression | None = None, **changes: Any) -> Outcome:
@@ -150,7 +142,7 @@ def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(InvalidConfig, match=r"lr was 0\.05 and is 0\.1"):
+    with pytest.raises(RunConflict, match=r"lr was 0\.05 and is 0\.1"):
         run(tmp_path, lr=0.1)
 
 

@@ -19,7 +19,7 @@ from cascade.adapters.lora import TABLE, LowRank
 from cascade.adapters.tokens import vectors_of
 from cascade.checkpoints import save_model
 from cascade.conditioning import TextEncoder, tokenizer
-from cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidConfig
+from cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidConfig, RunConflict
 from cascade.models import Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, TASKS, fit, parse_config
 from cascade.training.folders import FolderImages
@@ -164,6 +164,16 @@ def test_stopped_and_started_again_it_ends_with_the_same_file(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_it_does_not_go_on_with_other_images(folder: Path, tmp_path: Path) -> None:
+    images = {**BASE["images"], "path": str(tmp_path / "images")}
+    (tmp_path / "images").mkdir()
+    image(0).save(tmp_path / "images" / "owl.png")
+    train(folder, tmp_path / "run", images=images)
+    image(1).save(tmp_path / "images" / "owl.png")
+    with pytest.raises(RunConflict, match="not those of the run"):
+        train(folder, tmp_path / "run", images=images)
+
+
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
     losses = []
 
@@ -305,7 +315,7 @@ def test_with_a_change_a_layer_keeps_its_dtype(layer: Any, dora: bool) -> None:
         ({"modules": ["*.nothing"]}, "no layer of the stage_c fits"),
         ({"text_modules": ["to_q"]}, "no layer of the text_encoder fits"),
         ({"modules": None}, "nothing to train"),
-        ({"rank": 0}, "at least 1"),
+        ({"rank": 0}, "rank: .*greater than or equal to 1, found 0"),
         ({"tokens": [{"word": "dog"}]}, "ordinary word"),
         ({"tokens": [{"word": "[a]"}, {"word": "[A]"}]}, "named twice"),
         ({"tokens": [{"word": "[a]", "start": "^qqqqqqqqqqqq</w>"}]}, "names no token"),
