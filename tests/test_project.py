@@ -34,3 +34,10 @@ def test_the_registry_is_given_images_of_its_shapes(key: str, shape: float, wide
     width, height = Image.open(ROOT / name).size
     assert width <= widest
     assert width / height == pytest.approx(shape)
+
+
+def test_one_ruff() -> None:
+    """Two versions of it would format each other's files anew."""
+    [in_nox] = re.findall(r'"ruff==(.+?)"', (ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"ruff-pre-commit\n\s+rev: v(\S+)", hooks) == [in_nox]
