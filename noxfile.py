@@ -15,7 +15,7 @@ from nox.command import CommandFailed
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "tests", "numerics", "hosts"]
+nox.options.sessions = ["lint", "full", "numerics", "hosts"]
 
 TORCH = "torch==2.13.0"
 LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
@@ -81,9 +81,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The library's tests; `nox -s tests -- -k sampler` passes words on to pytest."""
+    """The library's tests but the slow ones; `nox -s tests -- -k sampler` passes arguments on to pytest."""
     session.install(TORCH, "-r", "requirements.txt", *TEST_TOOLS, *PEERS)
-    session.run("pytest", *TWO_AT_ONCE, *session.posargs, env=ONE_THREAD)
+    session.run("pytest", *TWO_AT_ONCE, "-m", "not slow", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(venv_backend="none")
+def full(session: nox.Session) -> None:
+    """All of the library's tests, in the environment of `tests`."""
+    session.notify("tests", ["-m", "", *session.posargs])
 
 
 @nox.session

@@ -19,4 +19,25 @@ Networks take a layer factory (``ops=``) and an attention function (``attention=
 arguments everywhere; progress goes through a callback. ``tests/test_architecture.py`` holds who may import whom.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+NAME = "stable-cascade"
+
+
+def _version() -> str:
+    """From the pyproject.toml beside this folder (a checkout, custom_nodes); else that of the installed package."""
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    text = project.read_text(encoding="utf-8") if project.is_file() else ""
+    if f'\nname = "{NAME}"\n' in text and (found := re.search(r'^version = "(.+)"$', text, re.MULTILINE)):
+        return found[1]
+    try:
+        return metadata.version(NAME)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+__version__ = _version()

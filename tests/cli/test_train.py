@@ -59,6 +59,7 @@ def test_a_part_that_the_recipe_does_not_have(tmp_path: Path, capsys: pytest.Cap
     assert "no part 'stage_d'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
     folder, target = tmp_path / "run", tmp_path / "weights"
     assert main(["train", "tiny", "--smoke", "--folder", str(folder), "--install", str(target)]) == 0

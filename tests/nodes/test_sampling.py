@@ -80,7 +80,7 @@ def test_stage_c_is_the_librarys(host: Any, sampler: str) -> None:
 def test_stage_b_is_the_librarys(host: Any) -> None:
     small = random(2, 16, 5, 6)
     inputs = StageBInputs(small, POSITIVE.expand(2).pooled)
-    settings = SamplingSettings(steps=3, guidance=Guidance(scale=1.1), shift=1.0)
+    settings = SamplingSettings(steps=3, guidance=Guidance(cfg=1.1), shift=1.0)
     with torch.no_grad():
         net: Any = networks.network("stage_b")
         expected = sample_stage_b(
@@ -93,11 +93,11 @@ def test_stage_b_is_the_librarys(host: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "guidance"),
     [
-        ({"cfg_rescale": 0.0}, Guidance(rho=0.0)),
-        ({"cfg_rescale": 1.0, "cfg": 8.0}, Guidance(scale=8.0, rho=1.0)),
-        ({"cfg_end": 1.0}, Guidance(scale=(4.0, 1.0))),
-        ({"start_percent": 0.25, "end_percent": 0.5}, Guidance(t_start=0.75, t_stop=0.5)),
-        ({"cfg": 1.0}, Guidance(scale=1.0)),
+        ({"cfg_rescale": 0.0}, Guidance(cfg_rescale=0.0)),
+        ({"cfg_rescale": 1.0, "cfg": 8.0}, Guidance(cfg=8.0, cfg_rescale=1.0)),
+        ({"cfg_end": 1.0}, Guidance(cfg_end=1.0)),
+        ({"start_percent": 0.25, "end_percent": 0.5}, Guidance(start_percent=0.25, end_percent=0.5)),
+        ({"cfg": 1.0}, Guidance(cfg=1.0)),
         ({"rescale_scope": "whole batch (as released)"}, Guidance(per_image=False)),
     ],
 )

@@ -74,6 +74,7 @@ def test_the_analysis_would_notice_wrong_images(drawn: list[tuple[str, Tensor]])
     assert np.mean(answers) < 0.4
 
 
+@pytest.mark.slow
 def test_controlnets_show_in_the_images() -> None:
     nets = {name: load_model(tiny.path(f"controlnet_{name}"), dtype=torch.float32) for name in tiny.CONTROLNETS}
     rows = evaluate_control(Parts(tiny.parts()), nets, cases=6).rows
@@ -86,6 +87,7 @@ def test_controlnets_show_in_the_images() -> None:
     assert reached["super resolution: the same colors and shapes"] >= 0.6, reached
 
 
+@pytest.mark.slow
 def test_the_lora_draws_what_nothing_else_draws() -> None:
     lora = read_lora(tiny.path("lora"))
     rows = evaluate_lora(Parts(tiny.parts()), lora, seeds=10, prompts=5).rows

@@ -200,6 +200,7 @@ def test_stage_b_with_a_text_encoder_reads_the_pooled_captions(folder: Path) -> 
         build(folder, "stage_b", **text)
 
 
+@pytest.mark.slow
 def test_the_encoders_learn_to_say_the_captions(folder: Path, tmp_path: Path) -> None:
     changes = {"steps": 60, "batch_size": 12, "lr": 0.01}
     settings = config(folder, "captions", str(tmp_path), changes=changes)
@@ -355,6 +356,7 @@ fit(TASKS[config.task].task(config), config,
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills by signal")
 @pytest.mark.parametrize("task", ["stage_a", "stage_c"])
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_weights(
