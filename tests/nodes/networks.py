@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cascade import models
 from cascade.checkpoints import ClipTextConfig, ClipVisionConfig, convert, save_model
+from cascade.conditioning import TextEmbedding
 from cascade.models.effnet import EffnetStage
+from cascade.pipelines import StagePlan, sample_stage_b, sample_stage_c
 from tests.support import NETWORKS
 
 WIDTH = 24
@@ -94,3 +97,11 @@ def write(folder: Path) -> None:
     }
     for name, kinds in merged.items():
         convert([paths[kind] for kind in kinds], folder / "checkpoints" / name, layout="comfyui")
+
+
+def library_sample(kind: Any, cond: Any, uncond: TextEmbedding, **plan: Any) -> Tensor:
+    """What the library samples with the small network of a stage; `uncond` is the negative prompt's embedding."""
+    sample = {"stage_c": sample_stage_c, "stage_b": sample_stage_b}[kind]
+    net: Any = network(kind)
+    with torch.no_grad():
+        return sample(net, StagePlan(stage=kind, cond=cond, uncond=cond.unconditional(uncond), **plan))

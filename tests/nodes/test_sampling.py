@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cascade.conditioning import StageBInputs, StageCInputs, TextEmbedding
 from cascade.diffusion import Guidance
-from cascade.pipelines import SamplingSettings, sample_stage_b, sample_stage_c
+from cascade.pipelines import SamplingSettings
 from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
-from tests.nodes.networks import file_name
+from tests.nodes.networks import file_name, library_sample
 from tests.nodes.test_text_to_image import SETTINGS, cascade
 from tests.support import relative_error
 
@@ -65,27 +65,19 @@ def library_stage_c(
 ) -> Tensor:
     settings = SamplingSettings(**{"steps": 4, "guidance": guidance, "shift": 2.0, **changes})
     inputs = StageCInputs.without_image(POSITIVE.expand(batch), networks.IMAGE)
-    with torch.no_grad():
-        net: Any = networks.network("stage_c")
-        return sample_stage_c(
-            net, inputs, inputs.unconditional(NEGATIVE), size=(16, 5, 6), seeds=seeds or [7], settings=settings
-        )
+    return library_sample("stage_c", inputs, NEGATIVE, size=(16, 5, 6), seeds=seeds or [7], settings=settings)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "lcm"])
 def test_stage_c_is_the_librarys(host: Any, sampler: str) -> None:
-    assert relative_error(stage_c(host, sampler_name=sampler), library_stage_c(sampler=sampler)) < 1e-3
+    assert relative_error(stage_c(host, sampler_name=sampler), library_stage_c(sampler_name=sampler)) < 1e-3
 
 
 def test_stage_b_is_the_librarys(host: Any) -> None:
     small = random(2, 16, 5, 6)
     inputs = StageBInputs(small, POSITIVE.expand(2).pooled)
     settings = SamplingSettings(steps=3, guidance=Guidance(cfg=1.1), shift=1.0)
-    with torch.no_grad():
-        net: Any = networks.network("stage_b")
-        expected = sample_stage_b(
-            net, inputs, inputs.unconditional(NEGATIVE), size=(4, 54, 64), seeds=[7, 8], settings=settings
-        )
+    expected = library_sample("stage_b", inputs, NEGATIVE, size=(4, 54, 64), seeds=[7, 8], settings=settings)
     # The host's latents of Stage B are not divided by Stage A's scale factor.
     assert relative_error(stage_b(host, small), expected * networks.CONFIGS["stage_a"].scale_factor) < 1e-3
 
@@ -129,7 +121,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(host: Any, sampler: str) -> N
 
 
 def test_every_sampler_of_the_host_runs(host: Any) -> None:
-    offered = host.pack("nodes.host.sampling").samplers()
+    offered = host.pack("nodes.host.sampling").sampler_names()
     assert offered[0] == "ddpm"
     assert set(comfy.samplers.KSampler.SAMPLERS) <= set(offered)
     # uni_pc and its like want more steps than this or a GPU; the names they go by are what is tested here.
@@ -187,9 +179,10 @@ def test_sigmas_are_released_and_lead_back_to_their_times(host: Any, shift: floa
         10,
     )
     assert torch.allclose(sigmas, simple, rtol=1e-3)
-    time_of = host.pack("nodes.host.sampling").time_of
-    times = [time_of(float(sigma), shift, float(sigmas[0])) for sigma in sigmas[:-1]]
-    assert times == pytest.approx([1 - i / 10 for i in range(10)], abs=1e-5)
+    sampling = host.pack("nodes.host.sampling")
+    shifted = sampling.shifted(model(host, "stage_c"), shift).get_model_object("model_sampling")
+    percents = [sampling.percent_of(float(sigma), shifted) for sigma in sigmas[:-1]]
+    assert percents == pytest.approx([i / 10 for i in range(10)], abs=1e-5)
 
 
 def custom(graph: Graph, loaded: Any, text: Any) -> Any:
@@ -255,7 +248,7 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
     for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
         with pytest.raises(Exception, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"):
             stage_c(host, latent_image={"samples": torch.zeros(shape)})
-    with pytest.raises(Exception, match=r"t_stop 0.9 must not be above t_start 0.5"):
+    with pytest.raises(Exception, match=r"start_percent 0.5 must not be above end_percent 0.1"):
         stage_c(host, start_percent=0.5, end_percent=0.1)
 
 
