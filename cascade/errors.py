@@ -17,6 +17,7 @@ class CheckpointError(CascadeError):
     """
 
     def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
+        message = message.replace("\n", " ")  # as names of tensors may have it
         super().__init__(f"{os.fspath(path)}: {message}" if path is not None else message)
         self.path = path
 

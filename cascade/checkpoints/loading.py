@@ -127,7 +127,9 @@ def expected_network(part: Part, config: Config) -> nn.Module:
     try:
         net = empty_network(part.kind, config)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise IncompatibleCheckpoint(f"{title}: its config makes no network ({error})", path) from error
+        # What torch adds is a trace of its own functions.
+        reason = str(error).partition("\n")[0]
+        raise IncompatibleCheckpoint(f"{title}: its config makes no network ({reason})", path) from error
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     found = part.shapes
     wrong = [name for name in expected if name in found and found[name] != expected[name]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from cascade.checkpoints import inspect_file, load_model, save_model
+from cascade.checkpoints.saving import save_tensors
 from cascade.errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnsafeCheckpoint
 from tests.checkpoints.files import (
     CONFIGS,
@@ -301,6 +303,18 @@ def test_metadata_that_describes_no_network(tmp_path: Path) -> None:
         save_file({name: t.clone() for name, t in released_state("stage_a").items()}, path, metadata=metadata)
         with pytest.raises(CheckpointError):
             load_model(path)
+
+
+def test_errors_are_one_line_whatever_they_tell_of(tmp_path: Path) -> None:
+    path, state = tmp_path / "file.safetensors", released_state("stage_a")
+    config = json.dumps(CONFIGS["stage_a"].to_dict() | {"width": 10**25})
+    save_tensors(state, path, {"cascade.kind": "stage_a", "cascade.config": config})
+    with pytest.raises(IncompatibleCheckpoint, match="its config makes no network") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(IncompatibleCheckpoint, match="left over: a line") as caught:
+        load_model(state | {"a\nline": torch.zeros(1)}, config=CONFIGS["stage_a"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
