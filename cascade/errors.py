@@ -1,4 +1,4 @@
-"""The errors users meet, one class for each thing a caller may want to handle. Their text is one line, fit to show."""
+"""The errors that users see, one class for each case that a caller may handle. Their text is one line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class CascadeError(Exception):
 
 
 class CheckpointError(CascadeError):
-    """Base of what can be wrong with a checkpoint; names the file first.
+    """Base of errors about a checkpoint. The text begins with the file's path.
 
     Attributes:
-        path: the file or folder, or None for a state dict.
+        path: the file or folder; None for a state dict.
     """
 
     def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
@@ -23,23 +23,23 @@ class CheckpointError(CascadeError):
 
 
 class BrokenCheckpoint(CheckpointError):
-    """The file cannot be read: truncated, empty, not a checkpoint at all, contradicting itself, or not finite."""
+    """The file cannot be read: truncated, empty, damaged, not a checkpoint at all, or with NaN or infinity in it."""
 
 
 class UnknownCheckpoint(CheckpointError):
-    """The file is whole, but no part of Stable Cascade."""
+    """The file is readable, but not a part of Stable Cascade."""
 
 
 class IncompatibleCheckpoint(CheckpointError):
-    """A part of Stable Cascade, but not the one that was wanted, or one that its network does not fit."""
+    """A part of Stable Cascade, but not the requested one, or its tensors do not fit its network."""
 
 
 class UnsafeCheckpoint(CheckpointError):
-    """A pickle that wants to run code. It was not run."""
+    """A pickle that contains code. The code was not run."""
 
 
 class InvalidConfig(CascadeError):
-    """A training configuration that cannot be carried out as it is written."""
+    """Training settings that are not valid."""
 
 
 class RunConflict(InvalidConfig):
@@ -51,8 +51,8 @@ class InvalidImage(CascadeError):
 
 
 class InvalidSize(CascadeError):
-    """An image's width or height, or a latent's, that cannot be made."""
+    """A width or height of an image or latent that cannot be generated."""
 
 
 class MissingPart(CascadeError):
-    """A job needs a network that was not given or not found."""
+    """A network that a task requires was not given or not found."""

@@ -1,7 +1,7 @@
 """LoRA in every format, and learned tokens.
 
-`read_lora` takes any file and gives one internal form (`Lora`); `attach` lets it act on networks until it is detached,
-`merge` for good; `save_lora` writes any format, `extract` makes one from two networks.
+`read_lora` reads a file of any trainer into one form (`Lora`). `attach` applies it to networks until it is detached,
+`merge` permanently. `save_lora` writes any format. `extract` makes a LoRA from two networks.
 """
 
 from .attaching import Applied, Attachment, attach, merge

@@ -1,7 +1,7 @@
-"""LoRAs on networks: attach and detach, merge.
+"""LoRAs on networks: attach, detach and merge.
 
-Attaching writes changed weights in place of the old ones, which are kept: a step then costs what it costs without a
-LoRA, and detaching puts back the very tensors that were there.
+Attaching replaces the weights by changed ones and keeps the old tensors: a sampling step costs the same as without a
+LoRA, and detaching restores the old tensors exactly.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .lora import TABLE, Change, Lora
 from .tokens import LearnedTokenizer, token_table
 
 END_ID = 49407
-"""CLIP's end token. Configs from before transformers 4.31 say 2, and then the highest id counts as the end."""
+"""Id of CLIP's end token. Configs from before transformers 4.31 have 2; CLIP then takes the highest id as the end."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A LoRA and how strongly it acts on each network: 0 not at all, 1 as trained; any finite number."""
+    """A LoRA and its strength on each network: any finite number; 0 has no effect, 1 is as trained."""
 
     lora: Lora
     stage_c: float = 1.0
@@ -37,16 +37,16 @@ class Applied:
     def strength(self, kind: str) -> float:
         strength = {"stage_c": self.stage_c, "text_encoder": self.text_encoder}[kind]
         if not math.isfinite(strength):
-            raise ValueError(f"a LoRA's strength is a finite number, not {strength}")
+            raise ValueError(f"a LoRA's strength must be a finite number, not {strength}")
         return strength
 
 
 @dataclass
 class Attachment:
-    """LoRAs that act on networks until `detach`; as a context manager, until the block ends.
+    """LoRAs on networks, until `detach`; as a context manager, until the block ends.
 
-    tokenizer: knows the learned tokens; where there are none, the one that was given.
-    changed: kind -> how many parameters are changed.
+    tokenizer: the given one, extended by the learned tokens.
+    changed: kind of network -> how many of its parameters are changed.
     tokens: the learned tokens that prompts can use, as prompts write them.
     """
 
@@ -58,7 +58,7 @@ class Attachment:
     _nets: list[nn.Module] = field(default_factory=list, repr=False)
 
     def detach(self) -> None:
-        """Put back what was there. A second time does nothing."""
+        """Restore the networks. Calling it again does nothing."""
         for parameter, tensor in reversed(self._kept):
             parameter.data = tensor
         for module, name, value in reversed(self._attributes):
@@ -92,23 +92,24 @@ def attach(
     text_encoder: nn.Module | None = None,
     tokenizer: Any = None,
 ) -> Attachment:
-    """Let LoRAs, any number at once, act on the networks that are given; what they have for others is left alone.
+    """Apply LoRAs to the given networks. Changes for a network that is not given are ignored.
 
-    Changes add up, each computed from the weights as they are now, so their order does not matter. At strength 0 a LoRA
-    changes nothing, and its tokens are not there. Tokens are whole at any other strength of the text encoder.
+    Each change is computed from the unchanged weights and all are added, so the order of the LoRAs does not matter. A
+    LoRA of strength 0 changes nothing and adds no tokens. At any other strength of the text encoder its tokens act
+    fully.
 
     Args:
         text_encoder: a `transformers.CLIPTextModelWithProjection`.
-        tokenizer: with `encode(text).ids` and `get_vocab()`; needed with the text encoder for LoRAs that have tokens.
-            Use the attachment's in its place.
+        tokenizer: with `encode(text).ids` and `get_vocab()`; required with the text encoder for LoRAs that have tokens.
+            Afterwards use the attachment's tokenizer instead.
 
     Raises:
         IncompatibleCheckpoint: a LoRA for another size, or tokens that clash. Nothing is changed then.
-        ValueError: a network that has LoRAs attached already, no tokenizer for tokens, or a strength that is no number.
+        ValueError: LoRAs are attached to the network already, a tokenizer is missing, or a strength is not finite.
     """
     nets = {kind: net for kind, net in (("stage_c", stage_c), ("text_encoder", text_encoder)) if net is not None}
     if any(net in _ATTACHED for net in nets.values()):
-        raise ValueError("the network has LoRAs attached: detach them, or attach all in one call")
+        raise ValueError("LoRAs are attached to this network already: detach them, or attach all in one call")
     attachment = Attachment(tokenizer)
     try:
         base = None if text_encoder is None else text_encoder.get_parameter(TABLE).data
@@ -125,13 +126,13 @@ def attach(
 
 
 def merge(applied: Sequence[Applied], net: nn.Module) -> int:
-    """Add LoRAs to a network's weights for good. Tokens are not merged: a checkpoint has no place for them.
+    """Add LoRAs to a network's weights permanently. Tokens are not merged: a checkpoint has no place for them.
 
     Returns:
         How many parameters were changed.
 
     Raises:
-        IncompatibleCheckpoint: a LoRA for another size, or none that changes this kind of network.
+        IncompatibleCheckpoint: a LoRA for another size, or no LoRA has changes for this kind of network.
     """
     kind = kind_of(net)
     if not any(each.lora.changes.get(kind) for each in applied):
@@ -159,12 +160,12 @@ def _change_weights(attachment: Attachment, applied: Sequence[Applied], kind: st
 
 
 def check_fits(lora: Lora, kind: str, shapes: Mapping[str, torch.Size], config: Config | None) -> None:
-    """Raises IncompatibleCheckpoint where a LoRA's changes do not fit a network, with the reason.
+    """Raises IncompatibleCheckpoint, with the reason, if a LoRA's changes do not fit a network.
 
     Args:
         kind: of the network.
-        shapes: our names of its parameters -> shape.
-        config: of the network; None where it is not one of ours.
+        shapes: our name of each of its parameters -> shape.
+        config: of the network; None if it is not one of ours.
     """
     changes = lora.changes.get(kind, {})
     wrong = [name for name, change in changes.items() if name not in shapes or not change.fits(shapes[name])]
@@ -182,12 +183,12 @@ def check_fits(lora: Lora, kind: str, shapes: Mapping[str, torch.Size], config: 
 
 
 def _add_tokens(attachment: Attachment, applied: Sequence[Applied], net: nn.Module, base: Tensor) -> None:
-    """Learned tokens as further rows of the table; `base` is the table without LoRAs."""
+    """Append learned tokens to the token table; `base` is the table without LoRAs."""
     loras = [each.lora for each in applied if each.strength("text_encoder")]
     if not any(lora.tokens for lora in loras):
         return
     if attachment.tokenizer is None:
-        raise ValueError("a LoRA with learned tokens needs the tokenizer")
+        raise ValueError("a LoRA with learned tokens requires the tokenizer")
     table = net.get_parameter(TABLE)
     learned = token_table(loras, base, attachment.tokenizer, len(table))
     attachment.replace_data(table, torch.cat([table.data, learned.vectors.to(table.dtype)]))
@@ -195,5 +196,5 @@ def _add_tokens(attachment: Attachment, applied: Sequence[Applied], net: nn.Modu
     if getattr(net.get_submodule("text_model"), "eos_token_id", None) == 2:
         attachment.replace_attribute(net.get_submodule("text_model"), "eos_token_id", END_ID)
     attachment.tokenizer, attachment.tokens = LearnedTokenizer(attachment.tokenizer, learned.ids), tuple(learned.ids)
-    # `conditioning.TextEncoder` looks for it here.
+    # `conditioning.TextEncoder` takes it from here.
     attachment.replace_attribute(net, "learned_tokenizer", attachment.tokenizer)

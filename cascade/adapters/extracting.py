@@ -13,7 +13,7 @@ from .lora import Change, Full, Lora, LowRank
 from .names import FORMATS, name_of
 
 ITERATIONS, EXTRA = 4, 16
-"""Power iterations and extra directions of the randomised decomposition (Halko et al. 2011, algorithm 4.4)."""
+"""Power iterations and extra directions of the randomized decomposition (Halko et al. 2011, algorithm 4.4)."""
 
 
 def extract(
@@ -25,24 +25,26 @@ def extract(
     device: torch.device | str = "cpu",
     on_weight: Callable[[int, int], None] | None = None,
 ) -> Lora:
-    """What `tuned` has that `base` has not, as a LoRA: matrices and convolutions by their largest singular values,
-    vectors (biases) whole. Parameters that are equal in both are left out.
+    """The difference `tuned - base` as a LoRA.
+
+    Matrices and convolutions are approximated by their largest singular values, vectors (biases) are kept exactly.
+    Parameters that are equal in both are left out.
 
     Args:
         rank: of the matrices, at most; a matrix of fewer singular values keeps them all.
-        only: parameters whose names contain one of these texts.
+        only: take parameters whose names contain one of these texts.
         device: where the decompositions are computed.
-        on_weight: called with (parameters done, parameters in all).
+        on_weight: called with (parameters done, all parameters).
 
     Raises:
         ValueError: rank below 1.
-        IncompatibleCheckpoint: two networks of different kinds or sizes, equal ones, or ones that are not finite.
+        IncompatibleCheckpoint: the networks differ in kind or size, are equal, or contain NaN or infinity.
     """
     if rank < 1:
-        raise ValueError(f"a LoRA's rank is at least 1, not {rank}")
+        raise ValueError(f"a LoRA's rank must be at least 1, not {rank}")
     kind = kind_of(base)
     if kind != kind_of(tuned) or config_of(base) != config_of(tuned):
-        raise IncompatibleCheckpoint("a LoRA is extracted from two networks of one size")
+        raise IncompatibleCheckpoint("a LoRA can only be extracted from two networks of the same kind and size")
     old = dict(base.named_parameters())
     names = [name for name in old if any(text in name for text in only)]
     new = dict(tuned.named_parameters())
@@ -52,7 +54,7 @@ def extract(
         if before.dtype != after.dtype or not torch.equal(before, after.to(before.device)):
             delta = after.to(device, torch.float32) - before.to(device, torch.float32)
             if not torch.isfinite(delta).all():
-                raise IncompatibleCheckpoint(f"NaN or infinity in {name}")
+                raise IncompatibleCheckpoint(f"NaN or infinity in the difference of {name}")
             changes[name] = _change(kind, name, delta, rank)
         if on_weight is not None:
             on_weight(done + 1, len(names))
@@ -72,7 +74,7 @@ def _change(kind: str, name: str, delta: Tensor, rank: int) -> Change:
 
 
 def decompose(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """down [rank, in] and up [out, rank] whose product is nearest to the matrix (Eckart and Young 1936)."""
+    """down [rank, in] and up [out, rank] whose product up @ down is nearest to the matrix (Eckart and Young 1936)."""
     smallest = min(matrix.shape)
     rank = min(rank, smallest)
     if rank + EXTRA < smallest // 4:

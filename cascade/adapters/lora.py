@@ -1,7 +1,7 @@
-"""What a LoRA is once it is read: changes of weights, learned tokens, and what the file says about itself.
+"""The internal form of a LoRA: changes of weights, learned tokens, and the training settings that its file holds.
 
-Whatever the file's format, a change belongs to one parameter of one network, under our name for it. Scale is
-alpha / rank (Hu et al. 2021, LoRA, section 4.1); DoRA is Liu et al. 2024, eq. 5.
+In every format, a change belongs to one parameter of one network, under our name for it. Its scale is alpha / rank (Hu
+et al. 2021, LoRA, section 4.1); DoRA is Liu et al. 2024, eq. 5.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TABLE = "text_model.embeddings.token_embedding.weight"
 
 @dataclass(frozen=True)
 class LowRank:
-    """weight + up @ down * alpha / rank, and with DoRA a length for each row or column of the sum.
+    """weight + up @ down * alpha / rank; with DoRA each row or column of the sum is then scaled to a learned length.
 
     down: [rank, in], for a convolution [rank, in, kh, kw].
     up: [out, rank], for a convolution [out, rank, 1, 1].
-    dora: [out, 1, ...] or [1, in, ...], as many dimensions as the weight.
+    dora: the lengths, [out, 1, ...] or [1, in, ...], with as many dimensions as the weight.
     """
 
     down: Tensor
@@ -50,8 +50,8 @@ class LowRank:
     def fits(self, shape: torch.Size) -> bool:
         """Whether it can change a weight of this shape.
 
-        OneTrainer gives a depthwise convolution [c, 1, kh, kw] one row of c kh kw numbers: up [1, rank, 1, 1], down
-        [rank, c, kh, kw].
+        OneTrainer treats a depthwise convolution [c, 1, kh, kw] as one row of c * kh * kw numbers: up [1, rank, 1, 1],
+        down [rank, c, kh, kw].
         """
         depthwise = len(shape) == 4 and shape[1] == 1
         rows = self.up.shape[0] == shape[0] and self.down[0].numel() == math.prod(shape[1:])
@@ -59,7 +59,7 @@ class LowRank:
         return len(shape) > 1 and (rows or one_row) and (self.dora is None or _scales(self.dora.shape, shape))
 
     def delta(self, weight: Tensor) -> Tensor:
-        """What is added to the weight: float32, in its shape, on its device."""
+        """What is added to the weight: float32, in the weight's shape and on its device."""
         up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
         delta = (up @ down).reshape(weight.shape) * self.scale
         if self.dora is None:
@@ -71,8 +71,10 @@ class LowRank:
 
 
 def lengths(weight: Tensor, axes: Sequence[int] | None = None) -> Tensor:
-    """The lengths (2-norms) over some axes of a weight, which stay as axes of size 1; without `axes` of its rows
-    [out, 1, ...]. Never 0: DoRA divides by them."""
+    """The 2-norms of a weight over `axes`, which stay as axes of size 1; by default of its rows, [out, 1, ...].
+
+    Never 0, since DoRA divides by them.
+    """
     axes = range(1, weight.dim()) if axes is None else axes
     return torch.linalg.vector_norm(weight, dim=tuple(axes), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -125,10 +127,10 @@ Change = LowRank | Full | Rows
 class Token:
     """A learned token: a text that prompts can use, with vectors of its own.
 
-    text: how prompts write the token; "" where the file does not say.
-    vectors: [n, width]; the text encoder sees n tokens in its place.
+    text: how prompts write the token; "" if the file does not say.
+    vectors: [n, width]; the token becomes n tokens of the text encoder.
     initializer: what the vectors are added to: the mean vector of a text's tokens, or of the tokens of the vocabulary
-        that match a pattern of the released trainer (`^dog</w>`). None where the vectors are whole.
+        that match a pattern of the released trainer (`^dog</w>`). None if the vectors are absolute.
     """
 
     text: str
@@ -138,13 +140,13 @@ class Token:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA, and the tokens learned with it; a stand-alone embedding has tokens only.
+    """A LoRA with the tokens learned with it; a stand-alone embedding has tokens only.
 
     changes: kind of network (stage_c, text_encoder) -> our name of a parameter -> its change.
     tokens: in the order of the file.
-    training: settings the file tells, as its trainer named them.
-    format: of the file it was read from, one of `FORMATS`.
-    path: of that file, for messages.
+    training: the training settings in the file, under its trainer's names.
+    format: of the file, one of `WRITABLE`.
+    path: of the file, for messages.
     """
 
     changes: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
@@ -155,7 +157,7 @@ class Lora:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks that occur, ascending."""
+        """The ranks of its low-rank changes, ascending."""
         return tuple(sorted({change.rank for change in self._low_rank()}))
 
     @property
@@ -164,7 +166,7 @@ class Lora:
 
     @property
     def base(self) -> str | None:
-        """The released size it was made for ("3.6B", "1B"), "custom", or None where it does not change Stage C."""
+        """The released size it was made for ("3.6B", "1B"), "custom", or None if it does not change Stage C."""
         width = self.width
         if width is None:
             return "custom" if self.changes.get("stage_c") else None
@@ -172,7 +174,7 @@ class Lora:
 
     @property
     def width(self) -> int | None:
-        """Channels of the Stage C that it changes, None where its changes do not tell."""
+        """Channels of the Stage C that it changes; None if its changes do not determine it."""
         for name, change in self.changes.get("stage_c", {}).items():
             for ending, factor in WIDTHS.items():
                 if name.endswith(ending) and change.outputs > 1:
@@ -180,7 +182,10 @@ class Lora:
         return None
 
     def renamed(self, texts: Mapping[str, str]) -> Lora:
-        """The same with other texts for its tokens: old text -> new text.
+        """A copy with its tokens renamed.
+
+        Args:
+            texts: old text -> new text.
 
         Raises:
             IncompatibleCheckpoint: it has no such token.
@@ -192,7 +197,7 @@ class Lora:
         return replace(self, tokens=tokens)
 
     def named(self, names: list[tuple[str, str | None]]) -> Lora:
-        """The same with these (text, initializer), in order, for the tokens that have no text yet.
+        """A copy whose tokens without a text get these texts and initializers, in order.
 
         Raises:
             IncompatibleCheckpoint: more or fewer names than such tokens.
@@ -232,4 +237,4 @@ WIDTHS = {
     "clip_img_mapper.weight": 4,
     "embedding.1.weight": 1,
 }
-"""Ending of a parameter's name -> how many times the network's width its outputs are."""
+"""Ending of a parameter's name -> its outputs as a multiple of the network's width."""

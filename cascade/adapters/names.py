@@ -1,7 +1,7 @@
-"""Names in LoRA files and names in our networks, as tables that are read both ways.
+"""Names in LoRA files and names in our networks, as tables for reading and writing.
 
 A name in a file is a prefix (which network), a module's path, and an ending (which tensor of the change). Paths are
-ours with `.` or `_` between their parts, except attention's, which each family of trainers spells in its own way.
+ours with `.` or `_` between their parts, except those of attention, which differ between families of trainers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 OURS, DIFFUSERS, OMI = range(3)
-"""The columns of a module's spellings."""
+"""Columns of `Module.spellings`."""
 
 ATTENTION = (
     ("attention.attn.to_q", "attention.to_q", "attention.attn.in_proj.0"),
@@ -21,7 +21,7 @@ ATTENTION = (
     ("attention.attn.out_proj", "attention.to_out.0", "attention.attn.out_proj"),
 )
 FUSED = tuple(f"attention.attn.to_{matrix}" for matrix in "qkv")
-"""What `attention.attn.in_proj` holds one after another."""
+"""The layers whose weights `attention.attn.in_proj` holds one after another."""
 BLOCK = ("depthwise", "channelwise.0", "channelwise.4", "mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
 TEXT_LAYER = (
     *(f"self_attn.{matrix}_proj" for matrix in ("q", "k", "v", "out")),
@@ -36,7 +36,7 @@ TEXT_LAYER = (
 class Module:
     """One kind of module; `{}` stands for a number.
 
-    ours: its path in our network; three where a file's matrix is those three.
+    ours: its path in our network; three paths where a file has the three as one matrix.
     spellings: its path in files, by column.
     """
 
@@ -89,7 +89,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "base_model.model.": ("stage_c", "text_encoder"),
     "": ("stage_c", "text_encoder"),
 }
-"""How a name may begin, and the networks that this may mean; the last character separates the parts of the path."""
+"""Prefix of a name -> the networks that it may mean. The prefix's last character separates the parts of the path."""
 
 ENDINGS: Mapping[str, str] = {
     ".lora_down.weight": "down",
@@ -111,17 +111,17 @@ ENDINGS: Mapping[str, str] = {
     ".rows": "rows",
     ".row_indices": "indices",
 }
-"""How a name may end, and the part of a change that this means. `delta` follows a parameter, not a module."""
+"""Ending of a name -> the part of a change that it means. `delta` follows a parameter, the others a module."""
 
 
 @dataclass(frozen=True)
 class Format:
     """How a format is written. Its prefixes and endings are among those that are read.
 
-    title: for people.
-    prefixes: kind -> prefix.
-    spelling: column of the modules' spellings.
-    endings: part -> ending; what is not there this format cannot hold.
+    title: for messages.
+    prefixes: kind of network -> prefix.
+    spelling: column of `Module.spellings`.
+    endings: part of a change -> ending; the format cannot hold other parts.
     """
 
     title: str
@@ -160,12 +160,18 @@ FORMATS: Mapping[str, Format] = {
         _KOHYA_ENDINGS | {"delta": ".delta", "rows": ".rows", "indices": ".row_indices"},
     ),
 }
-"""The formats with names. `released` (by order) and `embedding` (tokens only) have modules of their own."""
+"""The formats that name modules. `released` numbers its tensors and `embedding` has tokens only: see `released`,
+`reading` and `writing`."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of a file belongs: part of the change of these parameters (several: cut along dimension 0)."""
+    """Where a tensor of a file belongs.
+
+    kind: of the network.
+    parameters: our names; several if the tensor is to be split along dimension 0.
+    part: of the change: down, up, alpha, ...
+    """
 
     kind: str
     parameters: tuple[str, ...]
@@ -179,7 +185,7 @@ def _pattern(path: str, separator: str) -> re.Pattern[str]:
 
 
 def find_place(name: str) -> Place | None:
-    """What a name in a file means; None where no table knows it."""
+    """Where the tensor of this name in a file belongs; None if the name is unknown."""
     ending = next((ending for ending in ENDINGS if name.endswith(ending)), None)
     if ending is None:
         return None
@@ -205,7 +211,7 @@ def _find_modules(kind: str, path: str, separator: str) -> tuple[str, ...]:
 
 
 def name_of(kind: str, module: str, format: Format) -> str | None:
-    """The name in a file, without its ending, of a module of ours; None where the tables do not know it."""
+    """The name in a file, without its ending, of a module of ours; None if the format has no name for it."""
     for row in MODULES[kind]:
         match = _pattern(row.ours[0], ".").fullmatch(module) if len(row.ours) == 1 else None
         if match:
@@ -216,7 +222,7 @@ def name_of(kind: str, module: str, format: Format) -> str | None:
 
 
 def format_of(names: Sequence[str]) -> str:
-    """The format that could have written most of these names; of equals the one that has more of their endings."""
+    """The format that could have written most of these names; among equals the one with more of their endings."""
     plain = [name.replace(".default.", ".") for name in names]
     counts = {
         key: (
@@ -239,7 +245,7 @@ def _could_write(format: Format, name: str) -> bool:
 
 @cache
 def _spelled(kind: str, column: int, separator: str) -> re.Pattern[str]:
-    """Any path of one spelling."""
+    """Matches any path of one spelling."""
     rows = (row.spellings[column] for row in MODULES[kind] if len(row.spellings) > column)
     return re.compile("|".join(_pattern(path, separator).pattern for path in rows))
 
@@ -252,16 +258,16 @@ FOREIGN: Sequence[tuple[str, str]] = (
     ("a LyCORIS file (LoHa, LoKr or another), which is not read here", r"\.(hada_w\d|lokr_w\d|lora_mid|oft_)"),
     ("a LoRA for Stable Diffusion 1.5 or 2", r"attentions[._]\d+[._]transformer_blocks[._]0|(put|dle)_block"),
 )
-"""LoRA files of other networks, and a pattern that one of their names has; the first that fits is meant."""
+"""LoRA files for other networks, and a pattern of one of their names; the first that matches counts."""
 
 
 def recognize_foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a file of other names is; None where that is not known either."""
+    """What a file with other names is; None if that is unknown too."""
     for title, pattern in FOREIGN:
         if any(re.search(pattern, name) for name in shapes):
             if "1.5 or 2" not in title:
                 return title
-            # Keys of its cross attention read the text encoder: 768 wide in 1.5, 1024 in 2, 2048 in SDXL.
+            # The keys of its cross attention have the text encoder's width: 768 in 1.5, 1024 in 2, 2048 in SDXL.
             widths = {shape[1] for name, shape in shapes.items() if _reads_text(name) and len(shape) > 1}
             known = {768: "a LoRA for Stable Diffusion 1.5", 1024: "a LoRA for Stable Diffusion 2"}
             return next(

@@ -1,4 +1,4 @@
-"""How strongly a LoRA changes each block, as numbers and as an image."""
+"""How much a LoRA changes each block, as numbers and as a chart."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ COLORS = {"down": "#1f4e8c", "up": "#8c3b1f", "text": "#2f7d4f", "other": "#7777
 
 
 def norm_of(change: Change) -> float:
-    """Frobenius norm of what is added to a weight at strength 1; of DoRA without its lengths."""
+    """Frobenius norm of what is added to a weight at strength 1, without DoRA's lengths."""
     if isinstance(change, Full):
         return float(change.value.float().norm())
     if isinstance(change, Rows):
         return float(change.values.float().norm())
     up, down = change.up.float().flatten(1), change.down.float().flatten(1)
-    # Of a product of thin matrices: the squares' sum is that of their small Gram matrices.
+    # |up @ down|^2 is the sum of the elementwise product of two [rank, rank] matrices: the product is not formed.
     return abs(change.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
 
 def norms_by_block(lora: Lora) -> dict[str, float]:
-    """Block -> norm of all changes in it, in the order of the network: "down 0.3", "up 1.2", "text 5", others by name.
+    """Block -> norm of all its changes, in the network's order: "down 0.3", "up 1.2", "text 5", others by name.
 
-    The third number of a block is its place among the residual, timestep and attention blocks of its level.
+    "down 0.3" is the block 3 of level 0, where residual, timestep and attention blocks count together.
     """
     squares: dict[str, float] = {}
     for changes in lora.changes.values():
@@ -54,7 +54,12 @@ def _order(block: str) -> tuple[int, list[int]]:
 
 
 def chart(norms: Mapping[str, float], *, size: tuple[int, int] = (1024, 420)) -> Image.Image:
-    """A bar for each block; colors tell the way down, the way up, the text encoder and what is outside of blocks."""
+    """A bar chart of the norms. Colors: blocks on the way down, on the way up, of the text encoder, and other layers.
+
+    Args:
+        norms: of `norms_by_block`.
+        size: width and height in pixels.
+    """
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = 64, 30, size[0] - 16, size[1] - 70
@@ -77,7 +82,7 @@ def chart(norms: Mapping[str, float], *, size: tuple[int, int] = (1024, 420)) ->
 
 
 def _write_upright(image: Image.Image, text: str, at: tuple[int, int], *, every: int, place: int) -> None:
-    """A label below a bar, turned by a quarter; where bars are narrow only every so many have one."""
+    """A label below a bar, turned by 90 degrees; only every `every`-th bar has one."""
     if place % every:
         return
     label = Image.new("RGB", (66, 12), "white")
@@ -86,7 +91,7 @@ def _write_upright(image: Image.Image, text: str, at: tuple[int, int], *, every:
 
 
 def summary(lora: Lora) -> list[str]:
-    """Lines for people: what it was made for, what it changes, its tokens, its training."""
+    """Lines of text: what it was made for, what it changes, its tokens, its training settings."""
     ranks = ", ".join(map(str, lora.ranks)) or "none"
     alphas = ", ".join(f"{alpha:g}" for alpha in lora.alphas) or "none"
     lines = [f"format: {lora.format}", f"made for: {_made_for(lora)}", f"rank: {ranks}", f"alpha: {alphas}"]

@@ -1,4 +1,4 @@
-"""From a LoRA file of any format to the one internal form."""
+"""Reading LoRA files of any format into the internal form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .lora import TABLE, Change, Full, Lora, LowRank, Rows, Token
 from .names import FORMATS, Place, find_place, format_of, recognize_foreign
 
 METADATA = "cascade.lora"
-"""Key of the safetensors metadata under which our files tell tokens and training settings, as JSON."""
+"""Key of the safetensors metadata under which our files keep tokens and training settings, as JSON."""
 BUNDLED = re.compile(r"bundle_emb\.(.+)\.(clip_g|clip_g_out|clip_l|string_to_param\.\*)")
 PEFT_CONFIG = "adapter_config.json"
 SHOWN = 3
@@ -34,20 +34,20 @@ def read_lora(
     config: StageCConfig | None = None,
     tokens: Sequence[tuple[str, str | None]] = (),
 ) -> Lora:
-    """The LoRA or learned token in a file (safetensors, .pt, .bin) or state dict, of any format that is known.
+    """The LoRA or the learned tokens in a file (safetensors, .pt, .bin) or state dict of any known format.
 
     Args:
-        config: of the Stage C it is for. The released trainer's file needs it where the size was not released; given,
-            a file of that form is checked against it. Other formats are checked when they are attached.
+        config: of the Stage C it is for. Files of the released trainer need it for sizes that were not released, and
+            are checked against it if it is given. Other formats are checked when they are attached.
         tokens: (text, initializer) for each token whose text the file does not hold: those of the released trainer, as
             its YAML has them (`("[fernando]", "^dog</w>")`), and of stand-alone embeddings, whose initializer is None.
 
     Raises:
         FileNotFoundError: nothing is there.
-        BrokenCheckpoint: truncated, empty, rank 0, NaN, parts of a change missing.
-        UnsafeCheckpoint: a pickle that wants to run code.
-        UnknownCheckpoint: no LoRA of Stable Cascade; what it is instead, if that is known.
-        IncompatibleCheckpoint: one for another size or of other modules than the form can tell; tokens that clash.
+        BrokenCheckpoint: truncated or empty, contains NaN or infinity, rank 0, or incomplete changes.
+        UnsafeCheckpoint: a pickle with code in it.
+        UnknownCheckpoint: not a LoRA for Stable Cascade; the message says what it is, if that is known.
+        IncompatibleCheckpoint: for another size, of a form that is not supported, or with tokens that clash.
     """
     opened = list(open_tensors(source).values())
     if len(opened) != 1:
@@ -75,9 +75,9 @@ def _read(source: TensorSource, config: StageCConfig | None) -> Lora:
     own, training = _metadata(source)
     if released.is_released(source.tensors):
         changes, tokens = released.read(_tensors(source), config, path)
-        return Lora(changes, _told(tokens, own), training, "released", path)
+        return Lora(changes, _described(tokens, own), training, "released", path)
     if "clip_g" in source.tensors:
-        return Lora({}, _told([_embedding(_tensors(source), path)], own), training, "embedding", path)
+        return Lora({}, _described([_embedding(_tensors(source), path)], own), training, "embedding", path)
     bundled = {name: match for name in source.tensors if (match := BUNDLED.fullmatch(name))}
     # Names are looked at before gigabytes of something else are read.
     places = _places(source, [name for name in source.tensors if name not in bundled])
@@ -89,14 +89,14 @@ def _read(source: TensorSource, config: StageCConfig | None) -> Lora:
         changes, training = _scaled_by_config(changes, training, source)
     if source.metadata.get(METADATA_KIND) == "lora" and own.get("format") in FORMATS:
         form = own["format"]
-    return Lora(changes, _told(tokens, own), training, form, path)
+    return Lora(changes, _described(tokens, own), training, form, path)
 
 
 def _places(source: TensorSource, names: Sequence[str]) -> dict[str, Place]:
-    """What each name means.
+    """Where the tensor of each name belongs.
 
     Raises:
-        UnknownCheckpoint: one means nothing here.
+        UnknownCheckpoint: a name is unknown.
     """
     places = {name: find_place(name) for name in names}
     known = {name: place for name, place in places.items() if place is not None}
@@ -110,21 +110,23 @@ def _what_else(source: TensorSource, unknown: Sequence[str]) -> str:
     if foreign:
         return f"this is {foreign}, not for Stable Cascade"
     if len(unknown) < len(source.tensors):
-        return f"{len(unknown)} of its {len(source.tensors)} tensors are not known: {', '.join(unknown[:SHOWN])}"
+        return f"{len(unknown)} of its {len(source.tensors)} tensors are unknown: {', '.join(unknown[:SHOWN])}"
     try:
         return f"this is a network, not a LoRA: {' and '.join(part.describe() for part in detect_parts({'': source}))}"
     except CheckpointError:
-        return f"no LoRA of Stable Cascade ({len(source.tensors)} tensors, the first {', '.join(unknown[:SHOWN])})"
+        return f"not a LoRA for Stable Cascade ({len(source.tensors)} tensors, the first {', '.join(unknown[:SHOWN])})"
 
 
 def _scaled_by_config(
     changes: dict[str, dict[str, Change]], training: dict[str, Any], source: TensorSource
 ) -> tuple[dict[str, dict[str, Change]], dict[str, Any]]:
-    """With the alpha of PEFT's adapter_config.json, where one lies beside: its tensors do not tell the scale.
+    """Changes with the alpha of PEFT's adapter_config.json, if there is one beside the file, and the settings in it.
+
+    PEFT's tensors do not contain the alpha.
 
     Raises:
         BrokenCheckpoint: it is damaged.
-        IncompatibleCheckpoint: it gives modules an alpha each.
+        IncompatibleCheckpoint: it has a different alpha for each module.
     """
     folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
     file = None if folder is None else folder / PEFT_CONFIG
@@ -132,24 +134,25 @@ def _scaled_by_config(
     if file is None or not named or not file.exists():
         return changes, training
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        alpha, stabilised, patterns = float(told["lora_alpha"]), bool(told.get("use_rslora")), told.get("alpha_pattern")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        alpha, stabilized = float(settings["lora_alpha"]), bool(settings.get("use_rslora"))
+        patterns = settings.get("alpha_pattern")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise BrokenCheckpoint(f"it tells no lora_alpha: {str(error)[:200]}", file) from error
+        raise BrokenCheckpoint(f"it has no valid lora_alpha: {str(error)[:200]}", file) from error
     if patterns or not math.isfinite(alpha):
-        raise IncompatibleCheckpoint("it gives modules an alpha of their own, which is not read here", file)
+        raise IncompatibleCheckpoint("it has an alpha_pattern, which is not supported", file)
     scaled: dict[str, dict[str, Change]] = {}
     for kind, own in changes.items():
         scaled[kind] = dict(own)
         for name, change in own.items():
             if isinstance(change, LowRank):
-                # Rank-stabilised LoRA divides by the root of the rank (Kalajdzievski 2023).
-                scaled[kind][name] = replace(change, alpha=alpha * math.sqrt(change.rank) if stabilised else alpha)
-    return scaled, training | told
+                # Rank-stabilized LoRA divides by the root of the rank (Kalajdzievski 2023).
+                scaled[kind][name] = replace(change, alpha=alpha * math.sqrt(change.rank) if stabilized else alpha)
+    return scaled, training | settings
 
 
 def _metadata(source: TensorSource) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What our own metadata says, and the training settings in ours or in another trainer's."""
+    """Our own metadata, and the training settings in ours or in another trainer's."""
     text = source.metadata.get(METADATA)
     if text is None:
         return {}, dict(source.metadata)
@@ -161,7 +164,7 @@ def _metadata(source: TensorSource) -> tuple[dict[str, Any], dict[str, Any]]:
     except (ValueError, AttributeError, RecursionError) as error:
         raise BrokenCheckpoint(f"its metadata is damaged: {str(error)[:200]}", source.path) from error
     if not fine:
-        raise BrokenCheckpoint("its metadata describes no LoRA", source.path)
+        raise BrokenCheckpoint("its metadata does not describe a LoRA", source.path)
     return own, training
 
 
@@ -171,15 +174,15 @@ def _is_named(token: Any) -> bool:
     return isinstance(token.get("text"), str) and isinstance(token.get("initializer"), str | None)
 
 
-def _told(tokens: Sequence[Token], own: Mapping[str, Any]) -> tuple[Token, ...]:
+def _described(tokens: Sequence[Token], own: Mapping[str, Any]) -> tuple[Token, ...]:
     """Tokens with the texts and initializers of our metadata."""
-    told = own.get("tokens", [])
-    if len(told) != len(tokens):
+    entries = own.get("tokens", [])
+    if len(entries) != len(tokens):
         return tuple(tokens)
     if all(token.text for token in tokens):
-        initializers = {entry["text"]: entry.get("initializer") for entry in told}
+        initializers = {entry["text"]: entry.get("initializer") for entry in entries}
         return tuple(Token(t.text, t.vectors, initializers.get(t.text, t.initializer)) for t in tokens)
-    return tuple(Token(e["text"], t.vectors, e.get("initializer")) for t, e in zip(tokens, told, strict=True))
+    return tuple(Token(e["text"], t.vectors, e.get("initializer")) for t, e in zip(tokens, entries, strict=True))
 
 
 def _embedding(tensors: Mapping[str, Tensor], path: str | None) -> Token:
@@ -196,7 +199,7 @@ def _bundled(tensors: Mapping[str, Tensor], name: str, match: re.Match[str], pat
         raise UnknownCheckpoint(f"this is for SDXL: its token {text} has vectors for CLIP-L", path)
     if encoder == "clip_g_out":
         raise IncompatibleCheckpoint(
-            f"the token {text} changes the text encoder's output, which is not done here", path
+            f"the token {text} changes the text encoder's output, which is not supported", path
         )
     return Token(text, _vectors(name, tensors[name], path))
 
@@ -216,7 +219,7 @@ def _changes(
     for name, place in places.items():
         target = Place(place.kind, place.parameters, "")
         if place.part in parts.setdefault(target, {}):
-            raise IncompatibleCheckpoint(f"{parts[target][place.part]} and {name} are the same", path)
+            raise IncompatibleCheckpoint(f"{parts[target][place.part]} and {name} are the same tensor", path)
         parts[target][place.part] = name
     changes: dict[str, dict[str, Change]] = {}
     for target, named in parts.items():
@@ -224,13 +227,13 @@ def _changes(
         own = changes.setdefault(target.kind, {})
         for parameter, piece in zip(target.parameters, split(change, len(target.parameters), path), strict=True):
             if parameter in own:
-                raise IncompatibleCheckpoint(f"{next(iter(named.values()))} is there under another name too", path)
+                raise IncompatibleCheckpoint(f"{next(iter(named.values()))} is also there under another name", path)
             own[parameter] = _as_rows(piece) if parameter == TABLE else piece
     return changes
 
 
 def _change(parts: Mapping[str, Tensor], name: str, path: str | None) -> Change:
-    """One change from its tensors; `name` is that of one of them."""
+    """One change from its tensors; `name` is the name of one of them, for messages."""
     if set(parts) == {"full"}:
         if not parts["full"].is_floating_point() or not parts["full"].numel() or not parts["full"].dim():
             raise BrokenCheckpoint(f"{name} changes nothing: {list(parts['full'].shape)}", path)
@@ -243,7 +246,7 @@ def _change(parts: Mapping[str, Tensor], name: str, path: str | None) -> Change:
 
 
 def _low_rank(parts: Mapping[str, Tensor], name: str, path: str | None) -> LowRank:
-    """A low-rank change with its shapes checked; without alpha its scale is 1."""
+    """A low-rank change with its shapes checked. Without an alpha its scale is 1."""
     down, up, alpha, dora = parts["down"], parts["up"], parts.get("alpha"), parts.get("dora")
     numbers = all(tensor.is_floating_point() for tensor in (down, up))
     shaped = numbers and min(down.dim(), up.dim()) >= 2 and max(down.dim(), up.dim()) <= 4
@@ -265,15 +268,15 @@ def _low_rank(parts: Mapping[str, Tensor], name: str, path: str | None) -> LowRa
 def _rows(indices: Tensor, values: Tensor, path: str | None) -> Rows:
     whole = indices.dim() == 1 and not indices.is_floating_point() and values.dim() == 2 and len(indices) == len(values)
     if not whole or not len(indices) or int(indices.min()) < 0 or len(indices.unique()) != len(indices):
-        raise BrokenCheckpoint(f"rows of a table that cannot be: {list(indices.shape)}, {list(values.shape)}", path)
+        raise BrokenCheckpoint(f"invalid rows of the token table: {list(indices.shape)}, {list(values.shape)}", path)
     return Rows(indices.long(), values)
 
 
 def split(change: Change, count: int, path: str | None) -> list[Change]:
-    """A change of a fused matrix as changes of its `count` equal parts.
+    """A change of a fused matrix as changes of its `count` equal parts along dimension 0.
 
     Raises:
-        IncompatibleCheckpoint: it cannot be taken apart.
+        IncompatibleCheckpoint: it cannot be split.
     """
     if count == 1:
         return [change]
@@ -285,11 +288,11 @@ def split(change: Change, count: int, path: str | None) -> list[Change]:
             doras = [None] * count if dora is None else dora.chunk(count)
             ups = change.up.chunk(count)
             return [LowRank(change.down, up, change.alpha, d) for up, d in zip(ups, doras, strict=True)]
-    raise IncompatibleCheckpoint("a change of the fused attention matrix that cannot be taken apart", path)
+    raise IncompatibleCheckpoint("its change of the fused attention matrix cannot be split into q, k and v", path)
 
 
 def _as_rows(change: Change) -> Change:
-    """A low-rank change of a table whose `up` only picks rows, as those rows: how other formats hold them."""
+    """A low-rank change of a table whose `up` only selects rows, as those rows: other formats hold them like that."""
     if not isinstance(change, LowRank) or change.dora is not None or (change.up.dim(), change.down.dim()) != (2, 2):
         return change
     picked = change.up != 0

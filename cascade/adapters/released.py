@@ -1,8 +1,8 @@
 """The released trainer's file: attention's matrices by their order, not by name, and changes of the token table.
 
-`weights.I.lora_down` [rank, in] and `weights.I.lora_up` [out, rank]; for each attention block in the network's order,
-even I is `out_proj` and odd I the fused `in_proj`. Scale 1 / rank. `embeddings.embeddings` [n, width] is added to the
-rows `embeddings.indices` [n] of the token table, where rows past the vocabulary are new tokens.
+`weights.I.lora_down` is [rank, in], `weights.I.lora_up` [out, rank]. For each attention block in the network's order,
+even I is `out_proj` and odd I the fused `in_proj`. The scale is 1 / rank. `embeddings.embeddings` [n, width] is added
+to the rows `embeddings.indices` [n] of the token table; rows past the vocabulary are new tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..models import StageCConfig
 from .lora import RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
 
 VOCABULARY = 49408
-"""Tokens of CLIP's vocabulary; new tokens come after them."""
+"""Size of CLIP's vocabulary; the ids of new tokens follow."""
 ALPHA = 1.0
 WEIGHT = re.compile(r"weights\.(\d{1,6})\.lora_(down|up)")
 EMBEDDINGS, INDICES = "embeddings.embeddings", "embeddings.indices"
@@ -42,7 +42,7 @@ def read(
     """
     pairs, others = _pairs(tensors, path)
     if others:
-        raise IncompatibleCheckpoint(f"of the released trainer's form, but with {', '.join(others[:3])}", path)
+        raise IncompatibleCheckpoint(f"a file of the released trainer does not contain {', '.join(others[:3])}", path)
     rows, tokens = _embeddings(tensors, path)
     changes: dict[str, dict[str, Change]] = {}
     if pairs:
@@ -61,7 +61,7 @@ def _pairs(tensors: Mapping[str, Tensor], path: str | None) -> tuple[list[tuple[
         elif name not in (EMBEDDINGS, INDICES):
             others.append(name)
     if sorted(found) != list(range(len(found))) or any(len(pair) != 2 for pair in found.values()):
-        raise BrokenCheckpoint("numbers or halves are missing among its weights.I", path)
+        raise BrokenCheckpoint("some of its weights.I.lora_down and weights.I.lora_up are missing", path)
     pairs = [(found[index]["down"], found[index]["up"]) for index in range(len(found))]
     for index, (down, up) in enumerate(pairs):
         if down.dim() == up.dim() == 2 and 0 in (down.shape[0], up.shape[1]):
@@ -78,13 +78,13 @@ def _embeddings(tensors: Mapping[str, Tensor], path: str | None) -> tuple[Rows |
     if values is None and indices is None:
         return None, []
     if values is None or indices is None or values.dim() != 2 or indices.shape != values.shape[:1]:
-        raise BrokenCheckpoint("its embeddings do not go with their indices", path)
+        raise BrokenCheckpoint("its embeddings do not match their indices", path)
     numbers = [int(index) for index in indices]
     if len(set(numbers)) < len(numbers):
         raise IncompatibleCheckpoint("it defines one token twice", path)
     new = sorted(number for number in numbers if number >= VOCABULARY)
     if new != list(range(VOCABULARY, VOCABULARY + len(new))) or min(numbers, default=0) < 0:
-        raise BrokenCheckpoint(f"its new tokens have the rows {new[:3]}, the first must be {VOCABULARY}", path)
+        raise BrokenCheckpoint(f"its new tokens have the rows {new[:3]} instead of {VOCABULARY} and following", path)
     tokens = [Token("", values[numbers.index(number)][None]) for number in new]
     known = [place for place, number in enumerate(numbers) if number < VOCABULARY]
     rows = Rows(indices[known].long(), values[known]) if known else None
@@ -112,10 +112,10 @@ def _fits(shapes: Sequence[Shape], config: StageCConfig) -> bool:
 
 
 def _settled(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig | None, path: str | None) -> StageCConfig:
-    """The config whose attention the file changes.
+    """The config of the Stage C whose attention the file changes.
 
     Raises:
-        IncompatibleCheckpoint: it changes something else.
+        IncompatibleCheckpoint: its matrices are not those of attention in any known size.
     """
     shapes: list[Shape] = [(up.shape[0], down.shape[1]) for down, up in pairs]
     sizes = list(RELEASED_STAGE_C.values())
@@ -135,8 +135,8 @@ def _settled(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig | None
     own_width = {level.width for level in wanted.levels}
     if not any(width in own_width for width in shapes[0]):
         raise IncompatibleCheckpoint(f"made for a Stage C {width} wide, and this is {this}", path)
-    text = f"{len(pairs)} matrices that are not the {due} of attention in {this}: trained with other filters than .attn"
-    raise IncompatibleCheckpoint(f"{text}, and the file does not tell which", path)
+    text = f"its {len(pairs)} matrices are not the {due} of attention in {this}: trained with other filters than .attn"
+    raise IncompatibleCheckpoint(f"{text}, and the file does not say which", path)
 
 
 def _by_order(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig) -> dict[str, Change]:
@@ -150,10 +150,10 @@ def _by_order(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig) -> d
 
 
 def write(lora: Lora, config: StageCConfig | None) -> dict[str, Tensor]:
-    """The tensors of the released trainer's file, of one rank throughout.
+    """The tensors of the released trainer's file, all of one rank.
 
     Raises:
-        IncompatibleCheckpoint: what this form cannot hold.
+        IncompatibleCheckpoint: the LoRA has something that this form cannot hold.
     """
     changes = dict(lora.changes.get("stage_c", {}))
     if config is None:
@@ -162,13 +162,13 @@ def write(lora: Lora, config: StageCConfig | None) -> dict[str, Tensor]:
             raise IncompatibleCheckpoint("for a Stage C of a size that was not released: give config=", lora.path)
     tensors = _ordered(changes, config, lora.path) if changes and config is not None else {}
     if changes:
-        text = f"the released form holds attention's matrices only, not {', '.join(list(changes)[:3])}"
+        text = f"the released form can only hold attention's matrices, not {', '.join(list(changes)[:3])}"
         raise IncompatibleCheckpoint(text, lora.path)
     return tensors | _written_embeddings(lora)
 
 
 def _ordered(changes: dict[str, Change], config: StageCConfig, path: str | None) -> dict[str, Tensor]:
-    """Takes what it writes out of `changes`."""
+    """The matrices of attention; removes them from `changes`."""
     pairs: list[tuple[Tensor, Tensor]] = []
     for stem, (out_shape, in_shape) in zip(attention_stems(config), _due(config), strict=True):
         out = changes.pop(f"{stem}.out_proj.weight", None)
@@ -179,20 +179,20 @@ def _ordered(changes: dict[str, Change], config: StageCConfig, path: str | None)
     for index, (down, up) in enumerate(pairs):
         missing = rank - down.shape[0]
         tensors[f"weights.{index}.lora_down"] = torch.cat([down, down.new_zeros(missing, down.shape[1])])
-        # The trainer multiplies by 1 / rank; what our scale was is in `up` already.
+        # The trainer multiplies by 1 / rank; our scale is in `up` already.
         tensors[f"weights.{index}.lora_up"] = torch.cat([up, up.new_zeros(up.shape[0], missing)], 1) * (rank / ALPHA)
     return tensors
 
 
 def _stacked(changes: Sequence[Change | None], shape: Shape, path: str | None) -> tuple[Tensor, Tensor]:
-    """One down and up, scale included, for changes that lie one under another in a matrix of this shape."""
+    """One down and up, scale included, of changes stacked along dimension 0 into a matrix of this shape."""
     rows = shape[0] // len(changes)
     found = [change for change in changes if change is not None]
     if not found:
         return torch.zeros(1, shape[1]), torch.zeros(shape[0], 1)
     for change in found:
         if not isinstance(change, LowRank) or change.dora is not None or not change.fits(torch.Size((rows, shape[1]))):
-            raise IncompatibleCheckpoint("the released form holds plain low-rank matrices of its own size only", path)
+            raise IncompatibleCheckpoint("the released form only holds low-rank matrices without DoRA", path)
     low = [change for change in found if isinstance(change, LowRank)]
     first = low[0].down
     if all(change.down is first or torch.equal(change.down, first) for change in low):
@@ -213,9 +213,7 @@ def _written_embeddings(lora: Lora) -> dict[str, Tensor]:
     changes = dict(lora.changes.get("text_encoder", {}))
     rows = changes.pop(TABLE, None)
     if changes or not isinstance(rows, Rows | None):
-        raise IncompatibleCheckpoint(
-            "the released form holds no changes of the text encoder but of its tokens", lora.path
-        )
+        raise IncompatibleCheckpoint("of the text encoder the released form only holds changes of tokens", lora.path)
     if long := [token.text for token in lora.tokens if len(token.vectors) > 1]:
         raise IncompatibleCheckpoint(f"the released form has one vector for a token; {long[0]} has several", lora.path)
     values = [token.vectors.float() for token in lora.tokens]

@@ -1,4 +1,4 @@
-"""Learned tokens: their vectors, the ids that stand for these, and prompts that use the tokens."""
+"""Learned tokens: their vectors, the ids of these, and a tokenizer for prompts with learned tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Encoding:
 
 
 class LearnedTokenizer:
-    """A tokenizer that knows learned tokens beside those of `base`, which is not changed.
+    """A tokenizer of learned tokens in addition to those of `base`, which is not changed.
 
     A learned token is found in any case and at any place in a prompt; one that begins or ends with a letter or digit is
     not found inside a longer word.
@@ -41,7 +41,7 @@ class LearnedTokenizer:
     def __init__(self, base: Any, tokens: Mapping[str, Sequence[int]]) -> None:
         self.base = base
         self._ids = {text.lower(): list(ids) for text, ids in tokens.items()}
-        # The longest first: where [a][b] stands, it is meant rather than [a].
+        # The longest first, so that [a][b] is not read as [a].
         choices = "|".join(_bounded(text) for text in sorted(tokens, key=len, reverse=True))
         self._tokens = re.compile(f"({choices})", re.IGNORECASE)
 
@@ -88,7 +88,7 @@ class TokenTable:
 
 
 def token_table(loras: Sequence[Lora], base: Tensor, tokenizer: Any, first: int) -> TokenTable:
-    """The tokens of LoRAs, at least one, as whole vectors in float32.
+    """The tokens of LoRAs, at least one, with absolute vectors in float32.
 
     Args:
         base: the text encoder's token table [tokens, width] without any LoRA.
@@ -109,7 +109,7 @@ def parse_token_names(lines: Iterable[str]) -> list[tuple[str, str | None]]:
 
 
 def vectors_of(token: Token, table: Tensor, tokenizer: Any, path: str | None = None) -> Tensor:
-    """A token's whole vectors [n, width], float32.
+    """A token's absolute vectors [n, width], float32.
 
     Args:
         table: the text encoder's token table [tokens, width] without any LoRA.
@@ -154,7 +154,7 @@ def initializer_ids(initializer: str, tokenizer: Any) -> list[int]:
 
 
 def absolute(lora: Lora, table: Tensor, tokenizer: Any) -> Lora:
-    """The same with whole vectors for every token, which then needs no initializer. Arguments as of `vectors_of`."""
+    """A copy whose tokens have absolute vectors and no initializer. Arguments as of `vectors_of`."""
     tokens = (replace(t, vectors=vectors_of(t, table, tokenizer), initializer=None) for t in lora.tokens)
     return replace(lora, tokens=tuple(tokens))
 

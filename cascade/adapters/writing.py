@@ -1,4 +1,4 @@
-"""Writing LoRAs, in our own form or in another trainer's."""
+"""Writing LoRAs in our own format or in that of another trainer."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def save_lora(
     config: StageCConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a LoRA as a safetensors file, which is replaced whole or not at all.
+    """Write a LoRA as a safetensors file, atomically.
 
     What a format cannot hold is an error, never left out. Every format also gets our own metadata (tokens, their
     initializers, training settings), which other programs ignore.
 
     Args:
         format: one of `WRITABLE`.
-        config: of its Stage C; needed for the released form where the size was not released.
+        config: of its Stage C; the released format needs it for sizes that were not released.
         dtype: of the factors and vectors; None keeps theirs.
 
     Raises:
-        ValueError: no such format.
-        IncompatibleCheckpoint: something that the format cannot hold.
-        OSError: it could not be written; what was there is still there.
+        ValueError: an unknown format.
+        IncompatibleCheckpoint: the LoRA has something that the format cannot hold.
+        OSError: it could not be written; an existing file is unchanged.
     """
     tensors = to_tensors(lora, format, config)
     if dtype is not None:
@@ -54,9 +54,9 @@ def save_lora(
 
 
 def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
-    """What our form says of a LoRA beside its tensors: base, ranks, alphas, modules, tokens, training settings."""
+    """Our metadata of a LoRA: base, ranks, alphas, modules, tokens, training settings."""
     names = [name for changes in lora.changes.values() for name in changes]
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "format": format,
         "base": lora.base,
         "ranks": lora.ranks,
@@ -65,7 +65,7 @@ def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
         "tokens": [{"text": token.text, "initializer": token.initializer} for token in lora.tokens],
         "training": dict(lora.training),
     }
-    return {METADATA_KIND: "lora", METADATA: json.dumps(told)}
+    return {METADATA_KIND: "lora", METADATA: json.dumps(described)}
 
 
 def _without_numbers(name: str) -> str:
@@ -79,7 +79,7 @@ def to_tensors(lora: Lora, format: str, config: StageCConfig | None = None) -> d
     if format == "embedding":
         return _embedding(lora)
     if format not in FORMATS:
-        raise ValueError(f"format is one of {', '.join(WRITABLE)}, not {format!r}")
+        raise ValueError(f"format must be one of {', '.join(WRITABLE)}, not {format!r}")
     tensors: dict[str, Tensor] = {}
     for kind, changes in lora.changes.items():
         for name, change in changes.items():
@@ -104,7 +104,7 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
 
 
 def as_low_rank(rows: Rows) -> LowRank:
-    """Rows of a table as factors whose `up` picks them."""
+    """Rows of a table as factors whose `up` selects them."""
     count = len(rows.indices)
     up = torch.zeros(released.VOCABULARY, count)
     up[rows.indices, torch.arange(count)] = 1.0
@@ -131,10 +131,10 @@ def _parts(change: Change, parameter: str, endings: Mapping[str, str]) -> dict[s
 
 
 def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
-    """Tokens; other programs read them as whole vectors."""
+    """The tensors of tokens. Other programs read them as absolute vectors."""
     if format != "cascade" and (relative := [token.text for token in lora.tokens if token.initializer is not None]):
-        text = f"its token {relative[0]} is kept as a change of another text, for which {FORMATS[format].title} has no "
-        raise IncompatibleCheckpoint(text + "place: make it absolute first, which takes the text encoder", lora.path)
+        text = f"its token {relative[0]} is a change of its initializer, which {FORMATS[format].title} cannot hold: "
+        raise IncompatibleCheckpoint(text + "make it absolute first, with the text encoder", lora.path)
     if any(not token.text for token in lora.tokens):
         raise IncompatibleCheckpoint(NAMELESS, lora.path)
     return {f"bundle_emb.{token.text}.clip_g": token.vectors for token in lora.tokens}
@@ -142,5 +142,5 @@ def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
 
 def _embedding(lora: Lora) -> dict[str, Tensor]:
     if lora.changes or len(lora.tokens) != 1 or lora.tokens[0].initializer is not None:
-        raise IncompatibleCheckpoint("a stand-alone embedding is one token with whole vectors and no more", lora.path)
+        raise IncompatibleCheckpoint("a stand-alone embedding can only hold one token with absolute vectors", lora.path)
     return {"clip_g": lora.tokens[0].vectors}

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: what they are, how their names map to ours, loading, saving, converting.
+"""Checkpoints on disk: detecting what they are, mapping their names to ours, loading, saving, converting.
 
-`load_model` takes any file of Stable Cascade and gives its network. `layouts` holds the names of each format as data,
-`detection` tells what a file is, `configs` a network's size from its shapes.
+`load_model` returns the network of any file of Stable Cascade. `layouts` has the names of each format as data,
+`detection` finds out what a file is, `config_from_shapes` a network's size.
 """
 
 from .clip import ClipTextConfig, ClipVisionConfig

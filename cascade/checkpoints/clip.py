@@ -1,4 +1,4 @@
-"""The two CLIP towers: their sizes as configs of ours, their networks from transformers, imported late."""
+"""The text encoder and the image encoder of CLIP: configs of ours, networks from transformers (imported on use)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..models import Config
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig(Config):
-    """What both towers have; the names are those of transformers."""
+    """The common sizes of both encoders, under the names of transformers."""
 
     hidden_size: int
     intermediate_size: int
@@ -28,11 +28,11 @@ class ClipConfig(Config):
         for name, value in self.to_dict().items():
             wanted = str if name == "hidden_act" else (int, float) if name == "layer_norm_eps" else int
             if not isinstance(value, wanted) or isinstance(value, bool):
-                raise ValueError(f"{name} cannot be {value!r}")
+                raise ValueError(f"{name} has the wrong type: {value!r}")
 
     @classmethod
     def from_transformers(cls, config: Any) -> Self:
-        """From transformers' config object or the table in its config.json; what we do not name is left out."""
+        """From transformers' config object or its config.json as a dict; unknown names are ignored."""
         data = config if isinstance(config, dict) else config.to_dict()
         return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
 
@@ -80,7 +80,7 @@ class ClipVisionConfig(ClipConfig):
 
 
 def place_position_ids(net: nn.Module, device: torch.device | str) -> None:
-    """Give a tower from the meta device its `position_ids`, which no checkpoint of today holds."""
+    """Fill the `position_ids` of a CLIP encoder made on the meta device: today's checkpoints do not contain them."""
     for module in net.modules():
         ids = module._buffers.get("position_ids")
         if ids is not None:

@@ -1,7 +1,7 @@
 """A network's config from the names and shapes of its tensors, of any size.
 
-Shapes do not tell everything. `Inferred.guessed` names what follows the released networks' rule instead (heads: width
-/ 64), and `Inferred.unknown` what not even that rule gives; both are empty for a released size.
+Shapes do not determine every field. `Inferred.guessed` names the fields that follow the rule of the released networks
+(heads = width / 64), `Inferred.unknown` those for which that rule gives no value. Both are empty for a released size.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .clip import ClipTextConfig, ClipVisionConfig
 from .network_kinds import KINDS
 
 HEAD_WIDTH = 64
-"""Channels a head in every released network."""
+"""Channels per attention head in every released network."""
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """A config and how sure it is."""
+    """A config, and the names of its fields that are guessed or unknown."""
 
     config: Any
     guessed: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Inferred:
 
 
 class Shapes:
-    """Names and shapes, asked in the way the rules below need."""
+    """Names and shapes of tensors, with the look-ups that the rules below use."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
@@ -49,7 +49,7 @@ class Shapes:
         return name in self.shapes
 
     def size(self, name: str, dimension: int = 0) -> int:
-        """Raises ValueError where there is no such tensor, dimension, or where it is 0."""
+        """A dimension's size. Raises ValueError if there is no such tensor or dimension, or if it is 0."""
         shape = self.shapes.get(name)
         if shape is None:
             raise ValueError(f"{name} is missing")
@@ -58,7 +58,7 @@ class Shapes:
         return shape[dimension]
 
     def count(self, template: str, start: int = 0) -> int:
-        """How many of `template`, with {} = start, start + 1, ..., follow each other without a gap."""
+        """How many names `template` with {} = start, start + 1, ... exist, up to the first that does not."""
         index = start
         while template.format(index) in self.shapes:
             index += 1
@@ -69,7 +69,7 @@ def infer(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Inferred:
     """The config of a network whose tensors, under our names, have these shapes.
 
     Raises:
-        ValueError: no network of this kind has them.
+        ValueError: no network of this kind has such tensors.
     """
     found = _INFERENCES[kind](Shapes(shapes))
     if found.config in KINDS[kind].released.values():
@@ -86,7 +86,7 @@ def _unknown_heads(widths: Iterable[int]) -> tuple[str, ...]:
 
 
 def _block_letters(shapes: Mapping[str, Any]) -> dict[tuple[int, int], str]:
-    """(level, block) of the way down -> its letter in a pattern."""
+    """(level, block) on the way down -> the block's letter in `Level.pattern`."""
     marks = {"depthwise": "C", "mapper": "T", "attention": "A", "kv_mapper": "A"}
     letters: dict[tuple[int, int], str] = {}
     for name in shapes:
@@ -100,7 +100,7 @@ def _block_letters(shapes: Mapping[str, Any]) -> dict[tuple[int, int], str]:
 
 
 def _pattern(sequence: str) -> str:
-    """The shortest text of which the sequence is a repetition."""
+    """The shortest string of which the sequence is a repetition."""
     sizes = (size for size in range(1, len(sequence) + 1) if len(sequence) % size == 0)
     return next(sequence[:size] for size in sizes if sequence[:size] * (len(sequence) // size) == sequence)
 
@@ -138,15 +138,15 @@ def _levels(shapes: Shapes) -> tuple[Level, ...]:
             )
         )
     if not levels:
-        raise ValueError("it has no levels (down_blocks)")
+        raise ValueError("there are no levels (down_blocks)")
     return tuple(levels)
 
 
 def _stack(shapes: Shapes, levels: tuple[Level, ...], patch: int) -> dict[str, Any]:
-    """What Stage B and Stage C tell in the same way."""
+    """The fields that Stage B and Stage C have in common."""
     folded = shapes.size("embedding.1.weight", 1)
     if folded % patch**2:
-        raise ValueError(f"embedding.1.weight reads {folded} channels, which {patch} x {patch} pixels do not make")
+        raise ValueError(f"embedding.1.weight reads {folded} channels, not a multiple of {patch} x {patch}")
     found: dict[str, Any] = {"latent_channels": folded // patch**2, "patch_size": patch, "levels": levels}
     first = levels[0].pattern
     if "T" in first:
@@ -224,7 +224,7 @@ def _effnet(shapes: Shapes) -> Inferred:
 
 
 def _effnet_stages(shapes: Shapes) -> tuple[tuple[EffnetStage, ...], bool]:
-    """The stages of a backbone, and whether their strides can be the released ones."""
+    """The stages of a backbone, and whether it can have the released strides, which shapes do not determine."""
     released = EffnetConfig().stages
     count = shapes.count("backbone.{}.0.block.0.0.weight", start=1)
     known = count == len(released)
@@ -239,7 +239,7 @@ def _effnet_stage(shapes: Shapes, index: int, width_in: int, stride: int) -> Eff
     block = f"backbone.{index}.0.block"
     first = shapes.size(f"{block}.0.0.weight")
     fused = not any(f"{block}.{i}.fc1.weight" in shapes for i in (1, 2))
-    # Where the block does not widen, the convolution that would is not there.
+    # A block that does not widen lacks the convolution for it.
     widens = f"{block}.1.0.weight" in shapes if fused else f"{block}.2.fc1.weight" in shapes
     last = (0 if fused else 2) + widens
     return EffnetStage(
@@ -274,7 +274,7 @@ def _controlnet(shapes: Shapes) -> Inferred:
 
 
 def _controlnet_backbone(shapes: Shapes) -> tuple[dict[str, Any], bool]:
-    """A ControlNet's backbone, and whether its strides can be the released ones."""
+    """The fields of a ControlNet's backbone, and whether it can have the released strides."""
     if "backbone.0.0.weight" in shapes:
         stages, known = _effnet_stages(shapes)
         return {
@@ -300,7 +300,7 @@ def _text_encoder(shapes: Shapes) -> Inferred:
     config = ClipTextConfig(
         **_tower(shapes, "text_model", width),
         projection_dim=shapes.size("text_projection.weight"),
-        # OpenAI's own text towers, of which this is the largest, were trained with the quick form.
+        # OpenAI's own text encoders, of which this is the largest, were trained with the quick form.
         hidden_act="quick_gelu" if width == 768 else "gelu",
         vocab_size=shapes.size("text_model.embeddings.token_embedding.weight"),
         max_position_embeddings=shapes.size("text_model.embeddings.position_embedding.weight"),

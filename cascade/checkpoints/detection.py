@@ -1,4 +1,4 @@
-"""What a set of named tensors is: by names and shapes alone, never by the file's name."""
+"""Detecting which networks a file contains: by the names and shapes of its tensors, never by the file's name."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .sources import TensorSource
 
 METADATA_KIND = "cascade.kind"
 METADATA_CONFIG = "cascade.config"
-"""Keys of our own files' metadata. A merged file has a config for each part: cascade.config.KIND."""
+"""Keys of the metadata in our own files. A file of several networks has a config for each: cascade.config.KIND."""
 
 SCALES = (".scale_weight", ".weight_scale")
-"""Endings of the factor by which a float8 `.weight` of the same layer is to be multiplied."""
+"""Endings of the factor by which a layer's float8 `.weight` must be multiplied."""
 SCALE_EXTRAS = (".scale_input", ".input_scale", "scaled_fp8")
-"""What else such files hold and reading does not need."""
+"""Other tensors of such files, which are not needed."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Names (`{}` for any text) that tell a kind and the layout in which it is written."""
+    """Names (`{}` for any text) by which a kind of network and its layout are recognized."""
 
     kind: str
     layout: str
@@ -87,7 +87,7 @@ FOREIGN: Sequence[tuple[str, tuple[str, ...]]] = (
     ("a CLIP text encoder without the projection that Stable Cascade needs", ("{}text_model.embeddings.{}",)),
     ("a CLIP text encoder of another layout (open_clip)", ("{}token_embedding.weight", "{}transformer.resblocks.{}")),
 )
-"""Other things that land in the same folders, and the names that tell them (templates with up to two `{}`)."""
+"""Files of other models, and the names by which they are recognized (templates with up to two `{}`)."""
 
 
 def _holds(template: str, names: Sequence[str]) -> bool:
@@ -102,15 +102,15 @@ def _holds(template: str, names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """One network in a source, still unread.
+    """One network in a source. Its tensors are not read yet.
 
     Attributes:
-        source: where its tensors lie.
-        kind: which network.
-        layout: how they are named: released, diffusers, comfyui.
-        start: the prefix of its names in a merged file.
-        tensors: names without the prefix, without factors and leftovers of float8 storage.
-        scales: name -> name of the factor that its float8 values are multiplied by.
+        source: contains its tensors.
+        kind: of the network.
+        layout: of the names: released, diffusers, comfyui.
+        start: prefix of its names in a file of several networks.
+        tensors: by name without the prefix, without the factors and extras of float8 storage.
+        scales: name -> name of the factor for its float8 values.
     """
 
     source: TensorSource
@@ -126,10 +126,10 @@ class Part:
 
     @cached_property
     def pieces(self) -> dict[str, Piece]:
-        """Our name -> where it lies.
+        """Our name -> its place in the file.
 
         Raises:
-            IncompatibleCheckpoint: two names for one tensor.
+            IncompatibleCheckpoint: two of the file's names mean the same tensor.
         """
         try:
             return to_ours(self.tensors, rules(self.layout, self.kind))
@@ -138,7 +138,7 @@ class Part:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Our name -> shape. Raises IncompatibleCheckpoint where a fused tensor cannot be taken apart."""
+        """Our name -> shape. Raises IncompatibleCheckpoint if a fused tensor cannot be split."""
         try:
             return {name: _shape(self.tensors[piece.name].shape, piece) for name, piece in self.pieces.items()}
         except ValueError as error:
@@ -146,11 +146,11 @@ class Part:
 
     @cached_property
     def inferred(self) -> Inferred:
-        """Its config: from our metadata, else from names and shapes and, for what they do not tell, config.json.
+        """Its config: from our metadata, else from names and shapes, completed by config.json if there is one.
 
         Raises:
-            IncompatibleCheckpoint: tensors that no network of the kind has.
-            BrokenCheckpoint: metadata that describes no network.
+            IncompatibleCheckpoint: no network of this kind has such tensors.
+            BrokenCheckpoint: the config in the metadata is not valid.
         """
         metadata = self.source.metadata
         declared = metadata.get(f"{METADATA_CONFIG}.{self.kind}")
@@ -163,23 +163,23 @@ class Part:
             return found if self.source.config is None else _completed(self.kind, found, self.source.config)
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             raise IncompatibleCheckpoint(
-                f"no {KINDS[self.kind].title} of a kind known here: {error}", self.source.path
+                f"not a supported kind of {KINDS[self.kind].title}: {error}", self.source.path
             ) from error
 
     def _declared(self, text: str) -> Config:
         try:
             data = json.loads(text)
             if not isinstance(data, dict) or _blocks(data) > len(self.tensors):
-                raise ValueError("it describes more than the file holds")
+                raise ValueError("it describes more blocks than the file has tensors")
             return KINDS[self.kind].config.from_dict(data)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as error:
             raise BrokenCheckpoint(
-                f"its metadata describes no {KINDS[self.kind].title}: {error}", self.source.path
+                f"its metadata does not describe a {KINDS[self.kind].title}: {error}", self.source.path
             ) from error
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers that training could change: statistics of batch norms do not count."""
+        """Number of trainable values, without statistics of batch norms."""
         return sum(
             torch.Size(shape).numel()
             for name, shape in self.shapes.items()
@@ -188,7 +188,7 @@ class Part:
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
-        """Names of the floating types in which it is stored, the one with most values first."""
+        """Names of its tensors' floating types, the one with the most values first."""
         counts: dict[str, int] = {}
         for info in self.tensors.values():
             if info.dtype.is_floating_point or len(info.shape) > 1:
@@ -197,7 +197,7 @@ class Part:
         return tuple(sorted(counts, key=lambda name: -counts[name]))
 
     def describe(self) -> str:
-        """For people: "Stage B, 700M, bfloat16"."""
+        """For messages: "Stage B, 700M, bfloat16"."""
         return ", ".join((variant(self.kind, self.inferred.config), " and ".join(self.dtypes[:2])))
 
 
@@ -207,12 +207,12 @@ def _shape(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
     if piece.count == 1:
         return shape
     if not shape or shape[0] % piece.count:
-        raise ValueError(f"{piece.name} has the shape {list(shape)}, of which {piece.count} parts cannot be made")
+        raise ValueError(f"{piece.name} has the shape {list(shape)}, which cannot be split into {piece.count} parts")
     return (shape[0] // piece.count, *shape[1:])
 
 
 def _blocks(data: Any) -> int:
-    """How many blocks a config in plain data would build: what must be bounded before one builds it."""
+    """An upper bound of the blocks that a config, as plain data, would build: checked before a network is built."""
     if isinstance(data, list):
         return len(data) + sum(_blocks(item) for item in data)
     if not isinstance(data, dict):
@@ -233,7 +233,7 @@ def _blocks(data: Any) -> int:
 
 
 def _completed(kind: str, found: Inferred, foreign: Mapping[str, Any]) -> Inferred:
-    """An inferred config with what a config.json of diffusers or transformers knows beside the shapes."""
+    """An inferred config, completed by fields of a config.json of diffusers or transformers."""
     if isinstance(found.config, ClipConfig):
         known = type(found.config).from_transformers(dict(foreign))
         return Inferred(known) if _same_size(known, found.config) else found
@@ -256,10 +256,10 @@ def _same_size(one: ClipConfig, other: ClipConfig) -> bool:
 
 
 def detect_parts(sources: Mapping[str, TensorSource]) -> list[Part]:
-    """The networks of what was opened, at least one.
+    """The networks of Stable Cascade in these sources, at least one, in the order of `KINDS`.
 
     Raises:
-        UnknownCheckpoint: none of Stable Cascade's.
+        UnknownCheckpoint: there is none.
     """
     parts = [part for source in sources.values() for part in _parts(source)]
     parts.sort(key=lambda part: list(KINDS).index(part.kind))
@@ -303,7 +303,7 @@ def _part(source: TensorSource, names: Sequence[str], start: str) -> Part | None
 
 def _what_else(names: list[str]) -> str:
     if not names:
-        return "it holds no tensors"
+        return "it contains no tensors"
     known = set(names)
     for title, templates in FOREIGN:
         if all(template in known if "{}" not in template else _holds(template, names) for template in templates):
@@ -312,26 +312,27 @@ def _what_else(names: list[str]) -> str:
 
 
 def choose(parts: Sequence[Part], wanted: str | None) -> Part:
-    """The part of that kind, or the only one.
+    """The part of the wanted kind, or the only one if `wanted` is None.
 
     Raises:
-        IncompatibleCheckpoint: there is none of that kind, or none was named where there are several.
+        ValueError: an unknown kind.
+        IncompatibleCheckpoint: there is no part of that kind, or there are several and `wanted` is None.
     """
     path = parts[0].source.path
     if wanted is not None and wanted not in KINDS:
-        raise ValueError(f"part is one of {', '.join(KINDS)}, not {wanted!r}")
+        raise ValueError(f"part must be one of {', '.join(KINDS)}, not {wanted!r}")
     fitting = [part for part in parts if wanted in (None, part.kind)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         names = ", ".join(part.kind for part in fitting)
-        raise IncompatibleCheckpoint(f"this holds several networks: say which as part= ({names})", path)
+        raise IncompatibleCheckpoint(f"this contains several networks: choose one with part= ({names})", path)
     found = " and ".join(part.describe() for part in parts)
     title = KINDS[wanted].title if wanted else "something else"
     raise IncompatibleCheckpoint(f"this is {found}; it belongs in {folder(parts)}. Wanted here: {title}", path)
 
 
 def folder(parts: Sequence[Part]) -> str:
-    """The folder under ComfyUI's models in which it looks for such a file."""
+    """The folder under ComfyUI's models folder where such a file belongs."""
     folders = {KINDS[part.kind].folder for part in parts}
     return "checkpoints" if len(folders) > 1 else folders.pop()

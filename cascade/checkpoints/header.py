@@ -1,7 +1,7 @@
-"""The header of a safetensors file, checked before anything trusts it.
+"""Reading and checking the header of a safetensors file.
 
-The format: 8 bytes little-endian length, that many bytes of JSON (name -> dtype, shape, data_offsets; `__metadata__`),
-then the tensors without a gap. Reading costs memory in proportion to the header, never to what the header claims.
+The format: the header's length (8 bytes, little-endian), the header as JSON (name -> dtype, shape, data_offsets;
+`__metadata__`), then the tensors without gaps. Reading needs memory for the header only, whatever sizes it claims.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor."""
+    """Shape and type of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -56,17 +56,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """Tensors in the order of their bytes, and the metadata."""
+    """The tensors, in the order of their bytes in the file, and the metadata."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, which promises exactly what the file holds.
+    """The header of a safetensors file.
 
     Raises:
-        BrokenCheckpoint: it does not.
+        BrokenCheckpoint: the header is damaged or does not match the file's size.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -105,30 +105,30 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parsed(content: Any) -> Header:
     if not isinstance(content, dict):
-        raise ValueError("it is no table of tensors")
+        raise ValueError("it is not a table of tensors")
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata is no table of texts")
+        raise ValueError("its metadata is not a table of strings")
     entries = sorted((_entry(name, value) for name, value in content.items()), key=lambda entry: entry[1:3])
     position = 0
     for name, begin, end, _ in entries:
         if begin != position:
-            raise ValueError(f"{name} begins at byte {begin:,} where {position:,} is due")
+            raise ValueError(f"{name} begins at byte {begin:,} instead of {position:,}")
         position = end
     return Header({name: info for name, _, _, info in entries}, metadata)
 
 
 def _entry(name: str, value: Any) -> tuple[str, int, int, TensorInfo]:
-    name.encode("utf-8")  # JSON can spell halves of characters, which nothing could print
+    name.encode("utf-8")  # JSON allows half surrogates, which cannot be printed
     if len(name) > MAX_NAME:
         raise ValueError(f"a tensor's name has {len(name):,} characters")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} lacks its dtype, shape or data_offsets")
     if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
-        raise ValueError(f"{name} is stored as {str(value['dtype'])[:40]}, which cannot be read")
+        raise ValueError(f"{name} is stored as {str(value['dtype'])[:40]}, which is not supported")
     shape, offsets = _sizes(name, value["shape"]), _sizes(name, value["data_offsets"])
     if len(offsets) != 2 or len(shape) > 8:
-        raise ValueError(f"{name} has a shape or offsets that cannot be")
+        raise ValueError(f"{name} has an invalid shape or invalid offsets")
     info = TensorInfo(shape, DTYPES[value["dtype"]])
     if offsets[1] - offsets[0] != info.bytes:
         raise ValueError(
@@ -139,7 +139,7 @@ def _entry(name: str, value: Any) -> tuple[str, int, int, TensorInfo]:
 
 def _sizes(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
-        raise ValueError(f"{name} has a shape or offsets that are no sizes")
+        raise ValueError(f"{name} has a shape or offsets that are not whole numbers from 0")
     return tuple(value)
 
 
@@ -157,7 +157,7 @@ def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str])
 
 
 def what_it_is(path: str | os.PathLike[str]) -> str:
-    """The kind of file by its first bytes: safetensors, zip, pickle, or what else it is in words."""
+    """The kind of a file by its first bytes: safetensors, zip, pickle, or a description of what else it is."""
     with Path(path).open("rb") as file:
         start = file.read(512)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -170,11 +170,11 @@ def what_it_is(path: str | os.PathLike[str]) -> str:
     if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         return "pickle"
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page, not a checkpoint: the download went to a page in place of the file"
+        return "a web page, not a checkpoint: the download got a page instead of the file"
     if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file it stands for: fetch it with git lfs pull"
+        return "a Git LFS pointer, not the file itself: fetch it with git lfs pull"
     if start.startswith(b"GGUF"):
-        return "a GGUF file, a format that is not read here"
+        return "a GGUF file, a format that is not supported"
     if not any(start):
         return "nothing but zeros: the download did not finish"
-    return "not a checkpoint of any format that is read here"
+    return "not a checkpoint of a supported format"

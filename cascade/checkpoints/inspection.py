@@ -1,4 +1,4 @@
-"""What a file is, told from its header alone: nothing of its tensors is read."""
+"""Inspecting a file by its header, without reading tensors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LAYOUT_TITLES = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """What a file contains.
 
     Attributes:
         path: as given; "" for a state dict.
         kind: the network (stage_c, ...), or "checkpoint" for several in one.
-        variant: for people: "Stage B, 700M".
+        variant: for messages: "Stage B, 700M".
         layout: cascade (ours), released, comfyui or diffusers.
         dtype: the stored floating types, most common first: "bfloat16 and float32".
-        parameters: numbers that training could change.
-        folder: under ComfyUI's models folder.
+        parameters: number of trainable values.
+        folder: where it belongs under ComfyUI's models folder.
         config: as plain data; None for several networks.
-        uncertain: fields of the config that neither names and shapes nor metadata tell.
-        parts: the networks of a file that holds several.
+        uncertain: fields of the config that neither metadata nor names and shapes determine.
+        parts: the networks of a file that contains several.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Inspection:
     parts: tuple[Inspection, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON can hold."""
+        """As plain data, for JSON."""
         return asdict(self)
 
 
@@ -59,7 +59,7 @@ def inspect_file(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Inspe
 
     Raises:
         FileNotFoundError: nothing is there.
-        CheckpointError: as `load_model`, but for what only reading the tensors could tell.
+        CheckpointError: as `load_model`, except for problems in the tensors' values.
     """
     path = "" if isinstance(source, Mapping) else os.fspath(source)
     parts = detect_parts(open_tensors(source))

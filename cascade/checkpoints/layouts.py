@@ -1,6 +1,6 @@
-"""Names in files and names in our networks: one table of rules a layout, read both ways.
+"""Names in files and names in our networks: one table of rules for each layout, used for reading and writing.
 
-Ours are the released names, except that attention's `in_proj` is three matrices. What no rule mentions keeps its name.
+Ours are the released names, except that attention's `in_proj` is three matrices. Names without a rule stay as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class Rule:
 
     Args:
         theirs: the name in the file.
-        ours: our name; several where the file's tensor holds them one after another; none where we have no use for it.
-        transposed: the file holds the matrix the other way round. Read, never written.
+        ours: our name; several if the file's tensor contains them one after another; none if it is not needed.
+        transposed: the file has the matrix transposed. Such names are read, never written.
     """
 
     theirs: str
@@ -26,7 +26,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a tensor of ours lies: part `index` of `count` equal parts of the file's `name`, along dimension 0."""
+    """The place of one of our tensors: part `index` of `count` equal parts of the file's `name`, along dimension 0."""
 
     name: str
     index: int = 0
@@ -87,11 +87,11 @@ COMFYUI_PREFIXES: Mapping[str, tuple[str, ...]] = {
     "vae.": ("stage_a",),
     "text_encoder.clip_g.": ("text_encoder",),
     "clip_l_vision.": ("image_encoder",),
-    # What ComfyUI saves of Stage C's VAE alone
+    # A file that ComfyUI saves of Stage C's VAE alone
     "encoder.": ("effnet",),
     "previewer.": ("previewer",),
 }
-"""The parts of a file that ComfyUI merged; the first prefix that fits is meant."""
+"""Prefix in a checkpoint of ComfyUI -> the kinds of network that it can mean; the first prefix that fits counts."""
 
 DIFFUSERS_FOLDERS: Mapping[str, str] = {
     "stage_c": "prior",
@@ -108,12 +108,12 @@ def rules(layout: str, kind: str) -> tuple[Rule, ...]:
 
 
 def prefix(kind: str) -> str:
-    """A part's prefix in a file that ComfyUI merged; empty for what such files do not hold."""
+    """A network's prefix in a checkpoint of ComfyUI; "" for kinds that such files do not contain."""
     return next((start for start, kinds in COMFYUI_PREFIXES.items() if kind in kinds), "")
 
 
 def split_prefixes(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by the first of `COMFYUI_PREFIXES` that each begins with; under "" those that begin with none."""
+    """Names grouped by the first of `COMFYUI_PREFIXES` that each begins with; "" for names that begin with none."""
     found: dict[str, list[str]] = {}
     for name in names:
         start = next((start for start in COMFYUI_PREFIXES if name.startswith(start)), "")
@@ -122,7 +122,7 @@ def split_prefixes(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def matches(template: str, name: str) -> str | None:
-    """What `{}` stands for where the name fits the template, else None; "" for a template without `{}`."""
+    """The text in place of `{}` if the name matches the template, else None; "" for a template without `{}`."""
     start, braces, end = template.partition("{}")
     if not braces:
         return "" if name == template else None
@@ -131,16 +131,16 @@ def matches(template: str, name: str) -> str | None:
 
 
 def to_ours(names: Iterable[str], table: Sequence[Rule]) -> dict[str, Piece]:
-    """Our name -> where it lies, for the names of a file.
+    """Our name -> its place in the file, for the names of a file.
 
     Raises:
-        ValueError: two tensors of the file are the same tensor of ours.
+        ValueError: two names of the file mean the same tensor.
     """
     found: dict[str, Piece] = {}
     for name in names:
         for ours, piece in _ours(name, table):
             if ours in found:
-                raise ValueError(f"{found[ours].name} and {name} both stand for {ours}")
+                raise ValueError(f"{found[ours].name} and {name} both mean {ours}")
             found[ours] = piece
     return found
 
@@ -158,7 +158,7 @@ def _ours(name: str, table: Sequence[Rule]) -> list[tuple[str, Piece]]:
 
 
 def from_ours(names: Iterable[str], table: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
-    """A file's name -> the tensors of ours that it holds one after another; the inverse of `to_ours`."""
+    """Name in a file -> our tensors that it contains one after another; the inverse of `to_ours`."""
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
         for rule in table:

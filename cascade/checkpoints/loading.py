@@ -1,4 +1,4 @@
-"""From a file, a folder or a state dict to a network, strictly and without a second copy in memory."""
+"""Loading a network from a file, a folder or a state dict, strictly and without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("cascade")
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SHOWN = 3
-"""Names that an error lists before it only counts."""
+"""How many names an error lists at most."""
 
 
 def load_model(
@@ -37,33 +37,33 @@ def load_model(
     ops: Any = nn,
     check_finite: bool = False,
 ) -> Any:
-    """The network that a checkpoint holds, in eval mode, with exactly the checkpoint's tensors.
+    """The network in a checkpoint, in eval mode, with exactly the checkpoint's tensors.
 
-    What it holds is told from its names and shapes: released single files, ComfyUI's merged checkpoints, folders of
-    diffusers (shards too), our own files, .pt and .ckpt (weights alone).
+    The kind, layout and size are detected from names and shapes. Sources: released single files, checkpoints of
+    ComfyUI, folders of diffusers (with shards too), our own files, .pt and .ckpt (weights only).
 
-    On the CPU and without a change of type the tensors are the file's own bytes, mapped: nothing is copied, pages are
-    read when they are first used. Writing to them (training) is safe: it goes to memory, never to the file. Do not
-    overwrite a file in place while its network is in use; `save_model` and `convert` replace it, which is harmless.
+    On the CPU and without a change of type the tensors are mapped from the file: nothing is copied, pages are read on
+    first use. Writing to them (training) changes memory, never the file. Do not overwrite a file in place while its
+    network is in use; `save_model` and `convert` replace the file, which is safe.
 
     Args:
         source: a path or a state dict.
-        part: the kind that is wanted (stage_a, stage_b, stage_c, effnet, previewer, controlnet, text_encoder,
-            image_encoder); needed where the source holds several, checked where it holds one.
-        config: instead of what the file tells; wins. Shapes do not tell attention heads: they are taken as width / 64,
-            as in every released network, unless the file's metadata (ours) or config.json (diffusers) says more.
-        dtype: of the floating tensors; None keeps theirs, except that float8, with which torch.nn cannot calculate,
-            becomes the file's other floating type, else bfloat16. float8 is for matrices, small tensors stay.
-        device: where the tensors go.
-        ops: the layer factory. The text and image encoder are transformers' own and take none.
-        check_finite: look for NaN and infinity, which reads the whole file.
+        part: the kind of network to load (stage_a, stage_b, stage_c, effnet, previewer, controlnet, text_encoder,
+            image_encoder); required if the source contains several, checked if it contains one.
+        config: replaces the detected config. Shapes do not determine the number of attention heads: without a config
+            it is width / 64, as in every released network, unless our metadata or config.json of diffusers says more.
+        dtype: of the floating tensors; None keeps theirs, except that float8, with which torch.nn cannot compute,
+            becomes the file's other floating type, else bfloat16. Only matrices become float8.
+        device: of the tensors.
+        ops: the layer factory. The text and image encoder are networks of transformers and ignore it.
+        check_finite: check for NaN and infinity, which reads the whole file.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        BrokenCheckpoint: it cannot be read, or (when asked to look) is not finite.
-        UnknownCheckpoint: it is something else.
-        IncompatibleCheckpoint: the wrong part, or names or shapes that do not fit.
-        UnsafeCheckpoint: a pickle that wants to run code.
+        FileNotFoundError: the source does not exist.
+        BrokenCheckpoint: it cannot be read, or contains NaN or infinity (with `check_finite`).
+        UnknownCheckpoint: it is not a part of Stable Cascade.
+        IncompatibleCheckpoint: another part than requested, or names or shapes do not fit.
+        UnsafeCheckpoint: a pickle that contains code.
     """
     found = choose(detect_parts(open_tensors(source)), part)
     if config is None:
@@ -82,8 +82,8 @@ def load_model(
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Thousands of modules and tensors start the garbage collector, whose walk over all objects of torch costs as much
-    as loading does and finds nothing."""
+    """Turn the garbage collector off: creating thousands of modules would start it, and it takes as long as loading
+    and finds nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -94,15 +94,15 @@ def _without_collector() -> Iterator[None]:
 
 
 def settled_config(part: Part) -> Config:
-    """The config of a part; a guess that may be wrong is logged, one that would be blind is refused.
+    """The config of a part. Guessed fields are logged as a warning.
 
     Raises:
-        IncompatibleCheckpoint: shapes that do not tell enough.
+        IncompatibleCheckpoint: fields of the config are unknown.
     """
     inferred, title = part.inferred, KINDS[part.kind].title
     if inferred.unknown:
         raise IncompatibleCheckpoint(
-            f"this is {part.describe()}, of a size that was not released, and the file does not tell its "
+            f"this is {part.describe()}, of a size that was not released, and the file does not define its "
             f"{' and '.join(inferred.unknown)}: give config=",
             part.source.path,
         )
@@ -118,18 +118,17 @@ def settled_config(part: Part) -> Config:
 
 
 def expected_network(part: Part, config: Config) -> nn.Module:
-    """An empty network of this config, after a check that the part has its names and shapes, no more and no less.
+    """An empty network of this config, after a check that the part has exactly its names and shapes.
 
     Raises:
-        IncompatibleCheckpoint: it has not.
+        IncompatibleCheckpoint: names are missing or left over, or shapes differ.
     """
     title, path = KINDS[part.kind].title, part.source.path
     try:
         net = empty_network(part.kind, config)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        # What torch adds is a trace of its own functions.
-        reason = str(error).partition("\n")[0]
-        raise IncompatibleCheckpoint(f"{title}: its config makes no network ({reason})", path) from error
+        reason = str(error).partition("\n")[0]  # torch adds a trace of its own functions
+        raise IncompatibleCheckpoint(f"{title}: its config is not valid ({reason})", path) from error
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     found = part.shapes
     wrong = [name for name in expected if name in found and found[name] != expected[name]]
@@ -150,7 +149,7 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def _computing_dtype(part: Part) -> torch.dtype | None:
-    """None to keep what is stored; for float8 storage the type to calculate with."""
+    """None to keep the stored types; for float8 storage the type to compute with."""
     stored = [getattr(torch, name) for name in part.dtypes]
     if not any(dtype in FLOAT8 for dtype in stored):
         return None
@@ -164,11 +163,11 @@ def read_tensors(
     device: torch.device | str,
     check_finite: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors, one at a time, in the types and on the device asked for.
+    """Our names and tensors, one at a time, in the given type and on the given device.
 
     Raises:
-        BrokenCheckpoint: unreadable or, if asked to look, not finite.
-        IncompatibleCheckpoint: integers where numbers are due (a quantized format).
+        BrokenCheckpoint: unreadable, or with NaN or infinity (with `check_finite`).
+        IncompatibleCheckpoint: integers instead of floating values (a quantized format).
     """
     unfinite: list[str] = []
     with part.source.reader() as get:
@@ -182,7 +181,7 @@ def read_tensors(
 
 
 def read_piece(part: Part, piece: Piece, get: Get) -> Tensor:
-    """One tensor of ours: a view into the file's where it can be one."""
+    """One of our tensors; a view into the file's tensor if possible."""
     tensor = get(part.start + piece.name)
     scale = part.scales.get(piece.name)
     if scale is not None:
@@ -195,12 +194,12 @@ def read_piece(part: Part, piece: Piece, get: Get) -> Tensor:
 
 
 def converted(part: Part, name: str, tensor: Tensor, expected: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor in the type that its place needs."""
+    """A tensor in the type for its place in the network."""
     if not expected.is_floating_point():
         return tensor.to(expected.dtype)
     if not tensor.is_floating_point():
         stored = str(tensor.dtype).removeprefix("torch.")
-        found = f"this is {KINDS[part.kind].title} in a quantized format that is not read here ({name} holds {stored})"
+        found = f"this is {KINDS[part.kind].title} in a quantized format that is not supported ({name} is {stored})"
         raise IncompatibleCheckpoint(found, part.source.path)
     if dtype is None:
         return tensor

@@ -1,4 +1,4 @@
-"""The kinds of network that a checkpoint can hold: their classes, configs, released sizes and names for people."""
+"""The kinds of network that a checkpoint can contain: their classes, configs, released sizes and titles."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Kind:
     """One kind of network.
 
     Args:
-        title: for people.
-        folder: where ComfyUI looks for it, under its models folder.
+        title: for messages.
+        folder: where it belongs under ComfyUI's models folder.
         config: class of its config.
         network: (config, ops) -> network.
-        released: the released sizes by name.
+        released: name -> config of the released sizes.
     """
 
     title: str
@@ -69,7 +69,7 @@ KINDS: Mapping[str, Kind] = {
             "identity": models.CONTROLNET_IDENTITY,
         },
     ),
-    # Transformers' networks make their own layers.
+    # Networks of transformers ignore `ops`.
     "text_encoder": Kind(
         "Text encoder",
         "text_encoders",
@@ -96,34 +96,34 @@ NETWORKS: Mapping[str, str] = {
     "CLIPTextModelWithProjection": "text_encoder",
     "CLIPVisionModelWithProjection": "image_encoder",
 }
-"""Class name -> kind. By name, since transformers is not to be imported to ask."""
+"""Class name -> kind. By name, so that transformers is not imported for this."""
 
 
 def kind_of(net: nn.Module) -> str:
-    """The kind of a network, or of the class that it refines.
+    """The kind of a network, by its class or a base class.
 
     Raises:
-        TypeError: no kind of ours.
+        TypeError: not a network of Stable Cascade.
     """
     for cls in type(net).__mro__:
         if cls.__name__ in NETWORKS:
             return NETWORKS[cls.__name__]
-    raise TypeError(f"a {type(net).__name__} is no part of Stable Cascade")
+    raise TypeError(f"a {type(net).__name__} is not a part of Stable Cascade")
 
 
 def config_of(net: nn.Module) -> Config:
-    """The config of a network of any of the kinds."""
+    """The config of a network of any kind. Raises TypeError as `kind_of`."""
     kind, config = kind_of(net), net.config
     return config if isinstance(config, Config) else KINDS[kind].config.from_transformers(config)
 
 
 def empty_network(kind: str, config: Config, ops: Any = nn) -> nn.Module:
-    """A network on the meta device: names and shapes, no memory."""
+    """A network on the meta device: names and shapes without memory for weights."""
     with torch.device("meta"):
         return KINDS[kind].network(config, ops)
 
 
 def variant(kind: str, config: Config) -> str:
-    """For people: "Stage B, 700M", "ControlNet, canny", "Stage A", or "Stage C, custom"."""
+    """For messages: "Stage B, 700M", "ControlNet, canny", "Stage A", or "Stage C, custom"."""
     name = next((name for name, released in KINDS[kind].released.items() if released == config), "custom")
     return f"{KINDS[kind].title}, {name}" if name else KINDS[kind].title

@@ -1,4 +1,4 @@
-"""Writing checkpoints: tensor by tensor, into a file beside the target that takes its place when it is whole."""
+"""Writing checkpoints, one tensor at a time and atomically."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .network_kinds import KINDS, config_of, kind_of
 from .sources import open_tensors
 
 LAYOUTS = ("cascade", "comfyui", "diffusers")
-"""What can be written: a released single file with our metadata, a ComfyUI checkpoint of one or several networks, a
-folder of diffusers with one network."""
+"""What can be written: a single file as released with our metadata, a checkpoint of ComfyUI with one or more networks,
+a folder of diffusers with one network."""
 
 OnTensor = Callable[[int, int], None]
-"""Called with (tensors written, tensors in all)."""
+"""Called with (tensors written, all tensors)."""
 
 
 @dataclass(frozen=True)
 class _Output:
-    """A tensor to be written: its name in the file, and how to get it when its turn comes."""
+    """A tensor to be written: its name in the file, and a function that reads it."""
 
     name: str
     info: TensorInfo
@@ -42,7 +42,7 @@ class _Output:
 
 
 def save_model(net: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-    """Write a network as a released single file with its config as metadata. The file is replaced whole or not at all.
+    """Write a network atomically as a single file as released, with its config as metadata.
 
     Args:
         net: of any kind that `load_model` returns.
@@ -50,8 +50,8 @@ def save_model(net: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dty
         dtype: of the floating tensors; None keeps theirs.
 
     Raises:
-        TypeError: no network of ours.
-        OSError: it could not be written; what was there is still there.
+        TypeError: not a network of Stable Cascade.
+        OSError: it could not be written; an existing file is unchanged.
     """
     kind, config, state = kind_of(net), config_of(net), net.state_dict()
     outputs = []
@@ -81,22 +81,21 @@ def convert(
     dtype: torch.dtype | None = None,
     on_tensor: OnTensor | None = None,
 ) -> None:
-    """Write checkpoints in another layout or type, without holding more than a tensor of them in memory.
+    """Write checkpoints in another layout or type, with one tensor at a time in memory.
 
     Args:
-        sources: one file or folder; several, of different networks, are merged into one ComfyUI checkpoint.
-        target: a file, which is replaced when the new one is whole, or for diffusers a folder, which must be empty or
-            not there.
+        sources: one file or folder, or several of different networks, which become one checkpoint of ComfyUI.
+        target: a file, which is written atomically; for diffusers a folder, which must be empty or not exist.
         layout: one of `LAYOUTS`.
-        part: the network that is meant, where a source holds several.
+        part: the kind of network to convert, if a source contains several.
         dtype: of the floating tensors; None keeps theirs (float8 with factors becomes float32).
 
     Raises:
-        ValueError: no such layout, or several networks for one that holds one.
-        CheckpointError: what `load_model` raises; or the target is one of the sources.
+        ValueError: an unknown layout, or several networks for a layout that holds one.
+        CheckpointError: as `load_model`, or the target is one of the sources.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     target = Path(target)
     if any(target.exists() and Path(path).exists() and target.samefile(path) for path in paths):
@@ -104,7 +103,7 @@ def convert(
     parts = [each for path in paths for each in _chosen(path, part, layout)]
     kinds = [each.kind for each in parts]
     if len(set(kinds)) < len(kinds) or (len(kinds) > 1 and layout != "comfyui"):
-        raise ValueError(f"{layout} cannot hold {', '.join(kinds)} at once")
+        raise ValueError(f"the layout {layout} cannot hold {', '.join(kinds)} together")
     if layout == "comfyui" and (without := [kind for kind in kinds if not prefix(kind)]):
         raise ValueError(f"a ComfyUI checkpoint has no place for a {without[0]}")
     configs = [settled_config(each) for each in parts]
@@ -129,7 +128,7 @@ def _chosen(path: str | os.PathLike[str], part: str | None, layout: str) -> list
 def _outputs(
     parts: Sequence[Part], configs: Sequence[Config], layout: str, dtype: torch.dtype | None
 ) -> Iterator[list[_Output]]:
-    """What is to be written, with the sources open."""
+    """The tensors to write; the sources stay open meanwhile."""
     table = "released" if layout == "cascade" else layout
     with ExitStack() as stack:
         outputs = []
@@ -144,7 +143,7 @@ def _converted_part(part: Part, config: Config, table: str, dtype: torch.dtype |
     start = prefix(part.kind) if table == "comfyui" else ""
 
     def reading(names: Sequence[str]) -> Callable[[], Tensor]:
-        # A tensor of integers where numbers are due is refused here, before the target is touched.
+        # Raises for quantized tensors now, before anything is written.
         for name in names:
             piece = part.pieces[name]
             converted(part, name, torch.empty(0, dtype=part.tensors[piece.name].dtype), expected[name], None)
@@ -177,7 +176,7 @@ def _info(shape: Sequence[int], stored: torch.dtype, wanted: torch.dtype | None)
 
 
 def _joined(infos: Sequence[TensorInfo]) -> TensorInfo:
-    """One after another along the first dimension."""
+    """Several tensors as one, along dimension 0."""
     first = infos[0]
     shape = (sum(info.shape[0] for info in infos), *first.shape[1:]) if len(infos) > 1 else first.shape
     return TensorInfo(shape, first.dtype if all(info.dtype == first.dtype for info in infos) else torch.float32)

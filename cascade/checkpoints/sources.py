@@ -1,6 +1,6 @@
-"""Where tensors come from: a file, a folder of shards, a folder of diffusers, a pickle, a state dict.
+"""Reading tensors from a file, a folder of shards, a folder of diffusers, a pickle or a state dict.
 
-A `TensorSource` tells names, shapes and types at once and reads a tensor when it is asked for it.
+A `TensorSource` has the names, shapes and types of all tensors; values are read on request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .header import TensorInfo, read_header, what_it_is
 Get = Callable[[str], Tensor]
 
 PIPELINE_FOLDERS = ("prior", "decoder", "vqgan", "text_encoder", "image_encoder")
-"""The networks of a diffusers pipeline of Stable Cascade, each in a folder of its own."""
+"""The folders of networks in a pipeline folder of diffusers."""
 _DAMAGES = (
     RuntimeError,
     ValueError,
@@ -44,9 +44,9 @@ _DAMAGES = (
     struct.error,
     OSError,
 )
-"""What torch raises at a pickle that is cut off or changed."""
+"""What torch raises for a truncated or damaged pickle."""
 MAX_INDEX = 50_000_000
-"""Bytes of a shard index or a config that are read."""
+"""Bytes that a shard index or a config may have at most."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class TensorSource:
     """Named tensors that can be read.
 
     Attributes:
-        path: the file or folder, None for a state dict.
-        tensors: names to shape and type.
-        files: each name's file; empty where `held` has the tensors.
-        held: tensors already at hand: a state dict's, or a pickle's (mapped from its file where the format allows).
+        path: the file or folder; None for a state dict.
+        tensors: name -> shape and type.
+        files: name -> file; empty if `held` has the tensors.
+        held: tensors in memory: those of a state dict or a pickle (mapped from its file if the format allows it).
         metadata: of the safetensors file.
         config: config.json of a diffusers folder.
     """
@@ -71,10 +71,10 @@ class TensorSource:
 
     @contextmanager
     def reader(self) -> Iterator[Get]:
-        """A function from a name to its tensor on the CPU.
+        """A function that returns a tensor by its name, on the CPU.
 
-        Tensors of a safetensors file are its own bytes, mapped privately: reading is lazy, nothing is there twice, and
-        what is written to them (training) goes to memory, never to the file.
+        Tensors of a safetensors file are mapped privately: values are read on first use and not copied, and writing to
+        them (training) changes memory, never the file.
         """
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
@@ -97,8 +97,8 @@ def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[
     """The tensors of a path or a state dict: one source under "", or one for each network of a pipeline folder.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        BrokenCheckpoint, UnsafeCheckpoint, UnknownCheckpoint: see there.
+        FileNotFoundError: the path does not exist.
+        BrokenCheckpoint, UnsafeCheckpoint, UnknownCheckpoint: as these classes say.
     """
     if isinstance(source, Mapping):
         return {"": _from_state_dict(source, None)}
@@ -134,23 +134,23 @@ def _from_file(path: Path) -> TensorSource:
 
 
 def _unpickled(path: Path, mmap: bool) -> Mapping[Any, Any]:
-    """What torch saved, by its own reader for weights alone, which runs none of a pickle's code."""
+    """The content of a file of torch.save, read by torch's reader for weights only, which runs no code."""
     try:
         with warnings.catch_warnings():
-            # About pickles that another program than torch wrote; what comes of it is told below.
+            # About pickles that another program than torch wrote; errors are raised below.
             warnings.simplefilter("ignore", UserWarning)
             if path.suffix == ".safetensors":
-                # By this name alone torch would take it for what it is not; a name it cannot see leaves no map either.
+                # By this name torch would read it as safetensors. A file object hides the name, but cannot be mapped.
                 with path.open("rb") as file:
                     content = torch.load(file, map_location="cpu", weights_only=True)
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        # The error's own text advises to load it all the same: it is not for users.
+        # The error's own text suggests to load it without weights_only: users should not see that.
         called = re.search(r"GLOBAL ([\w.]+)", str(error))
         called = called[1] if called else _first_global(path)
         if called:
-            message = f"a pickle that wants to run code, which is refused: it names {called}"
+            message = f"a pickle that contains code, which was not run: it calls {called}"
             raise UnsafeCheckpoint(message, path) from error
         raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
     except _DAMAGES as error:
@@ -161,7 +161,7 @@ def _unpickled(path: Path, mmap: bool) -> Mapping[Any, Any]:
 
 
 def _first_global(path: Path) -> str | None:
-    """The first function or class that a plain pickle names; None where it names none, or is no plain pickle."""
+    """The first function or class that a plain pickle refers to; None if there is none or it is not a plain pickle."""
     with path.open("rb") as file:
         start = io.BytesIO(file.read(MAX_INDEX))
     texts: list[str] = []
@@ -178,7 +178,8 @@ def _first_global(path: Path) -> str | None:
 
 
 def _from_folder(path: Path) -> TensorSource:
-    """The weights of a folder: one file, else the shards of its index, else a pickle; plain ones before variants."""
+    """The weights in a folder: a safetensors file, else shards by their index, else a pickle. Of several variants of a
+    file (model.fp16.safetensors) the shortest name counts."""
     config = _read_json(path / "config.json") if (path / "config.json").exists() else None
     for pattern, read in (
         ("*.safetensors", _from_file),
@@ -190,15 +191,15 @@ def _from_folder(path: Path) -> TensorSource:
         names = sorted((file.name for file in files), key=lambda name: (len(name), name))
         stems = {name.split(".")[0] for name in names}
         if len(stems) > 1:
-            raise UnknownCheckpoint(f"several files ({', '.join(names[:5])}): name the one that is meant", path)
+            raise UnknownCheckpoint(f"several files ({', '.join(names[:5])}): give the path of one of them", path)
         if names:
             found = read(path / names[0])
             return TensorSource(path, found.tensors, found.files, found.held, found.metadata, config)
-    raise UnknownCheckpoint("a folder without weights (.safetensors, an index of shards, or .bin)", path)
+    raise UnknownCheckpoint("a folder without weights (.safetensors, an index of shards, .bin or .pt)", path)
 
 
 def _from_index(path: Path) -> TensorSource:
-    """The shards that an index.json names, all in its own folder."""
+    """The shards of an index.json, which must be in the same folder."""
     weight_map = _read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise BrokenCheckpoint("an index of shards without a weight_map", path)
@@ -207,7 +208,7 @@ def _from_index(path: Path) -> TensorSource:
     held: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or name in ("", ".", ".."):
-            raise BrokenCheckpoint(f"an index of shards that names a file elsewhere: {name[:200]!r}", path)
+            raise BrokenCheckpoint(f"an index of shards with a file in another folder: {name[:200]!r}", path)
         shard = path.parent / name
         if not shard.exists():
             raise BrokenCheckpoint(f"the shard {name} is missing", path)
@@ -224,11 +225,11 @@ def _from_index(path: Path) -> TensorSource:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size > MAX_INDEX:
-        raise BrokenCheckpoint("too large for what it should be", path)
+        raise BrokenCheckpoint(f"too large for a JSON file of this kind: more than {MAX_INDEX:,} bytes", path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"not readable as JSON: {str(error)[:200]}", path) from error
     if not isinstance(content, dict):
-        raise BrokenCheckpoint("no table", path)
+        raise BrokenCheckpoint("not a JSON object", path)
     return content

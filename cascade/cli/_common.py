@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,6 +245,20 @@ class Bars:
             self.__exit__()
             self.bar, self.stage = tqdm(total=n, desc=stage.replace("_", " ").title(), disable=None), stage
         self.bar.update(i + 1 - self.bar.n)
+
+
+@contextmanager
+def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error as a callback (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit=unit, disable=None) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
 
 
 def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict[str, Any]:

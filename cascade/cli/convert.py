@@ -13,11 +13,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="write a checkpoint in another layout or type",
-        description="Write a checkpoint in another layout or type, a tensor at a time. The target appears when it is "
-        "whole. Sources may be single files, ComfyUI checkpoints, diffusers folders, .pt and .ckpt.",
+        description="Write a checkpoint in another layout or type, one tensor at a time and atomically. Sources may be "
+        "single files, ComfyUI checkpoints, diffusers folders, .pt and .ckpt.",
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or folder; several are merged (comfyui)")
-    parser.add_argument("target", metavar="TARGET", help="the file to write, or for diffusers the folder")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or folder; comfyui takes several")
+    parser.add_argument("target", metavar="TARGET", help="the file to write; for diffusers a folder")
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
@@ -26,27 +26,22 @@ def add_parser(subparsers: Any) -> None:
         "ComfyUI's checkpoint loader; diffusers: a folder with config.json",
     )
     parser.add_argument(
-        "--part", metavar="KIND", help="the network to take from a file that holds several, such as stage_c"
+        "--part", metavar="KIND", help="the network to use from a file that contains several, such as stage_c"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the numbers; without it they stay as they are")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the tensors; default: unchanged")
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
-    from tqdm import tqdm
 
     from ..checkpoints import KINDS, convert
     from ..errors import CascadeError
+    from ._common import counter
 
     if args.part is not None and args.part not in KINDS:
-        raise CascadeError(f"--part is one of {', '.join(KINDS)}, not {args.part}")
+        raise CascadeError(f"--part must be one of {', '.join(KINDS)}, not {args.part}")
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    with tqdm(desc=args.target, unit=" tensors", disable=None) as bar:
-
-        def on_tensor(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with counter(args.target, " tensors") as on_tensor:
         try:
             convert(args.sources, args.target, layout=args.layout, part=args.part, dtype=dtype, on_tensor=on_tensor)
         except ValueError as error:

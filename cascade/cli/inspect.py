@@ -1,4 +1,4 @@
-"""`python -m cascade inspect FILE...`: what each file is."""
+"""`python -m cascade inspect FILE...`: what checkpoint files contain."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLUMNS = ("what", "layout", "dtype", "parameters", "folder")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "inspect",
-        help="tell what checkpoint files are",
-        description="Tell what each file is: network and size, layout, type of its numbers, parameters, and the folder "
+        help="describe checkpoint files",
+        description="Describe each file: network and size, layout, type of its tensors, parameters, and the folder "
         "under ComfyUI/models where it belongs. Only headers are read. The exit status is 1 if a file is not readable.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a checkpoint file, or a folder of diffusers")
-    parser.add_argument("--json", action="store_true", help="print a list of objects for programs, with each config")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects, with configs")
 
 
 def run(args: argparse.Namespace) -> int:

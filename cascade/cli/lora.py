@@ -20,44 +20,48 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "lora",
-        help="tell, convert, merge and extract LoRAs",
-        description="LoRA files of any trainer: tell what they are, write another form, add them to a checkpoint for "
-        "good, or make one from two checkpoints.",
+        help="describe, convert, merge and extract LoRAs",
+        description="LoRA files of any trainer: describe them, convert them to another format, merge them into a "
+        "checkpoint, or extract one from two checkpoints.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    info = actions.add_parser("info", help="tell what LoRA files are")
+    info = actions.add_parser("info", help="describe LoRA files")
     info.add_argument("files", nargs="+", metavar="FILE")
-    info.add_argument("--json", action="store_true", help="print a list of objects for programs")
+    info.add_argument("--json", action="store_true", help="print a JSON list of objects")
     _add_reading(info)
-    convert = actions.add_parser("convert", help="write a LoRA in another form")
+    convert = actions.add_parser("convert", help="write a LoRA in another format")
     convert.add_argument("source", metavar="SOURCE")
     convert.add_argument("target", metavar="TARGET", help="the .safetensors file to write")
     convert.add_argument(
-        "--text-encoder", metavar="FILE", help="makes tokens whole that are kept as a change of another text"
+        "--text-encoder", metavar="FILE", help="makes the vectors of tokens that have an initializer absolute"
     )
     _add_reading(convert)
     _add_writing(convert)
-    merge = actions.add_parser("merge", help="add LoRAs to a checkpoint for good")
+    merge = actions.add_parser("merge", help="add LoRAs to the weights of a checkpoint")
     merge.add_argument("checkpoint", metavar="CHECKPOINT", help="a Stage C or a text encoder")
     merge.add_argument("loras", nargs="+", metavar="LORA")
     merge.add_argument("target", metavar="TARGET", help="the .safetensors file to write")
     merge.add_argument(
-        "--strength", type=float, action="append", metavar="S", help="of each LoRA in turn, or one for all; default 1"
+        "--strength", type=float, action="append", metavar="S", help="for all LoRAs, or once for each; default 1"
     )
-    merge.add_argument("--part", metavar="KIND", help="the network to take from a file of several: stage_c, ...")
-    extract = actions.add_parser("extract", help="make a LoRA from two checkpoints")
+    _add_part(merge)
+    extract = actions.add_parser("extract", help="extract a LoRA from two checkpoints")
     extract.add_argument("base", metavar="BASE")
     extract.add_argument("tuned", metavar="TUNED")
     extract.add_argument("target", metavar="TARGET", help="the .safetensors file to write")
-    extract.add_argument("--rank", type=int, default=16, metavar="N", help="default 16")
-    extract.add_argument("--only", action="append", metavar="TEXT", help="parameters whose name contains this")
-    extract.add_argument("--part", metavar="KIND", help="the network to take from files of several: stage_c, ...")
+    extract.add_argument("--rank", type=int, default=16, metavar="N", help="rank of the LoRA; default %(default)s")
+    extract.add_argument("--only", action="append", metavar="TEXT", help="only parameters whose names contain this")
+    _add_part(extract)
     _add_writing(extract)
+
+
+def _add_part(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--part", metavar="KIND", help="the network to use if files contain several, such as stage_c")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base", metavar="FILE", help="the Stage C it is for; the released form needs it for sizes not released"
+        "--base", metavar="FILE", help="its Stage C; the released format needs it for sizes that were not released"
     )
     parser.add_argument(
         "--token",
@@ -70,8 +74,8 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=FORMATS, default="cascade", help="form to write; default %(default)s")
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the numbers; without it they stay as they are")
+    parser.add_argument("--format", choices=FORMATS, default="cascade", help="format to write; default %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the tensors; default: unchanged")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,10 +93,17 @@ def _read(args: argparse.Namespace, file: str) -> Lora:
 
 
 def _config(file: str | None) -> StageCConfig | None:
-    """The config of a Stage C's file; its weights are mapped, not read."""
+    """The config of a Stage C file; its weights are not read."""
     from ..checkpoints import load_model
 
     return None if file is None else load_model(file, part="stage_c").config
+
+
+def _config_of(net: Any) -> StageCConfig | None:
+    """The config of a Stage C; None for another network."""
+    from ..models import StageC
+
+    return net.config if isinstance(net, StageC) else None
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -116,9 +127,9 @@ def _described(file: str, lora: Lora) -> dict[str, Any]:
     from ..adapters import metadata_of
     from ..adapters.reading import METADATA
 
-    told = json.loads(metadata_of(lora, lora.format)[METADATA])
+    described = json.loads(metadata_of(lora, lora.format)[METADATA])
     changes = {kind: len(changes) for kind, changes in lora.changes.items()}
-    return {"file": file, **told, "changes": changes}
+    return {"file": file, **described, "changes": changes}
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -146,18 +157,17 @@ def _merge(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..adapters import Applied, merge, read_lora
-    from ..checkpoints import config_of, load_model, save_model
-    from ..models import StageCConfig
+    from ..checkpoints import load_model, save_model
 
     strengths = args.strength or [1.0]
     if len(strengths) not in (1, len(args.loras)):
-        raise CascadeError(f"{len(args.loras)} LoRAs want one --strength, or one each, not {len(strengths)}")
+        given = f"--strength was given {len(strengths)} times for {len(args.loras)} LoRAs"
+        raise CascadeError(f"{given}: give it once, or once for each")
     strengths = strengths * len(args.loras) if len(strengths) == 1 else strengths
     if Path(args.target).exists() and Path(args.target).samefile(args.checkpoint):
         raise CascadeError(f"{args.target}: source and target are the same; write to another name")
     net = load_model(args.checkpoint, part=args.part)
-    config = config_of(net)
-    config = config if isinstance(config, StageCConfig) else None
+    config = _config_of(net)
     applied = [Applied(read_lora(f, config=config), s, s) for f, s in zip(args.loras, strengths, strict=True)]
     changed = merge(applied, net)
     save_model(net, args.target)
@@ -166,22 +176,12 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..adapters import extract, save_lora
-    from ..checkpoints import config_of, load_model
-    from ..models import StageCConfig
+    from ..checkpoints import load_model
+    from ._common import counter
 
     base, tuned = (load_model(file, part=args.part) for file in (args.base, args.tuned))
-    with tqdm(desc=args.target, unit=" parameters", disable=None) as bar:
-
-        def on_weight(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        only = args.only or [""]
-        lora = extract(base, tuned, args.rank, only=only, on_weight=on_weight)
-    config = config_of(base)
-    config = config if isinstance(config, StageCConfig) else None
-    save_lora(lora, args.target, format=args.format, config=config, dtype=_dtype(args))
+    with counter(args.target, " parameters") as on_weight:
+        lora = extract(base, tuned, args.rank, only=args.only or [""], on_weight=on_weight)
+    save_lora(lora, args.target, format=args.format, config=_config_of(base), dtype=_dtype(args))
     return 0

@@ -1,4 +1,4 @@
-"""LoRAs on MODEL and CLIP: as the host's own patches, so that all that it does with weights keeps working."""
+"""LoRAs on MODEL and CLIP, as the host's own patches: everything that the host does with patches works with them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from .learned_tokens import HostTokenizer, base_tokenizer
 logger = logging.getLogger("cascade")
 
 MODEL, CLIP = "diffusion_model.", "clip_g.transformer."
-"""What stands before our names in the host's."""
+"""Prefixes of our names in the host's."""
 
 
 class DoraAdapter(LoRAAdapter):
-    """A low-rank change with lengths, by the formula that it was trained with; the host's own differs for rows."""
+    """A low-rank change with DoRA, by the formula that it was trained with; the host's own differs for rows."""
 
     name = "cascade_dora"
 
@@ -80,14 +80,14 @@ def read_tokens(path: Path, text: str, token_names: str) -> Lora:
 
 
 def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_clip: float) -> tuple[Any, Any, str]:
-    """MODEL and CLIP with a LoRA, each None where it is not connected, and lines that say what matched.
+    """MODEL and CLIP with a LoRA, and lines of text about what matched. Either may be None: not connected.
 
     Raises:
-        CascadeError: it fits neither, or it would do nothing here.
+        CascadeError: it does not fit, or it would change nothing that is connected.
     """
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
-            raise CascadeError(f"A LoRA's strength is a finite number, not {strength}.")
+            raise CascadeError(f"A LoRA's strength must be a finite number, not {strength}.")
     stage_c, text = lora.changes.get("stage_c", {}), lora.changes.get("text_encoder", {})
     _check_use(lora, model, clip, strength_model, strength_clip)
     lines = [str(lora.path or "the LoRA")]
@@ -111,25 +111,25 @@ def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_cli
 
 def _line(title: str, changes: Mapping[str, Change], target: Any, strength: float) -> str:
     if not changes:
-        return f"{title}: it changes nothing there"
+        return f"{title}: no changes"
     if target is None:
         return f"{title}: 0 of {len(changes)} tensors, not connected"
     return f"{title}: {len(changes) if strength else 0} of {len(changes)} tensors, strength {strength:g}"
 
 
 def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strength_clip: float) -> None:
-    """Raises CascadeError where a LoRA that is to act has nothing to act on."""
-    wants = {
+    """Raises CascadeError if a LoRA changes nothing that is connected."""
+    changed = {
         "model": bool(lora.changes.get("stage_c")),
         "clip": bool(lora.changes.get("text_encoder") or lora.tokens),
     }
     connected = {"model": model is not None, "clip": clip is not None}
-    if not any(wants.values()):
+    if not any(changed.values()):
         raise CascadeError(f"{lora.path}: it changes nothing and has no tokens.")
-    acts = any(wants[name] and connected[name] for name in wants)
+    acts = any(changed[name] and connected[name] for name in changed)
     if not acts and (strength_model or strength_clip):
-        missing = " and ".join(name for name, wanted in wants.items() if wanted)
-        raise CascadeError(f"{lora.path}: nothing of it would act: connect {missing}.")
+        missing = " and ".join(name for name in changed if changed[name])
+        raise CascadeError(f"{lora.path}: it would have no effect: connect {missing}.")
 
 
 def _patched(target: Any, kind: str, lora: Lora, strength: float) -> Any:
@@ -141,12 +141,12 @@ def _patched(target: Any, kind: str, lora: Lora, strength: float) -> Any:
     clone = target.clone()
     added = clone.add_patches({prefix + name: _as_patch(name, change) for name, change in changes.items()}, strength)
     if len(added) != len(changes):
-        raise CascadeError(f"{lora.path}: ComfyUI took {len(added)} of its {len(changes)} changes.")
+        raise CascadeError(f"{lora.path}: ComfyUI accepted only {len(added)} of its {len(changes)} changes.")
     return clone
 
 
 def _as_patch(name: str, change: Change) -> Any:
-    """A change as the host's patches are written."""
+    """A change in the form of the host's patches."""
     if isinstance(change, Rows):
         change = as_low_rank(change)
     if isinstance(change, LowRank):
@@ -167,10 +167,10 @@ def _text_table(clip: Any) -> Tensor:
 
 
 def with_tokens(clip: Any, lora: Lora) -> Any:
-    """A clone of a CLIP that knows the LoRA's tokens, beside those it knew.
+    """A clone of a CLIP whose prompts can use the LoRA's tokens too.
 
     Raises:
-        CascadeError: tokens that clash, have no name or an ordinary word's, or are made for another text encoder.
+        CascadeError: tokens that clash, have no name, are ordinary words, or are made for another text encoder.
     """
     table = _text_table(clip)
     clone = clip.clone()
@@ -178,8 +178,8 @@ def with_tokens(clip: Any, lora: Lora) -> Any:
     return clone
 
 
-def whole(lora: Lora, clip: Any) -> Lora:
-    """The LoRA with tokens that need no initializer. Raises CascadeError."""
+def with_absolute_tokens(lora: Lora, clip: Any) -> Lora:
+    """The LoRA with absolute vectors for its tokens. Raises CascadeError if that requires a CLIP and there is none."""
     if not any(token.initializer is not None for token in lora.tokens):
         return lora
     if clip is None:
@@ -188,22 +188,22 @@ def whole(lora: Lora, clip: Any) -> Lora:
 
 
 def write(lora: Lora, path: Path, format: str, model: Any, clip: Any) -> None:
-    """Save in a format. Raises CascadeError for what it cannot hold, OSError."""
-    lora = lora if format in ("cascade", "released") else whole(lora, clip)
+    """Save in a format. Raises CascadeError for what the format cannot hold, and OSError."""
+    lora = lora if format in ("cascade", "released") else with_absolute_tokens(lora, clip)
     save_lora(lora, path, format=format, config=_config_of(model))
 
 
 def _config_of(model: Any) -> StageCConfig | None:
-    """Of a Stage C of ours; None for the host's own, another model, or none."""
+    """The config of one of our Stage Cs; None for the host's own, another model, or None."""
     config = None if model is None else getattr(model.model.diffusion_model, "config", None)
     return config if isinstance(config, StageCConfig) else None
 
 
 def merged(model: Any) -> nn.Module:
-    """A Stage C on the CPU with all patches of the MODEL in its weights.
+    """A Stage C on the CPU with all patches of the MODEL merged into its weights.
 
     Raises:
-        CascadeError: a model of another kind, or that ComfyUI's own loader made.
+        CascadeError: not a Stage C, or one that ComfyUI's own loader made.
     """
     net = checks.model(model, "Stage C").model.diffusion_model
     if not isinstance(net, StageC):
@@ -223,7 +223,7 @@ def merged(model: Any) -> nn.Module:
 
 
 def save_merged(model: Any, path: Path) -> None:
-    """Write a MODEL with its patches as a file of Stage C. Raises CascadeError where there are none."""
+    """Write a MODEL with its patches as a Stage C file. Raises CascadeError if it has no patches."""
     net = merged(model)
     if not any(name.startswith(MODEL) for name in model.patches):
         raise CascadeError("There is no LoRA on this model: nothing to merge.")
@@ -231,7 +231,7 @@ def save_merged(model: Any, path: Path) -> None:
 
 
 def difference(base: Any, tuned: Any, rank: int) -> Lora:
-    """What one MODEL has that the other has not. Raises CascadeError."""
+    """The difference `tuned - base` of two MODELs as a LoRA. Raises CascadeError."""
     bar = comfy.utils.ProgressBar(1)
 
     def on_weight(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""From a file to what the host's classes load: a config and a table of tensors."""
+"""Reading a network's file for the host's classes, which load a config and a state dict."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from ...cascade.errors import CheckpointError
 
 
 def read(path: Path, kind: str, **known: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A network's config and its tensors under our names, as they are stored: the file's own bytes, mapped.
+    """A network's config and its tensors under our names, in their stored types and mapped from the file.
 
-    `known` are fields of the config that the artist knows better than the file.
-    Raises CheckpointError: another kind of file, broken, or names and shapes that do not fit.
+    Args:
+        kind: the network to read.
+        known: fields of the config that replace those of the file.
+
+    Raises:
+        CheckpointError: not a file of this kind, broken, or names or shapes do not fit.
     """
     part = choose(detect_parts(open_tensors(path)), kind)
     config = replace(part.inferred.config, **known) if known else settled_config(part)
@@ -28,7 +32,7 @@ def read(path: Path, kind: str, **known: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def kinds(path: Path) -> tuple[str, ...]:
-    """The networks in a file; none for one that is not of Stable Cascade."""
+    """The kinds of the networks in a file; empty if it is not of Stable Cascade or not readable."""
     try:
         found = inspect_file(path)
     except (CheckpointError, OSError):

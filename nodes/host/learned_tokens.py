@@ -19,19 +19,19 @@ FIRST = 1 << 20
 
 @lru_cache(maxsize=1)
 def base_tokenizer() -> Any:
-    """CLIP's own, in the library's form."""
+    """The library's CLIP tokenizer."""
     return tokenizer()
 
 
 class _InnerTokenizer:
-    """Takes the place of the transformers tokenizer inside the host's: knows learned tokens beside its own."""
+    """Replaces the transformers tokenizer inside the host's: gives learned tokens ids in addition to its own."""
 
     def __init__(self, base: Any, tokens: Any) -> None:
         self._base = base
         self._learned = LearnedTokenizer(self, tokens)
 
     def encode(self, text: str) -> Encoding:
-        """Without start and end token, as `LearnedTokenizer` needs it for the text between its tokens."""
+        """The ids without start and end token: `LearnedTokenizer` encodes pieces of a prompt."""
         return Encoding(self._base(text)["input_ids"][1:-1])
 
     def __call__(self, text: str, **keywords: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class _InnerTokenizer:
 
 
 class HostTokenizer:
-    """Around the host's tokenizer of one CLIP text encoder.
+    """The host's tokenizer of one CLIP text encoder, with learned tokens.
 
     tokens: the learned tokens, as prompts write them.
     """
@@ -57,11 +57,11 @@ class HostTokenizer:
         self._inner.tokenizer = _InnerTokenizer(base.tokenizer, learned.ids)
 
     @staticmethod
-    def on(whole: Any, lora: Lora, table: Tensor) -> Any:
-        """A copy of a CLIP's tokenizer that knows the tokens of one more LoRA. Raises IncompatibleCheckpoint."""
-        known = whole.clip_g
-        base, loras = (known.base, known.loras) if isinstance(known, HostTokenizer) else (known, ())
-        changed = copy.copy(whole)
+    def on(tokenizers: Any, lora: Lora, table: Tensor) -> Any:
+        """A copy of a CLIP's tokenizers with the tokens of one more LoRA. Raises IncompatibleCheckpoint."""
+        clip_g = tokenizers.clip_g
+        base, loras = (clip_g.base, clip_g.loras) if isinstance(clip_g, HostTokenizer) else (clip_g, ())
+        changed = copy.copy(tokenizers)
         changed.clip_g = HostTokenizer(base, (*loras, lora), table)
         return changed
 

@@ -208,7 +208,7 @@ def test_a_large_matrix_is_decomposed_as_well_as_the_exact_way() -> None:
 def test_extracting_needs_two_networks_that_differ(net: nn.Module, text: TextEncoder) -> None:
     with pytest.raises(IncompatibleCheckpoint, match="equal"):
         extract(net, loras.small_stage_c(), 4)
-    with pytest.raises(IncompatibleCheckpoint, match="one size"):
+    with pytest.raises(IncompatibleCheckpoint, match="same kind and size"):
         extract(net, text.model, 4)
     with pytest.raises(ValueError, match="at least 1"):
         extract(net, net, 0)

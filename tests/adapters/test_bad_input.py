@@ -85,8 +85,8 @@ def test_a_broken_file(case: str) -> None:
         ({f"{STEM}.hada_w1_a": torch.ones(2, 8)}, "LyCORIS"),
         ({"clip_g": torch.ones(1, 1280), "clip_l": torch.ones(1, 768)}, "SDXL"),
         ({"bundle_emb.a.clip_l": torch.ones(1, 768)}, "SDXL"),
-        ({"weight": torch.ones(3, 3)}, "no LoRA of Stable Cascade"),
-        (pair() | {"extra.weight": torch.ones(1)}, "1 of its 3 tensors are not known: extra.weight"),
+        ({"weight": torch.ones(3, 3)}, "not a LoRA for Stable Cascade"),
+        (pair() | {"extra.weight": torch.ones(1)}, "1 of its 3 tensors are unknown: extra.weight"),
     ],
 )
 def test_something_else_is_named(tensors: dict[str, Tensor], message: str) -> None:
@@ -196,8 +196,8 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
     cases = [
         ("onetrainer", Lora({"stage_c": {"clf.1.bias": Full(torch.ones(16))}}), "no place for the full change"),
         ("peft", Lora({"stage_c": {query: columns}}), "no place for the DoRA"),
-        ("released", Lora({"stage_c": {"down_blocks.0.2.kv_mapper.1.weight": low}}), "attention's matrices only"),
-        ("released", Lora({"stage_c": {query: columns}}), "plain low-rank"),
+        ("released", Lora({"stage_c": {"down_blocks.0.2.kv_mapper.1.weight": low}}), "only hold attention's matrices"),
+        ("released", Lora({"stage_c": {query: columns}}), "without DoRA"),
         ("kohya", Lora({}, (Token("[a]", torch.ones(1, 8), "dog"),)), "make it absolute"),
         ("kohya", Lora({}, (Token("", torch.ones(1, 8)),)), "without a name"),
         ("released", Lora({}, (Token("[a]", torch.ones(2, 8)),)), "one vector"),
@@ -207,7 +207,7 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             save_lora(lora, tmp_path / "a.safetensors", format=format)
         assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="format is one of"):
+    with pytest.raises(ValueError, match="format must be one of"):
         to_tensors(Lora(), "other")
 
 

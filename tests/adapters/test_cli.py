@@ -83,7 +83,7 @@ def test_tokens_are_made_whole_with_a_text_encoder(files: Path) -> None:
     ("arguments", "text"),
     [
         (["merge", "base.safetensors", "lora.safetensors", "base.safetensors"], "source and target are the same"),
-        (["merge", "base.safetensors", "lora.safetensors", "a", "--strength", "1", "--strength", "1"], "1 LoRAs want"),
+        (["merge", "base.safetensors", "lora.safetensors", "a", "--strength", "1", "--strength", "1"], "for 1 LoRAs"),
         (["merge", "lora.safetensors", "lora.safetensors", "a"], "this is a LoRA"),
         (["extract", "base.safetensors", "base.safetensors", "a"], "equal"),
         (["extract", "base.safetensors", "base.safetensors", "a", "--rank", "0"], "at least 1"),

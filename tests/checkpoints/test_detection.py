@@ -140,7 +140,7 @@ def test_several_parts_want_one_to_be_named(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(IncompatibleCheckpoint, match="belongs in checkpoints"):
         load_model(path, part="effnet")
-    with pytest.raises(ValueError, match="part is one of"):
+    with pytest.raises(ValueError, match="part must be one of"):
         load_model(path, part="stage_d")
 
 
@@ -180,7 +180,7 @@ def test_templates_of_other_architectures_can_match() -> None:
 def test_heads_that_cannot_be_known_are_asked_for() -> None:
     from tests.small import part
 
-    with pytest.raises(IncompatibleCheckpoint, match=r"does not tell its heads: give config="):
+    with pytest.raises(IncompatibleCheckpoint, match=r"does not define its heads: give config="):
         load_model(part("stage_c").state_dict())
 
 

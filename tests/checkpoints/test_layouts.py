@@ -220,7 +220,7 @@ def test_shards_that_lie(tmp_path: Path) -> None:
 
     good = content["weight_map"]
     broken(good | {"more.weight": next(iter(good.values()))}, "1 tensors are in no shard")
-    broken(good | {"more.weight": "../file.safetensors"}, "a file elsewhere")
+    broken(good | {"more.weight": "../file.safetensors"}, "a file in another folder")
     broken(good | {"more.weight": "not-there.safetensors"}, "not-there.safetensors is missing")
     broken([], "without a weight_map")
     index.write_text("{", encoding="utf-8")
@@ -233,5 +233,5 @@ def test_folders_that_say_nothing(tmp_path: Path) -> None:
         load_model(tmp_path)
     save_model(network("stage_a"), tmp_path / "a.safetensors")
     save_model(network("previewer"), tmp_path / "b.safetensors")
-    with pytest.raises(UnknownCheckpoint, match="name the one that is meant"):
+    with pytest.raises(UnknownCheckpoint, match="give the path of one of them"):
         load_model(tmp_path)

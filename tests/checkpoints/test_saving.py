@@ -102,19 +102,19 @@ def test_a_source_is_never_written_over(tmp_path: Path) -> None:
 def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
     source = save(tmp_path / "source.safetensors", released_state("controlnet"))
     target = tmp_path / "target"
-    with pytest.raises(ValueError, match="layout is one of"):
+    with pytest.raises(ValueError, match="layout must be one of"):
         convert(source, target, layout="tar")
     with pytest.raises(ValueError, match="no place for a controlnet"):
         convert(source, target, layout="comfyui")
     with pytest.raises(IncompatibleCheckpoint, match="diffusers has no ControlNet"):
         convert(source, target, layout="diffusers")
     other = save(tmp_path / "other.safetensors", released_state("previewer"))
-    with pytest.raises(ValueError, match="cascade cannot hold controlnet, previewer at once"):
+    with pytest.raises(ValueError, match="cascade cannot hold controlnet, previewer together"):
         convert([source, other], target)
-    with pytest.raises(ValueError, match="comfyui cannot hold previewer, previewer at once"):
+    with pytest.raises(ValueError, match="comfyui cannot hold previewer, previewer together"):
         convert([other, other], target, layout="comfyui")
     assert not target.exists()
-    with pytest.raises(TypeError, match="a Linear is no part of Stable Cascade"):
+    with pytest.raises(TypeError, match="a Linear is not a part of Stable Cascade"):
         save_model(nn.Linear(1, 1), target)
 
 

@@ -37,12 +37,12 @@ def test_files_are_merged(tmp_path: Path) -> None:
     [
         (["nothing.safetensors", "target"], "nothing.safetensors: there is no such file or folder"),
         (["source", "source"], "source: source and target are the same; write to another name"),
-        (["source", "target", "--part", "stage_z"], "--part is one of stage_c, stage_b"),
+        (["source", "target", "--part", "stage_z"], "--part must be one of stage_c, stage_b"),
         (
             ["source", "target", "--part", "stage_c"],
             "this is Stage A, custom, float32; it belongs in vae. Wanted",
         ),
-        (["source", "source", "target"], "cascade cannot hold stage_a, stage_a at once"),
+        (["source", "source", "target"], "cascade cannot hold stage_a, stage_a together"),
     ],
 )
 def test_errors_are_one_line(

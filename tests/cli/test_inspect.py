@@ -38,7 +38,7 @@ def test_a_broken_file_does_not_hide_the_others(tmp_path: Path, capsys: pytest.C
     out, err = capsys.readouterr()
     assert "Previewer" in out
     assert err.splitlines() == [
-        f"error: {page}: this is a web page, not a checkpoint: the download went to a page in place of the file",
+        f"error: {page}: this is a web page, not a checkpoint: the download got a page instead of the file",
         f"error: {tmp_path / 'nothing'}: there is no such file or folder",
     ]
 

@@ -303,7 +303,7 @@ def test_blocks_that_the_file_does_not_tell(host: Any, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file(network("small").state_dict(), path)
     load = host.pack("nodes.host.control").load_control
-    with pytest.raises(Exception, match="does not tell its blocks"):
+    with pytest.raises(Exception, match="does not define its blocks"):
         load(path)
     made, report = load(path, BLOCKS)
     assert made.config.blocks == BLOCKS
