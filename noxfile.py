@@ -19,7 +19,7 @@ nox.options.sessions = ["lint", "full", "numerics", "hosts"]
 
 TORCH = "torch==2.13.0"
 LINTERS = ["ruff==0.17.5", "pyright[nodejs]==1.1.414"]
-TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15", "pytest-xdist==3.8.0"]
+TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.168.5", "pytest-xdist==3.8.0"]
 # Two processes of one thread each are sooner done than one of two, and a host takes some gigabytes in each.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TWO_AT_ONCE = ["-n", "2", "--dist", "loadfile"]
@@ -36,8 +36,8 @@ NUMERICS = (
 )
 # Drives Debian's Chromium from pytest; playwright-core from npm would want Node.js and a second harness.
 BROWSER_TOOLS = ["requests", "playwright==1.65.2"]
-# A second implementation to compare with, not something the library uses.
-PEERS = ["diffusers==0.42.1", "accelerate==1.15.0"]
+# A second implementation to compare with, not something the library uses. It needs Python 3.11.
+PEERS = ['diffusers==0.42.1; python_version >= "3.11"', "accelerate==1.15.0"]
 
 # ComfyUI's version -> the release of a package on the index that carries a whole host, and its source archive's hash.
 HOSTS = {
