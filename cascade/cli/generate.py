@@ -20,9 +20,9 @@ from ._common import (
     read_image,
     recipe_of,
     save,
+    say_tiny_is_used,
     settings_of,
-    share,
-    tell_of_tiny,
+    strength,
 )
 
 if TYPE_CHECKING:
@@ -48,33 +48,58 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="what the image shows")
-    parser.add_argument("--negative", default="", metavar="PROMPT", help="what to keep away")
+    parser.add_argument("prompt", help="what the image should show")
+    parser.add_argument(
+        "--negative", default="", metavar="PROMPT", help="what the image should not show; default: empty"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
     parser.add_argument("--number", type=count, default=1, metavar="N", help="how many images; default 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image, one more for each next; default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first image, the next has one more; default 0"
+    )
     add_stages(parser)
     group = parser.add_argument_group("images to start from")
-    group.add_argument("--image", type=Path, metavar="FILE", help="start from this image")
-    group.add_argument("--strength", type=share, default=0.7, help="how far to go from it, 0 to 1; default %(default)s")
+    group.add_argument("--image", type=Path, metavar="FILE", help="image to start from (image to image)")
+    group.add_argument(
+        "--strength",
+        type=strength,
+        default=0.7,
+        metavar="F",
+        help="how much of --image Stage C generates anew, above 0 up to 1 (all of it); default %(default)s",
+    )
     group.add_argument(
         "--strength-b",
-        type=share,
+        type=strength,
         default=1.0,
-        metavar="STRENGTH",
-        help="the same for Stage B: less keeps the image's fine detail; default %(default)s",
+        metavar="F",
+        help="the same for Stage B: below 1 keeps fine detail of --image; default %(default)s",
     )
     group.add_argument(
-        "--as-released", action="store_true", help="noise the image as the released code does: weaker and smoother"
+        "--as-released",
+        action="store_true",
+        help="add less noise to --image than the sampler expects, as the released code does: the result is closer to "
+        "the image and smoother",
     )
-    group.add_argument("--mask", type=Path, metavar="FILE", help="white is drawn anew, black stays pixel for pixel")
-    group.add_argument("--like", type=Path, action="append", metavar="FILE", help="vary this image; may be repeated")
     group.add_argument(
-        "--weight", type=float, action="append", metavar="W", help="of each --like; below 0 leads away; default 1"
+        "--mask", type=Path, metavar="FILE", help="mask over --image: white is generated anew, black stays as it is"
+    )
+    group.add_argument(
+        "--like", type=Path, action="append", metavar="FILE", help="make variations of this image; may be repeated"
+    )
+    group.add_argument(
+        "--weight",
+        type=float,
+        action="append",
+        metavar="W",
+        help="how much a --like counts, one for each of them; below 0 leads away from it; default 1",
     )
     group = parser.add_argument_group("large images")
     group.add_argument(
-        "--enlarge", type=float, default=1.0, metavar="TIMES", help="draw once more, so many times larger"
+        "--enlarge",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="sample Stage C a second time on latents enlarged so many times, 0.25 to 16; default 1 (off)",
     )
     add_tile(group)
     add_networks(parser)
@@ -88,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     settings = replace(settings_of(args, image), enlarge=args.enlarge)
     like = [read_image(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
     if not args.models:
-        tell_of_tiny("" if args.lora else args.prompt)
+        say_tiny_is_used("" if args.lora else args.prompt)
     from ..images import to_pillow
     from ..pipelines import generate
 
@@ -106,9 +131,9 @@ def run(args: argparse.Namespace) -> int:
             settings=settings,
             on_progress=bars,
         )
-    for path, seed, drawn in zip(paths, seeds, result.images, strict=True):
+    for path, seed, made in zip(paths, seeds, result.images, strict=True):
         about = {"prompt": args.prompt, "negative": args.negative, "seed": seed, **_about_images(args)}
-        save(to_pillow(drawn), path, recipe_of(args, settings, **about))
+        save(to_pillow(made), path, recipe_of(args, settings, **about))
         print(path)
     return 0
 
