@@ -24,17 +24,20 @@ from ._common import (
     settings_of,
     strength,
 )
+from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DESCRIPTION = """Make images from a prompt: with the tiny cascade that ships with this package, or, with --models,
-with the released networks. --image starts from an image, --like varies one or several."""
+with the released networks. --image starts from an image, --like makes variations of one or several, --control gives
+outlines and the like to follow."""
 EXAMPLES = """examples:
   python -m cascade generate "a large red circle on a blue background, left" -o circle.png
   python -m cascade generate "a small yellow star" --negative red --number 4 --seed 7
   python -m cascade generate "a green square" --image circle.png --strength 0.6 -o square.png
   python -m cascade generate "" --like circle.png --number 4
+  python -m cascade generate "a large yellow circle" --control canny=circle.png -o yellow.png
   python -m cascade generate "an owl in the snow" --models ComfyUI/models --width 1280 --height 832 -o owl.png
   python -m cascade generate "an owl" --models ComfyUI/models --enlarge 2 --tile 1024 -o large.png"""
 
@@ -81,7 +84,11 @@ def add_parser(subparsers: Any) -> None:
         "the image and smoother",
     )
     group.add_argument(
-        "--mask", type=Path, metavar="FILE", help="mask over --image: white is generated anew, black stays as it is"
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="mask over --image, and over the HINT of an inpainting ControlNet: white is generated anew, black stays "
+        "as it is",
     )
     group.add_argument(
         "--like", type=Path, action="append", metavar="FILE", help="make variations of this image; may be repeated"
@@ -93,6 +100,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="W",
         help="how much a --like counts, one for each of them; below 0 leads away from it; default 1",
     )
+    add_control(parser)
     group = parser.add_argument_group("large images")
     group.add_argument(
         "--enlarge",
@@ -109,8 +117,13 @@ def run(args: argparse.Namespace) -> int:
     """Make the images and write them; 0."""
     paths = output_paths(args.output, args.number)
     _check(args)
+    controls = load_controls(args)
+    if args.mask is not None and args.image is None and not reads(controls, INPAINTING):
+        raise CascadeError("--mask needs --image, the image that it lies over, or an inpainting ControlNet.")
     image = None if args.image is None else read_image(args.image)
-    settings = replace(settings_of(args, image), enlarge=args.enlarge)
+    mask = None if args.mask is None else read_image(args.mask)[:, :1]
+    shape = controls[0].hint if image is None and controls else image
+    settings = replace(settings_of(args, shape), enlarge=args.enlarge)
     like = [read_image(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
     if not args.models:
         say_tiny_is_used("" if args.lora else args.prompt)
@@ -118,16 +131,19 @@ def run(args: argparse.Namespace) -> int:
     from ..pipelines import generate
 
     seeds = [args.seed + i for i in range(args.number)]
-    needed = [*NEEDED, *(["effnet"] if args.image else []), *(["image_encoder"] if args.like else [])]
+    encoder = args.image is not None or reads(controls, LATENTS)
+    parts = parts_of(args, [*NEEDED, *(["effnet"] if encoder else []), *(["image_encoder"] if args.like else [])])
+    controls = with_hints(args, controls, parts, settings.final, mask)
     with Bars() as bars:
         result = generate(
-            parts_of(args, needed),
+            parts,
             [args.prompt] * args.number,
             seeds=seeds,
             negative=args.negative,
-            source=_source(args, image),
+            source=_source(args, image, mask),
             variation_of=like or None,
             variation_weights=args.weight,
+            controls=controls,
             settings=settings,
             on_progress=bars,
         )
@@ -139,8 +155,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.mask is not None and args.image is None:
-        raise CascadeError("--mask needs --image: the image that it lies over.")
     if args.weight and len(args.weight) != len(args.like or ()):
         raise CascadeError(
             f"Each --like has one --weight: {len(args.like or ())} of one, {len(args.weight)} of the other."
@@ -149,7 +163,7 @@ def _check(args: argparse.Namespace) -> None:
         raise CascadeError(f"--enlarge takes 0.25 to 16, not {args.enlarge:g}.")
 
 
-def _source(args: argparse.Namespace, image: Tensor | None) -> Any:
+def _source(args: argparse.Namespace, image: Tensor | None, mask: Tensor | None) -> Any:
     if image is None:
         return None
     from ..pipelines import ImageToImage
@@ -158,7 +172,7 @@ def _source(args: argparse.Namespace, image: Tensor | None) -> Any:
         images=image.expand(args.number, -1, -1, -1),
         strength=args.strength,
         strength_b=args.strength_b,
-        mask=None if args.mask is None else read_image(args.mask)[:, :1],
+        mask=mask,
         as_released=args.as_released,
     )
 
@@ -168,8 +182,9 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if args.image is not None:
         about |= {"image": args.image.name, "strength": args.strength, "strength_b": args.strength_b}
-        about |= {} if args.mask is None else {"mask": args.mask.name}
         about |= {"as_released": True} if args.as_released else {}
+    if args.mask is not None:
+        about["mask"] = args.mask.name
     if args.like:
         about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
-    return about | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})
+    return about | control_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})
