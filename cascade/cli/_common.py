@@ -1,9 +1,10 @@
-"""What the commands that draw images share: their networks, their files, their progress."""
+"""What the commands that make images share: their options, their networks, their files, their progress."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..adapters import Applied
-    from ..pipelines import Parts, SamplingSettings, Settings
+    from ..pipelines import Parts, SamplingSettings, Settings, Tiles
 
 RELEASED_FILES = {
     "text_encoder": "text_encoder/model.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: text_encoders",
@@ -31,6 +32,9 @@ RELEASED_FILES = {
 NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
 """What a prompt needs."""
 SMALLEST_TILE = 256
+SAMPLING = ("steps", "sampler_name", "shift")
+GUIDANCE = ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent")
+"""Options of a stage, with the names that they have in `SamplingSettings` and in its `Guidance`."""
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:
@@ -41,44 +45,107 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         metavar="DIR",
-        help="folder with the released networks, or a file; may be repeated; files are told apart by what is in them",
+        help="folder with the released networks, searched with its subfolders, or one file; may be repeated; without "
+        "it, the tiny cascade is used",
     )
     group.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="a LoRA of any trainer, whose words the prompt may use; may be repeated; `tiny` is the included one",
+        help="LoRA file of any trainer (tiny: the included one), and how strongly it acts, default 1; its tokens can "
+        "be used in the prompt; may be repeated",
     )
     group.add_argument(
-        "--device", help="cpu, cuda, cuda:1, mps; default cuda where there is one, for the tiny cascade cpu"
+        "--device", help="cpu, cuda, cuda:1, mps; default cuda where there is one, cpu for the tiny cascade"
     )
     group.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default bfloat16 on cuda, else float32"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the weights; default bfloat16 on cuda, else float32",
     )
 
 
 def add_stages(parser: argparse.ArgumentParser) -> None:
-    """The options of `settings_of`."""
+    """The size, and how each stage is sampled: the options of `settings_of`."""
     for side in ("width", "height"):
-        parser.add_argument(f"--{side}", type=int, metavar="PIXELS", help="default 1024, with the tiny cascade 256")
-    for stage, suffix, steps, guidance in (("C", "", 20, 4.0), ("B", "-b", 10, 1.1)):
-        group = parser.add_argument_group(f"Stage {stage}")
-        group.add_argument(f"--steps{suffix}", type=count, default=steps, metavar="N", help=f"default {steps}")
-        group.add_argument(
-            f"--guidance{suffix}", type=float, default=guidance, metavar="SCALE", help="default %(default)s"
+        parser.add_argument(
+            f"--{side}", type=int, metavar="PIXELS", help=f"{side} of the image; default 1024, tiny cascade 256"
         )
+    group = _add_stage(parser, "C", "", steps=20, cfg=4.0, shift=2.0)
+    group.add_argument(
+        "--cfg-rescale",
+        type=fraction,
+        metavar="F",
+        help="reduces the contrast that a high cfg adds, 0 (not at all) to 1 (fully); default 0.7",
+    )
+    group.add_argument(
+        "--cfg-end", type=float, metavar="CFG", help="cfg at the end of sampling; it changes evenly; default: as --cfg"
+    )
+    group.add_argument(
+        "--start-percent",
+        type=fraction,
+        metavar="F",
+        help="where in sampling cfg begins to act, 0 (start) to 1 (end); before it, cfg is 1; default 0",
+    )
+    group.add_argument(
+        "--end-percent",
+        type=fraction,
+        metavar="F",
+        help="where in sampling cfg stops acting, 0 (start) to 1 (end); after it, cfg is 1; default 1",
+    )
+    add_stage_b(parser)
+
+
+def add_stage_b(parser: argparse.ArgumentParser) -> None:
+    """The options of `stage_of` for Stage B."""
+    _add_stage(parser, "B", "-b", steps=10, cfg=1.1, shift=1.0)
+
+
+def _add_stage(
+    parser: argparse.ArgumentParser, stage: str, suffix: str, *, steps: int, cfg: float, shift: float
+) -> Any:
+    """The numbers are for the help alone: an option that is not given leaves the library's default as it is."""
+    group = parser.add_argument_group(f"Stage {stage}")
+    end = suffix.replace("-", "_")
+    group.add_argument(f"--steps{suffix}", type=count, metavar="N", help=f"sampling steps; default {steps}")
+    group.add_argument(
+        f"--cfg{suffix}",
+        type=float,
+        metavar="CFG",
+        help="guidance scale: higher follows the prompt more closely; 1 ignores the negative prompt and is faster; "
+        f"default {cfg:g}",
+    )
+    group.add_argument(f"--guidance{suffix}", dest=f"cfg{end}", type=float, help=argparse.SUPPRESS)
+    group.add_argument(
+        f"--sampler{suffix}",
+        dest=f"sampler_name{end}",
+        type=sampler_name,
+        metavar="NAME",
+        help="ddpm, ddim (adds no noise between steps) or lcm (for models made for few steps); default ddpm",
+    )
+    group.add_argument(
+        f"--shift{suffix}",
+        type=positive,
+        metavar="S",
+        help=f"higher spends more steps on high noise, which larger images need; above 0; default {shift:g}",
+    )
+    return group
 
 
 def add_tile(parser: Any) -> None:
     """The option of `tiles_of`."""
     parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="work in tiles of this side, such as 1024: for large images"
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="Stage B and Stage A work in tiles of this side, to save memory with large images; at least "
+        f"{SMALLEST_TILE}, such as 1024; default: no tiles",
     )
 
 
-def tiles_of(args: argparse.Namespace) -> Any:
-    """The tiles that were asked for, overlapping by a quarter; None for none."""
+def tiles_of(args: argparse.Namespace) -> Tiles | None:
+    """The tiles of `add_tile`, overlapping by a quarter; None for none. Raises CascadeError for too small ones."""
     from ..pipelines import Tiles
 
     if args.tile is not None and args.tile < SMALLEST_TILE:
@@ -94,7 +161,23 @@ def count(text: str) -> int:
     return number
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
+    return number
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def strength(text: str) -> float:
     """A number above 0, up to 1."""
     number = float(text)
     if not 0 < number <= 1:
@@ -102,16 +185,26 @@ def share(text: str) -> float:
     return number
 
 
-def tell_of_tiny(prompt: str) -> None:
+def sampler_name(text: str) -> str:
+    """A name of the library's samplers, which are imported only where one is asked for: that takes seconds."""
+    from ..diffusion import SAMPLERS
+
+    if text not in SAMPLERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SAMPLERS)}")
+    return text
+
+
+def say_tiny_is_used(prompt: str) -> None:
+    """Say that the tiny cascade makes the image, and what of the prompt it does not know."""
     from ..tiny import grammar
 
-    say("Drawing with the tiny cascade that ships with this package; for the released networks give --models DIR.")
+    say("Using the tiny cascade that ships with this package. For the released networks give --models DIR.")
     if hint := grammar.hint(prompt):
         say(hint)
 
 
 def say(line: str) -> None:
-    """A line for the person, on standard error: standard output is for results."""
+    """Print a message on standard error: standard output is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -149,14 +242,12 @@ def output_paths(output: Path | None, number: int) -> list[Path]:
 
 
 def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settings:
-    """The settings of `add_stages` and `add_tile`; with an image and no size, the usual size in its proportions.
+    """The settings of `add_stages` and `add_tile`.
 
-    Raises CascadeError for a size that cannot be made.
+    With an image [1, 3, H, W] and no size, the usual size in the image's proportions. Raises CascadeError for settings
+    that cannot be used.
     """
     from ..pipelines import Settings, latent_sizes, with_short_side
-
-    def changed(stage: SamplingSettings, steps: int, scale: float) -> SamplingSettings:
-        return replace(stage, steps=steps, guidance=replace(stage.guidance, cfg=scale))
 
     released = Settings()
     side = released.width if args.models else 256
@@ -168,9 +259,27 @@ def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settin
         width=width,
         height=height,
         tiles=tiles_of(args),
-        stage_c=changed(released.stage_c, args.steps, args.guidance),
-        stage_b=changed(released.stage_b, args.steps_b, args.guidance_b),
+        stage_c=stage_of(args, released.stage_c),
+        stage_b=stage_of(args, released.stage_b, "_b"),
     )
+
+
+def stage_of(args: argparse.Namespace, released: SamplingSettings, end: str = "") -> SamplingSettings:
+    """The released settings of a stage with what was given in their place; `end` is that of its options' names.
+
+    Raises CascadeError for settings that cannot be used.
+    """
+    try:
+        guidance = replace(released.guidance, **_given(args, GUIDANCE, end))
+        return replace(released, guidance=guidance, **_given(args, SAMPLING, end))
+    except ValueError as error:
+        raise CascadeError(f"Stage {'B' if end else 'C'}: {error}.") from error
+
+
+def _given(args: argparse.Namespace, names: Sequence[str], end: str) -> dict[str, Any]:
+    """name -> value of the options that were given."""
+    values = {name: getattr(args, name + end, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def parts_of(args: argparse.Namespace, needed: Sequence[str] = NEEDED) -> Parts:
@@ -262,21 +371,26 @@ def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict[str, Any]:
-    """How the images were made, for `save`."""
-    stages = {"stage_c": settings.stage_c, "stage_b": settings.stage_b}
+    """How the images were made, for `save`. Files are named without their folders, which are private."""
     return {
         **more,
         "width": settings.width,
         "height": settings.height,
-        **{name: {"steps": stage.steps, "guidance": stage.guidance.cfg} for name, stage in stages.items()},
-        # Names only: where somebody's folders are is nobody's business who sees the image.
+        "stage_c": stage_recipe(args, settings.stage_c),
+        "stage_b": stage_recipe(args, settings.stage_b, "_b"),
+        **({} if args.tile is None else {"tile": args.tile}),
         **({"loras": [Path(text).name for text in args.lora]} if args.lora else {}),
         "models": [path.name for path in args.models] if args.models else "tiny",
     }
 
 
+def stage_recipe(args: argparse.Namespace, stage: SamplingSettings, end: str = "") -> dict[str, Any]:
+    """Steps and cfg of a stage, and the other options that were given; `end` as in `stage_of`."""
+    return {"steps": stage.steps, "cfg": stage.guidance.cfg, **_given(args, (*SAMPLING, *GUIDANCE), end)}
+
+
 def save(image: Any, path: Path, recipe: dict[str, Any]) -> None:
-    """Write an image; a PNG carries all that is needed to make it again."""
+    """Write an image; a PNG carries the recipe, from which it can be made again."""
     if path.suffix.lower() != ".png":
         image.save(path)
         return

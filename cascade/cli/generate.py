@@ -20,21 +20,24 @@ from ._common import (
     read_image,
     recipe_of,
     save,
+    say_tiny_is_used,
     settings_of,
-    share,
-    tell_of_tiny,
+    strength,
 )
+from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DESCRIPTION = """Make images from a prompt: with the tiny cascade that ships with this package, or, with --models,
-with the released networks. --image starts from an image, --like varies one or several."""
+with the released networks. --image starts from an image, --like makes variations of one or several, --control gives
+outlines and the like to follow."""
 EXAMPLES = """examples:
   python -m cascade generate "a large red circle on a blue background, left" -o circle.png
   python -m cascade generate "a small yellow star" --negative red --number 4 --seed 7
   python -m cascade generate "a green square" --image circle.png --strength 0.6 -o square.png
   python -m cascade generate "" --like circle.png --number 4
+  python -m cascade generate "a large yellow circle" --control canny=circle.png -o yellow.png
   python -m cascade generate "an owl in the snow" --models ComfyUI/models --width 1280 --height 832 -o owl.png
   python -m cascade generate "an owl" --models ComfyUI/models --enlarge 2 --tile 1024 -o large.png"""
 
@@ -48,33 +51,63 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="what the image shows")
-    parser.add_argument("--negative", default="", metavar="PROMPT", help="what to keep away")
+    parser.add_argument("prompt", help="what the image should show")
+    parser.add_argument(
+        "--negative", default="", metavar="PROMPT", help="what the image should not show; default: empty"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
     parser.add_argument("--number", type=count, default=1, metavar="N", help="how many images; default 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image, one more for each next; default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first image, the next has one more; default 0"
+    )
     add_stages(parser)
     group = parser.add_argument_group("images to start from")
-    group.add_argument("--image", type=Path, metavar="FILE", help="start from this image")
-    group.add_argument("--strength", type=share, default=0.7, help="how far to go from it, 0 to 1; default %(default)s")
+    group.add_argument("--image", type=Path, metavar="FILE", help="image to start from (image to image)")
+    group.add_argument(
+        "--strength",
+        type=strength,
+        default=0.7,
+        metavar="F",
+        help="how much of --image Stage C generates anew, above 0 up to 1 (all of it); default %(default)s",
+    )
     group.add_argument(
         "--strength-b",
-        type=share,
+        type=strength,
         default=1.0,
-        metavar="STRENGTH",
-        help="the same for Stage B: less keeps the image's fine detail; default %(default)s",
+        metavar="F",
+        help="the same for Stage B: below 1 keeps fine detail of --image; default %(default)s",
     )
     group.add_argument(
-        "--as-released", action="store_true", help="noise the image as the released code does: weaker and smoother"
+        "--as-released",
+        action="store_true",
+        help="add less noise to --image than the sampler expects, as the released code does: the result is closer to "
+        "the image and smoother",
     )
-    group.add_argument("--mask", type=Path, metavar="FILE", help="white is drawn anew, black stays pixel for pixel")
-    group.add_argument("--like", type=Path, action="append", metavar="FILE", help="vary this image; may be repeated")
     group.add_argument(
-        "--weight", type=float, action="append", metavar="W", help="of each --like; below 0 leads away; default 1"
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="mask over --image, and over the HINT of an inpainting ControlNet: white is generated anew, black stays "
+        "as it is",
     )
+    group.add_argument(
+        "--like", type=Path, action="append", metavar="FILE", help="make variations of this image; may be repeated"
+    )
+    group.add_argument(
+        "--weight",
+        type=float,
+        action="append",
+        metavar="W",
+        help="how much a --like counts, one for each of them; below 0 leads away from it; default 1",
+    )
+    add_control(parser)
     group = parser.add_argument_group("large images")
     group.add_argument(
-        "--enlarge", type=float, default=1.0, metavar="TIMES", help="draw once more, so many times larger"
+        "--enlarge",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="sample Stage C a second time on latents enlarged so many times, 0.25 to 16; default 1 (off)",
     )
     add_tile(group)
     add_networks(parser)
@@ -84,38 +117,44 @@ def run(args: argparse.Namespace) -> int:
     """Make the images and write them; 0."""
     paths = output_paths(args.output, args.number)
     _check(args)
+    controls = load_controls(args)
+    if args.mask is not None and args.image is None and not reads(controls, INPAINTING):
+        raise CascadeError("--mask needs --image, the image that it lies over, or an inpainting ControlNet.")
     image = None if args.image is None else read_image(args.image)
-    settings = replace(settings_of(args, image), enlarge=args.enlarge)
+    mask = None if args.mask is None else read_image(args.mask)[:, :1]
+    shape = controls[0].hint if image is None and controls else image
+    settings = replace(settings_of(args, shape), enlarge=args.enlarge)
     like = [read_image(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
     if not args.models:
-        tell_of_tiny("" if args.lora else args.prompt)
+        say_tiny_is_used("" if args.lora else args.prompt)
     from ..images import to_pillow
     from ..pipelines import generate
 
     seeds = [args.seed + i for i in range(args.number)]
-    needed = [*NEEDED, *(["effnet"] if args.image else []), *(["image_encoder"] if args.like else [])]
+    encoder = args.image is not None or reads(controls, LATENTS)
+    parts = parts_of(args, [*NEEDED, *(["effnet"] if encoder else []), *(["image_encoder"] if args.like else [])])
+    controls = with_hints(args, controls, parts, settings.final, mask)
     with Bars() as bars:
         result = generate(
-            parts_of(args, needed),
+            parts,
             [args.prompt] * args.number,
             seeds=seeds,
             negative=args.negative,
-            source=_source(args, image),
+            source=_source(args, image, mask),
             variation_of=like or None,
             variation_weights=args.weight,
+            controls=controls,
             settings=settings,
             on_progress=bars,
         )
-    for path, seed, drawn in zip(paths, seeds, result.images, strict=True):
+    for path, seed, made in zip(paths, seeds, result.images, strict=True):
         about = {"prompt": args.prompt, "negative": args.negative, "seed": seed, **_about_images(args)}
-        save(to_pillow(drawn), path, recipe_of(args, settings, **about))
+        save(to_pillow(made), path, recipe_of(args, settings, **about))
         print(path)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.mask is not None and args.image is None:
-        raise CascadeError("--mask needs --image: the image that it lies over.")
     if args.weight and len(args.weight) != len(args.like or ()):
         raise CascadeError(
             f"Each --like has one --weight: {len(args.like or ())} of one, {len(args.weight)} of the other."
@@ -124,7 +163,7 @@ def _check(args: argparse.Namespace) -> None:
         raise CascadeError(f"--enlarge takes 0.25 to 16, not {args.enlarge:g}.")
 
 
-def _source(args: argparse.Namespace, image: Tensor | None) -> Any:
+def _source(args: argparse.Namespace, image: Tensor | None, mask: Tensor | None) -> Any:
     if image is None:
         return None
     from ..pipelines import ImageToImage
@@ -133,7 +172,7 @@ def _source(args: argparse.Namespace, image: Tensor | None) -> Any:
         images=image.expand(args.number, -1, -1, -1),
         strength=args.strength,
         strength_b=args.strength_b,
-        mask=None if args.mask is None else read_image(args.mask)[:, :1],
+        mask=mask,
         as_released=args.as_released,
     )
 
@@ -143,8 +182,9 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if args.image is not None:
         about |= {"image": args.image.name, "strength": args.strength, "strength_b": args.strength_b}
-        about |= {} if args.mask is None else {"mask": args.mask.name}
         about |= {"as_released": True} if args.as_released else {}
+    if args.mask is not None:
+        about["mask"] = args.mask.name
     if args.like:
         about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
-    return about | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})
+    return about | control_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

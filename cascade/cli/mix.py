@@ -13,13 +13,14 @@ from ._common import (
     add_stages,
     add_tile,
     count,
+    fraction,
     output_paths,
     parts_of,
     read_image,
     recipe_of,
     save,
     settings_of,
-    share,
+    strength,
 )
 
 
@@ -28,19 +29,32 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "mix",
         help="the images between two images",
-        description="Mix two images: their latents and what CLIP sees in them, along the sphere. With --frames, a "
-        "sequence from the first to the second.",
+        description="Make an image between two images, from their mixed latents and their mixed CLIP image embeddings. "
+        "With --frames, a sequence from the first to the second.",
     )
     parser.add_argument("first", type=Path, metavar="FIRST", help="an image file; the result has its proportions")
     parser.add_argument("second", type=Path, metavar="SECOND", help="an image file")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
-    parser.add_argument("--share", type=float, default=0.5, help="of the second image, 0 to 1; default %(default)s")
-    parser.add_argument("--frames", type=count, metavar="N", help="so many images, from the first to the second")
     parser.add_argument(
-        "--strength", type=share, default=0.6, help="how much is drawn anew from the mix; default %(default)s"
+        "--blend-factor",
+        type=fraction,
+        default=0.5,
+        metavar="F",
+        help="how much of the second image is in the result, 0 to 1; default %(default)s",
     )
-    parser.add_argument("--prompt", default="", help="what the images show; default: nothing said")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same for all; default 0")
+    parser.add_argument("--share", dest="blend_factor", type=fraction, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--frames", type=count, metavar="N", help="make N images, from the first to the second; ignores --blend-factor"
+    )
+    parser.add_argument(
+        "--strength",
+        type=strength,
+        default=0.6,
+        metavar="F",
+        help="how much the mixed latents may change, above 0 up to 1; default %(default)s",
+    )
+    parser.add_argument("--prompt", default="", help="what the images show; default: empty")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise, the same for all; default 0")
     add_stages(parser)
     add_tile(parser)
     add_networks(parser)
@@ -55,23 +69,23 @@ def run(args: argparse.Namespace) -> int:
     from ..images import to_pillow
     from ..pipelines import mix
 
-    shares = [args.share] if number == 1 else [i / (number - 1) for i in range(number)]
+    factors = [args.blend_factor] if number == 1 else [i / (number - 1) for i in range(number)]
     parts = parts_of(args, [*NEEDED, "effnet", "image_encoder"])
     with Bars() as bars:
         result = mix(
             parts,
             first,
             second,
-            shares,
+            factors,
             seed=args.seed,
             prompt=args.prompt,
             strength=args.strength,
             settings=settings,
             on_progress=bars,
         )
-    for path, part, drawn in zip(paths, shares, result.images, strict=True):
-        about = {"mix": [args.first.name, args.second.name], "share": part, "strength": args.strength}
+    for path, factor, image in zip(paths, factors, result.images, strict=True):
+        about = {"mix": [args.first.name, args.second.name], "blend_factor": factor, "strength": args.strength}
         about |= {"prompt": args.prompt, "seed": args.seed}
-        save(to_pillow(drawn), path, recipe_of(args, settings, **about))
+        save(to_pillow(image), path, recipe_of(args, settings, **about))
         print(path)
     return 0
