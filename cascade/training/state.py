@@ -13,7 +13,7 @@ import torch
 from ..errors import BrokenCheckpoint
 
 STATE_FILE = "state.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
