@@ -14,7 +14,7 @@ import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
 FILES = {"controlnet", "file", "previewer", "checkpoint", "second_checkpoint", "sampler"}
-FILES |= {"stage_c", "text_encoder", "effnet"}
+FILES |= {"unet_name", "clip_name", "encoder_name"}
 FILES |= {f"file_{number}" for number in range(1, 6)}
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
