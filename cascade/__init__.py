@@ -11,8 +11,8 @@ A map of its rooms, each of which imports only from those above it:
 - ``checkpoints``: files on disk: what they are, how their names map to ours, loading, saving, converting
 - ``adapters``: LoRA in its several forms, learned tokens
 - ``pipelines``: whole jobs: sizes, text to image (C, then B, then A), reconstruction
-- ``tiny``: the small trained cascade that ships with this package, its grammar and its evaluation
 - ``training``: configuration, data, loop and state, and one file for each kind of training
+- ``tiny``: the small trained cascade that ships with this package: its images, its training and its evaluation
 - ``cli``: ``python -m cascade``, one file for each command
 
 Networks take a layer factory (``ops=``) and an attention function (``attention=``); device, dtype and paths are

@@ -26,8 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"models"},
     "adapters": {"models", "checkpoints"},
     "pipelines": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters"},
-    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines"},
-    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines", "tiny"},
+    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines"},
+    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines", "training"},
 }
 ROOMS["cli"] = set(ROOMS)
 OPEN_TO_ALL = {"errors", "files"}
@@ -177,6 +177,7 @@ PLANTED = [
     ("cascade/images/bad.py", "def f():\n    from ..cli import main", "images imports cli"),
     ("cascade/checkpoints/bad.py", "if 0:\n    from ..conditioning import text", "checkpoints imports conditioning"),
     ("cascade/pipelines/bad.py", "from ..training import loop", "pipelines imports training"),
+    ("cascade/training/bad.py", "def f():\n    from ..tiny import drawing", "training imports tiny"),
     ("cascade/errors.py", "from .models import StageC", "errors imports models"),
     ("cascade/pipelines/bad.py", "from cascade.models import StageC", "absolute name"),
     ("cascade/pipelines/bad.py", "import cascade", "absolute name"),

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import training
     from ..errors import InvalidConfig
-    from ..training import recipe
+    from ..tiny import train as recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     changes: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0 if run_recipe else STOPPED
     config = training.read_config(args.config, training.SETTINGS, root=args.folder or Path(), changes=changes)
-    outcome = recipe.train_one(config, progress=_progress)
+    outcome = training.train(config, progress=_progress)
     print(f"{config.output}: {'complete' if outcome.complete else 'stopped'} at step {outcome.step}")
     return 0 if outcome.complete else STOPPED
 

@@ -8,13 +8,23 @@ state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora   one file a task
 filters    what a ControlNet is shown
 lora_layers what a LoRA trains: the changes beside the layers, and learned tokens
-recipe     the tiny cascade from nothing
 """
 
 from __future__ import annotations
 
 from .config import TrainingConfig, parse_config, read_config
 from .loop import Outcome, Task, fit
-from .tasks import SETTINGS, TASKS
+from .tasks import SETTINGS, TASKS, ProgressBars, train
 
-__all__ = ["SETTINGS", "TASKS", "Outcome", "Task", "TrainingConfig", "fit", "parse_config", "read_config"]
+__all__ = [
+    "SETTINGS",
+    "TASKS",
+    "Outcome",
+    "ProgressBars",
+    "Task",
+    "TrainingConfig",
+    "fit",
+    "parse_config",
+    "read_config",
+    "train",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +29,9 @@ T = TypeVar("T")
 _CHANGEABLE = ("steps", "output", "device", "threads", "checkpoint_every", "sample_every", "log_every")
 """What may differ between a run and its continuation; `steps` may only grow."""
 
+PATH_SCHEMES: dict[str, Callable[[str, Path], Path]] = {}
+"""Scheme -> (what follows `SCHEME:` in a path of a settings file, root) -> path. Raises ValueError."""
+
 
 def _to_number(value: Any) -> Any:
     """YAML reads 1e-3 as a string; pydantic would take true for 1."""
@@ -42,7 +45,9 @@ def _to_number(value: Any) -> Any:
 def _to_path(value: Any, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError(f"expected a path, found {value!r}")
-    return (info.context or {}).get("root", Path()) / value
+    root = (info.context or {}).get("root", Path())
+    scheme, colon, name = str(value).partition(":")
+    return PATH_SCHEMES[scheme](name, root) if colon and scheme in PATH_SCHEMES else root / value
 
 
 def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -80,7 +85,8 @@ class Settings(BaseModel):
 class TrainingConfig(Settings):
     """What every training shares. Read from a file, it also has the task's own settings, in a field named as the task.
 
-    The learning rate rises over `warmup` steps to `lr` and falls on a cosine to `lr_final * lr` at `steps`.
+    The learning rate rises over `warmup` steps to `learning_rate` and falls on a cosine to
+    `learning_rate_final` of it at `steps`.
     `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples.
     """
 
@@ -90,8 +96,8 @@ class TrainingConfig(Settings):
     batch_size: Count
     seed: Seed = 0
     accumulation: Count = 1
-    lr: Amount = 1e-3
-    lr_final: Share = 0.05
+    learning_rate: Amount = 1e-3
+    learning_rate_final: Share = 0.05
     warmup: Annotated[Whole, Field(ge=0)] = 0
     weight_decay: Amount = 0.01
     clip_norm: Amount = 1.0

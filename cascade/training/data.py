@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import field_validator
 from torch import Tensor
 
 from ..errors import InvalidConfig
@@ -19,8 +20,6 @@ from .config import Count, PathFromRoot, Pixels, Seed, Settings
 from .folders import FolderImages
 
 CHUNK = 256
-HEART_EVERY = 4
-"""In `mixed` images."""
 OnChunk = Callable[[int, int], None]
 
 
@@ -39,57 +38,40 @@ class ImageSource(Protocol):
 
 
 class ImageSettings(Settings):
-    """Which images, as squares of `size`.
+    """Which images, as squares of `size` pixels.
 
-    `drawn` are those of the tiny cascade's grammar, `count` of them from one seed; `hearts` likewise show a shape that
-    it does not have; in `mixed` one image in four is one of those. `folder` are those at `path`: a folder with
-    captions beside the images, or webdataset tars; `caption` is for images that have none.
+    `source` is a name of IMAGE_SOURCES. `folder` are those at `path`: a folder with captions beside the images, or
+    webdataset tars; `caption` is for images that have none. A source that makes its images makes `count` from `seed`.
     """
 
-    source: Literal["drawn", "hearts", "mixed", "folder"] = "drawn"
+    source: str = "folder"
     path: PathFromRoot | None = None
     caption: str | None = None
     count: Count | None = None
     seed: Seed = 1
     size: Pixels = 256
 
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source not in IMAGE_SOURCES:
+            raise ValueError(f"there is no image source {source!r}; there are {', '.join(IMAGE_SOURCES)}")
+        return source
 
-class DrawnImages:
-    """Images and captions of the tiny cascade's grammar, of hearts, or of both, drawn when asked for."""
 
-    def __init__(
-        self, count: int, seed: int, size: int = 256, kind: Literal["drawn", "hearts", "mixed"] = "drawn"
-    ) -> None:
-        self.count, self.seed, self.size, self.kind = count, seed, size, kind
-        self.name = f"{kind}-{count}-{seed}-{size}"
+def _open_folder(settings: ImageSettings) -> ImageSource:
+    if settings.path is None:
+        raise InvalidConfig("images: the source folder needs a path")
+    return FolderImages(settings.path, settings.size, settings.caption)
 
-    def __len__(self) -> int:
-        return self.count
 
-    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-        from ..tiny import drawing, hearts
-
-        if self.kind == "hearts":
-            return hearts.batch(self.seed, count, start=start, size=self.size)
-        drawn = drawing.batch(self.seed, count, start=start, size=self.size)
-        images, captions = drawn.images, drawn.captions
-        if self.kind == "mixed":
-            for i in range(-start % HEART_EVERY, count, HEART_EVERY):
-                [images[i]], [captions[i]] = hearts.batch(
-                    self.seed, 1, start=(start + i) // HEART_EVERY, size=self.size
-                )
-        return images, captions
+IMAGE_SOURCES: dict[str, Callable[[ImageSettings], ImageSource]] = {"folder": _open_folder}
+"""Name -> what opens such images. Whoever has images of another kind adds them here before settings are read."""
 
 
 def open_images(settings: ImageSettings) -> ImageSource:
     """Raises InvalidConfig for settings that the source lacks, and for a folder without images."""
-    if settings.source == "folder":
-        if settings.path is None:
-            raise InvalidConfig("images: the source folder needs a path")
-        return FolderImages(settings.path, settings.size, settings.caption)
-    if settings.count is None:
-        raise InvalidConfig(f"images: the source {settings.source} needs a count")
-    return DrawnImages(settings.count, settings.seed, settings.size, settings.source)
+    return IMAGE_SOURCES[settings.source](settings)
 
 
 class Cache(NamedTuple):

@@ -145,7 +145,7 @@ class Trainer:
             module.train()
         self.ema = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         self.step, self.seconds, self.finished = 0, 0.0, False
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
@@ -230,7 +230,7 @@ class Trainer:
         self.sums, self.summed = {}, 0
         self.metrics = {
             **means,
-            "lr": learning_rate(self.config, self.step - 1),
+            "learning_rate": learning_rate(self.config, self.step - 1),
             "samples_per_second": self.step * self.config.batch_size * self.config.accumulation / self.seconds,
         }
         append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
@@ -239,8 +239,8 @@ class Trainer:
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise CascadeError(
-                f"{self.config.output}: the loss is not finite at step {self.step}; a lower lr or float32 may help. "
-                "The state saved last is untouched."
+                f"{self.config.output}: the loss is not finite at step {self.step}; a lower learning_rate or float32 "
+                "may help. The state saved last is untouched."
             )
 
     def sample(self) -> None:
@@ -300,12 +300,12 @@ class Trainer:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine from lr to lr_final * lr."""
+    """Linear warm-up, then half a cosine from learning_rate to learning_rate_final of it."""
     if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+        return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.lr * (config.lr_final + (1 - config.lr_final) * fall)
+    return config.learning_rate * (config.learning_rate_final + (1 - config.learning_rate_final) * fall)
 
 
 def _tensors(modules: Modules) -> list[Tensor]:

@@ -20,6 +20,8 @@ from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, sav
 from ..adapters.attaching import END_ID
 from ..adapters.lora import TABLE, Token
 from ..adapters.tokens import initializer_ids
+from ..checkpoints.detection import choose, detect_parts
+from ..checkpoints.sources import open_tensors
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
 from ..errors import InvalidConfig, RunConflict
@@ -27,46 +29,44 @@ from .config import Amount, Count, Number, PathFromRoot, Pixels, Settings, Sever
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .folders import describe_problems
 from .loop import Modules, derive_seed, pick_device
-from .lora_layers import Adapter, Wiring, Words
+from .lora_layers import Adapter, LearnedTokens, Wiring
 from .networks import encode_latents, frozen, sheet, with_training_attention
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
-from .text import text_conditions, tokenize_captions
+from .text import prompts_for_samples, text_conditions, tokenize_captions
 
 log = logging.getLogger("cascade")
 
 FormatName = Literal["cascade", "released", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "embedding"]
 AT_ONCE = 32
 """Images or captions that go through an encoder together."""
-PROMPTS = 4
-"""Captions that samples are made of where no prompts are given."""
 
 
 class TokenSettings(Settings):
-    """A new word for captions and prompts.
+    """A token to learn: how captions and prompts write it, and how many vectors of the token table it has.
 
-    Its vectors start as the mean of the tokens of `start`: a text, or a pattern of the released trainer over the
+    The vectors start as the mean of the tokens of `initializer`: a text, or a pattern of the released trainer over the
     vocabulary (`^dog</w>`). Without one they start at random.
     """
 
-    word: str
-    start: str | None = None
+    text: str
+    initializer: str | None = None
     vectors: Annotated[Whole, Field(ge=1, le=32)] = 1
 
 
 class LoraSettings(Settings):
-    """What is changed, and what it is taught.
+    """Which layers are changed, and what they are trained on.
 
-    `modules` of Stage C and `text_modules` of the text encoder are presets (attention, key_value, all) or patterns over
+    `target_modules` of Stage C and `text_encoder_modules` are presets (attention, key_value, all) or patterns over
     names of layers (`up_blocks.*.to_q`); without both, only tokens are learned. A change is scaled by alpha / rank;
-    alpha is the rank where it is not given. `token_lr` is the learning rate of tokens, else that of the rest.
+    alpha is the rank where it is not given. `token_learning_rate` is for tokens, else they have that of the rest.
 
-    With `prior` each batch holds as many images of it, which count `prior_weight`: images of the class, so that it
-    stays what it was (Ruiz et al. 2023, DreamBooth, section 3.3). `prior_target` is what it learns of them: the
-    images themselves, or only to predict of them what the network did before (Li and Hoiem 2016, "Learning without
-    forgetting", section 3), which holds it more closely.
+    With `class_images` each batch holds as many images of the class, whose loss counts `class_loss_weight`: the class
+    keeps its meaning (Ruiz et al. 2023, DreamBooth, section 3.3). `class_target` is what they are trained towards: the
+    images, or what the network predicted for them before the training (Li and Hoiem 2016, "Learning without
+    forgetting", section 3), which changes the class less.
 
-    The encoder sees images at `effnet_size`, three quarters of their size where it is not given, as the released
-    Stage C does. `name` is the file's, to which further `formats` are added.
+    The encoder gets images at `effnet_size`, three quarters of their size where it is not given, as for the released
+    Stage C. `name` is the file's, to which further `formats` are added.
     """
 
     images: ImageSettings
@@ -75,24 +75,43 @@ class LoraSettings(Settings):
     text_encoder: PathFromRoot
     effnet: PathFromRoot
     effnet_size: Pixels | None = None
-    modules: Several[str] | None = ("attention",)
-    text_modules: Several[str] | None = None
+    target_modules: Several[str] | None = ("attention",)
+    text_encoder_modules: Several[str] | None = None
     rank: Count = 16
     alpha: Annotated[Number, Field(ge=1e-6)] | None = None
     dropout: Annotated[Number, Field(ge=0, le=0.95)] = 0.0
-    dora: StrictBool = False
+    use_dora: StrictBool = False
     tokens: Several[TokenSettings] | None = None
-    token_lr: Amount | None = None
-    prior: ImageSettings | None = None
-    prior_weight: Amount = 1.0
-    prior_target: Literal["images", "network"] = "images"
+    token_learning_rate: Amount | None = None
+    class_images: ImageSettings | None = None
+    class_loss_weight: Amount = 1.0
+    class_target: Literal["images", "network"] = "images"
     drop_caption: Share = 0.05
     diffusion: DiffusionSettings = DiffusionSettings()
     previewer: PathFromRoot | None = None
-    prompts: Several[str] | None = None
+    sample_prompts: Several[str] | None = None
     sample_steps: Count = 20
     name: str = "lora"
     formats: Several[FormatName] = ("cascade",)
+
+
+class Defaults(NamedTuple):
+    """What suits a Stage C; `resolution` is the size of its images in pixels."""
+
+    learning_rate: float
+    token_learning_rate: float
+    resolution: int
+
+
+SMALL_WIDTH = 512
+"""Up to this width a Stage C is one of tens of megabytes, as the tiny cascade's."""
+
+
+def defaults_for(stage_c: Path) -> Defaults:
+    """Learning rates and resolution by the size of a Stage C, from its file's header. Raises CheckpointError."""
+    config: Any = choose(detect_parts(open_tensors(stage_c)), "stage_c").inferred.config
+    small = max(level.width for level in config.levels) <= SMALL_WIDTH
+    return Defaults(2e-3, 3e-3, 256) if small else Defaults(1e-4, 1e-3, 1024)
 
 
 class LoraBatch(NamedTuple):
@@ -144,13 +163,15 @@ class LoraTask(DiffusionTask):
         self.problems: list[str] = []
         self.seen: list[str] = []
         self.data = self._latents(settings.images, on_chunk)
-        self.prior = None if settings.prior is None else self._latents(settings.prior, on_chunk)
+        self.class_data = None if settings.class_images is None else self._latents(settings.class_images, on_chunk)
         self.counts = {"images": len(self.data.captions)}
-        if self.prior is not None:
-            self.counts["class_images"] = len(self.prior.captions)
+        self.class_order: Order | None = None
+        if self.class_data is not None:
+            self.counts["class_images"] = len(self.class_data.captions)
+            # "prior" is a part of the seed, not a name: another text would give another order.
+            self.class_order = Order(len(self.class_data.captions), derive_seed(config.seed, "prior"))
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
-        self.prior_order = self.prior and Order(len(self.prior.captions), derive_seed(config.seed, "prior"))
-        self._look_for_words()
+        self._look_for_tokens()
         self._read_texts()
         self.diffusion = build_diffusion(settings.diffusion)
 
@@ -169,51 +190,52 @@ class LoraTask(DiffusionTask):
 
     def _wire(self) -> None:
         settings, config = self.settings, self.config
-        options: dict[str, Any] = {"dropout": settings.dropout, "dora": settings.dora}
+        options: dict[str, Any] = {"dropout": settings.dropout, "dora": settings.use_dora}
         alpha = settings.rank if settings.alpha is None else settings.alpha
         for net, kind, patterns in (
-            (self.net, "stage_c", settings.modules),
-            (self._text_encoder, "text_encoder", settings.text_modules),
+            (self.net, "stage_c", settings.target_modules),
+            (self._text_encoder, "text_encoder", settings.text_encoder_modules),
         ):
             if patterns:
                 self.wiring.add_changes(
                     net, kind, patterns, rank=settings.rank, alpha=alpha, seed=config.seed, **options
                 )
         if settings.tokens:
-            self._add_words(settings.tokens)
-        if not self.adapter.places and self.adapter.words is None:
-            raise InvalidConfig("lora: nothing to train: name modules, text_modules or tokens")
+            self._add_tokens(settings.tokens)
+        if not self.adapter.places and self.adapter.tokens is None:
+            raise InvalidConfig("lora: nothing to train: name target_modules, text_encoder_modules or tokens")
 
-    def _add_words(self, tokens: Sequence[TokenSettings]) -> None:
+    def _add_tokens(self, tokens: Sequence[TokenSettings]) -> None:
         table: Tensor = self._text_encoder.get_parameter(TABLE)
-        words = [token.word.lower() for token in tokens]
-        if len(set(words)) < len(words):
-            raise InvalidConfig(f"lora: the token {max(words, key=words.count)} is named twice")
+        texts = [token.text.lower() for token in tokens]
+        if len(set(texts)) < len(texts):
+            raise InvalidConfig(f"lora: the token {max(texts, key=texts.count)} is named twice")
         rows = []
         for token in tokens:
-            check_token(token.word, self.base_tokenizer)
-            rows.append((token.word, self._start(token, table.detach().float())))
-        speed = 1.0 if self.settings.token_lr is None else self.settings.token_lr / max(self.config.lr, 1e-12)
+            check_token(token.text, self.base_tokenizer)
+            rows.append((token.text, self._initial_vectors(token, table.detach().float())))
+        rate = self.settings.token_learning_rate
+        speed = 1.0 if rate is None else rate / max(self.config.learning_rate, 1e-12)
         inner = self._text_encoder.text_model
-        self.wiring.add_words(inner.embeddings.token_embedding, Words(rows, len(table), speed))
+        self.wiring.add_tokens(inner.embeddings.token_embedding, LearnedTokens(rows, len(table), speed))
         if getattr(inner, "eos_token_id", None) == 2:  # configs of old, for which the highest id ends a prompt
             inner.eos_token_id = END_ID
 
-    def _start(self, token: TokenSettings, table: Tensor) -> Tensor:
-        """The vectors [n, width] that a token starts with; several are each a little different."""
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "token", token.word))
+    def _initial_vectors(self, token: TokenSettings, table: Tensor) -> Tensor:
+        """The vectors [n, width] that a token starts with; several differ a little."""
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "token", token.text))
         noise = torch.randn(token.vectors, table.shape[1], generator=generator).to(table) * table.std()
-        mean = self._start_mean(token, table)
+        mean = self._initializer_mean(token, table)
         if mean is None:
             return noise + table.mean(0)
         return mean + (noise * 0.1 if token.vectors > 1 else 0)
 
-    def _start_mean(self, token: TokenSettings, table: Tensor) -> Tensor | None:
-        if token.start is None:
+    def _initializer_mean(self, token: TokenSettings, table: Tensor) -> Tensor | None:
+        if token.initializer is None:
             return None
-        ids = initializer_ids(token.start, self.base_tokenizer)
+        ids = initializer_ids(token.initializer, self.base_tokenizer)
         if not ids:
-            raise InvalidConfig(f"lora: the token {token.word} starts from {token.start!r}, which names no token")
+            raise InvalidConfig(f"lora: the initializer {token.initializer!r} of the token {token.text} names no token")
         return table[ids].mean(0, keepdim=True)
 
     def _check_formats(self) -> None:
@@ -244,32 +266,32 @@ class LoraTask(DiffusionTask):
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"
         return cached(settings.cache, "latents", source, compute, key=key, on_chunk=on_chunk)
 
-    def _look_for_words(self) -> None:
-        """A word that no caption has learns nothing: a problem to tell."""
+    def _look_for_tokens(self) -> None:
+        """A token that no caption has does not change: note it as a problem."""
         texts = " ".join(self.data.captions).lower()
-        known = "" if self.prior is None else " ".join(self.prior.captions).lower()
+        known = "" if self.class_data is None else " ".join(self.class_data.captions).lower()
         for token in self.settings.tokens or ():
-            if token.word.lower() in known and self.settings.prior_target == "network":
+            if token.text.lower() in known and self.settings.class_target == "network":
                 raise InvalidConfig(
-                    f"lora: captions of prior have {token.word}, of which the network as it was knows nothing: "
-                    "rewrite them, or set prior_target to images"
+                    f"lora: captions of class_images have {token.text}, which the network before the training does not "
+                    "know: rewrite them, or set class_target to images"
                 )
-            if token.word.lower() not in texts:
-                self.problems.append(f"no caption has the word {token.word}: it learns nothing")
+            if token.text.lower() not in texts:
+                self.problems.append(f"no caption has the token {token.text}: it is not trained")
                 log.warning("%s", self.problems[-1])
 
     def _read_texts(self) -> None:
         """Captions and prompts as tokens, or where the text encoder is not trained as embeddings: it can then go."""
-        captions = [*self.data.captions, *([] if self.prior is None else self.prior.captions)]
-        prompts = self.settings.prompts or tuple(dict.fromkeys(self.data.captions))[:PROMPTS]
-        words = self.adapter.words
-        learned: Any = self.base_tokenizer if words is None else LearnedTokenizer(self.base_tokenizer, words.words)
+        captions = [*self.data.captions, *([] if self.class_data is None else self.class_data.captions)]
+        prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
+        tokens = self.adapter.tokens
+        learned: Any = self.base_tokenizer if tokens is None else LearnedTokenizer(self.base_tokenizer, tokens.ids)
         encoder = TextEncoder(self._text_encoder, learned)
         self.ids, self.mask, rows = tokenize_captions(encoder, [*captions, *prompts, ""])
         self.rows, self.prompts = rows[: len(captions)], rows[len(captions) : -1]
         self.empty = rows[-1:]
         self.embeddings: Cache | None = None
-        if words is not None or any(kind == "text_encoder" for kind, _ in self.adapter.places.values()):
+        if tokens is not None or any(kind == "text_encoder" for kind, _ in self.adapter.places.values()):
             return
         key = f"{self.config.precision}-{fingerprint(self.settings.text_encoder)}"
         unique = list(dict.fromkeys([*captions, *prompts, ""]))
@@ -295,11 +317,11 @@ class LoraTask(DiffusionTask):
         rows = self.order.rows(index, count)
         latents, texts = [self.data.take("latents", rows, self.device).float()], [self.rows[torch.from_numpy(rows)]]
         importance = torch.ones(count, device=self.device)
-        if self.prior is not None and self.prior_order is not None:
-            rows = self.prior_order.rows(index, count)
-            latents.append(self.prior.take("latents", rows, self.device).float())
+        if self.class_data is not None and self.class_order is not None:
+            rows = self.class_order.rows(index, count)
+            latents.append(self.class_data.take("latents", rows, self.device).float())
             texts.append(self.rows[torch.from_numpy(rows) + len(self.data.captions)])
-            importance = torch.cat([importance, importance * self.settings.prior_weight])
+            importance = torch.cat([importance, importance * self.settings.class_loss_weight])
         chosen = torch.cat(texts)
         random = np.random.default_rng((self.config.seed, index)).random(len(chosen))
         dropped = torch.from_numpy(random < self.settings.drop_caption)
@@ -308,16 +330,16 @@ class LoraTask(DiffusionTask):
     def loss(self, batch: LoraBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         conditions = self._conditions(batch.texts)
         retarget = None
-        if self.prior is not None and self.settings.prior_target == "network":
+        if self.class_data is not None and self.settings.class_target == "network":
             texts = batch.texts[self.config.batch_size :]
-            retarget = partial(self._as_before, texts)
+            retarget = partial(self._predicted_before, texts)
         return self.diffusion_loss(
             lambda x, r: self.net.denoise(x, r, conditions), batch.latents, generator, batch.importance, retarget
         )
 
     @torch.no_grad()
-    def _as_before(self, texts: Tensor, x: Tensor, r: Tensor, target: Tensor) -> Tensor:
-        """The target, for the last images, which have these texts, what the network says without the adapter."""
+    def _predicted_before(self, texts: Tensor, x: Tensor, r: Tensor, target: Tensor) -> Tensor:
+        """The target; for the last images, which have these texts, what the network predicts without the adapter."""
         first = len(x) - len(texts)
         with self.wiring.off():
             before = self.net.denoise(x[first:], r[first:], self._conditions(texts))
@@ -361,33 +383,33 @@ class LoraTask(DiffusionTask):
 
     def _lora(self, adapter: Any) -> Lora:
         config, settings = self.config, self.settings
-        told: Mapping[str, Any] = {
+        values: Mapping[str, Any] = {
             **{
                 name: getattr(config, name)
-                for name in ("steps", "batch_size", "accumulation", "lr", "seed", "precision")
+                for name in ("steps", "batch_size", "accumulation", "learning_rate", "seed", "precision")
             },
-            **{name: getattr(settings, name) for name in ("dropout", "dora", "token_lr", "effnet_size")},
-            "modules": list(settings.modules or ()),
-            "text_modules": list(settings.text_modules or ()),
+            **{name: getattr(settings, name) for name in ("dropout", "use_dora", "token_learning_rate", "effnet_size")},
+            "target_modules": list(settings.target_modules or ()),
+            "text_encoder_modules": list(settings.text_encoder_modules or ()),
             "size": settings.images.size,
             **self.counts,
         }
-        return adapter.to_lora({name: value for name, value in told.items() if value is not None})
+        return adapter.to_lora({name: value for name, value in values.items() if value is not None})
 
     def _for_format(self, adapter: Any, name: str) -> Lora:
         """The LoRA as a format wants it: the released one keeps tokens as changes of what they start from."""
         lora = self._lora(adapter)
-        starts = {token.word: token for token in self.settings.tokens or () if token.start is not None}
-        if name != "released" or not starts:
+        known = {token.text: token for token in self.settings.tokens or () if token.initializer is not None}
+        if name != "released" or not known:
             return lora
         table = self._text_encoder.get_parameter(TABLE).detach().float()
 
         def relative(token: Token) -> Token:
-            told = starts.get(token.text)
-            if told is None:
+            settings = known.get(token.text)
+            if settings is None:
                 return token
-            mean: Any = self._start_mean(told, table)
-            return Token(token.text, token.vectors - mean.to(token.vectors), told.start)
+            mean: Any = self._initializer_mean(settings, table)
+            return Token(token.text, token.vectors - mean.to(token.vectors), settings.initializer)
 
         return replace(lora, tokens=tuple(map(relative, lora.tokens)))
 

@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "all": ("*",),
     },
 }
-"""kind -> word -> the patterns that it stands for. `attention` is what the released trainer trains, `key_value` what
+"""kind -> preset -> the patterns that it stands for. `attention` is what the released trainer trains, `key_value` what
 Custom Diffusion does (Kumari et al. 2023)."""
 
 
@@ -112,14 +112,14 @@ def _along_channels(layer: Any, values: Tensor) -> Tensor:
     return values if isinstance(layer, nn.Linear) else values[:, None, None]
 
 
-class Words(nn.Module):
-    """New rows of a text encoder's token table; `words` says which of them a word stands for."""
+class LearnedTokens(nn.Module):
+    """New rows of a text encoder's token table; `ids` are the rows of each token, by how prompts write it."""
 
     def __init__(self, rows: Sequence[tuple[str, Tensor]], first: int, speed: float) -> None:
         super().__init__()
         self.first, self.speed = first, speed
         table = TokenTable.build(dict(rows), first)
-        self.words = table.ids
+        self.ids = table.ids
         self.register_buffer("start", table.vectors)
         self.moved = nn.Parameter(torch.zeros_like(self.get_buffer("start")))
 
@@ -128,16 +128,16 @@ class Words(nn.Module):
         return self.get_buffer("start") + self.moved * self.speed
 
     def to_tokens(self) -> tuple[Token, ...]:
-        return TokenTable(self.first, self.words, self.vectors().detach()).tokens()
+        return TokenTable(self.first, self.ids, self.vectors().detach()).tokens()
 
 
 class Adapter(nn.Module):
-    """All that is trained for a LoRA: changes of layers, new words, or both."""
+    """All that is trained for a LoRA: changes of layers, learned tokens, or both."""
 
     def __init__(self) -> None:
         super().__init__()
         self.changes = nn.ModuleDict()
-        self.words: Words | None = None
+        self.tokens: LearnedTokens | None = None
         self.places: dict[str, tuple[str, str]] = {}
         """Key of `changes` -> kind of network and path of the layer."""
 
@@ -146,7 +146,7 @@ class Adapter(nn.Module):
         for key, (kind, name) in self.places.items():
             change: Any = self.changes[key]
             changes.setdefault(kind, {})[f"{name}.weight"] = change.to_low_rank()
-        tokens = () if self.words is None else self.words.to_tokens()
+        tokens = () if self.tokens is None else self.tokens.to_tokens()
         return Lora(changes, tokens, dict(training))
 
 
@@ -186,19 +186,19 @@ class Wiring:
 
         return act
 
-    def add_words(self, table: nn.Embedding, words: Words) -> None:
+    def add_tokens(self, table: nn.Embedding, tokens: LearnedTokens) -> None:
         """New rows behind those of a token table."""
-        self.adapter.words = words
+        self.adapter.tokens = tokens
 
         def ask(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             self._asked = inputs[0] if self.on else None
-            return (inputs[0].clamp_max(words.first - 1), *inputs[1:]) if self.on else inputs
+            return (inputs[0].clamp_max(tokens.first - 1), *inputs[1:]) if self.on else inputs
 
         def answer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self._asked is None:
                 return output
-            new = self._asked >= words.first
-            rows = words.vectors()[self._asked[new] - words.first]
+            new = self._asked >= tokens.first
+            rows = tokens.vectors()[self._asked[new] - tokens.first]
             return output.index_put((new,), rows.to(output.dtype))
 
         table.register_forward_pre_hook(ask)

@@ -41,18 +41,7 @@ from .networks import (
     training_attention,
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
-from .text import text_conditions, tokenize_captions
-
-PROMPTS = (
-    "a large red circle on a blue background, left",
-    "a small yellow star on a black background, top",
-    "a green triangle on a white background",
-    "an orange square",
-    "a large purple star on an orange background, center",
-    "a red square on the left and a blue circle on the right, white background",
-    "a yellow triangle on the top and a green star on the bottom, purple background",
-    "",
-)
+from .text import prompts_for_samples, text_conditions, tokenize_captions
 
 
 class StageCSettings(Settings):
@@ -81,7 +70,7 @@ class StageCSettings(Settings):
     keep_image: Share = 0.1
     diffusion: DiffusionSettings = DiffusionSettings()
     previewer: PathFromRoot | None = None
-    prompts: Several[str] = PROMPTS
+    sample_prompts: Several[str] | None = None
     sample_steps: Count = 20
 
 
@@ -176,7 +165,8 @@ class StageCTask(DiffusionTask):
         if self.previewer is None:
             return None
         net: Any = modules["stage_c"]
-        encoder, prompts = TextEncoder(modules["text_encoder"]), self.settings.prompts
+        encoder = TextEncoder(modules["text_encoder"])
+        prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
         cond, uncond = (
             {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))
         )

@@ -12,7 +12,7 @@ from ..errors import BrokenCheckpoint
 from ..files import write_atomically
 
 STATE_FILE = "state.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The trainings by name."""
+"""The trainings by name, and how one is run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .captions import CaptionsSettings, CaptionsTask
-from .config import Settings
+from .config import Settings, TrainingConfig
 from .controlnet import ControlNetSettings, ControlNetTask
 from .encoder import EncoderSettings, EncoderTask
+from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
 from .stage_a import StageASettings, StageATask
 from .stage_b import StageBSettings, StageBTask
@@ -32,3 +33,13 @@ TASKS: dict[str, Training] = {
     "lora": Training(LoraSettings, LoraTask),
 }
 SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}
+
+ProgressBars = Callable[[str, str], Callable[..., None]]
+"""(title, unit) -> callback (done, total, metrics)."""
+
+
+def train(config: TrainingConfig, *, progress: ProgressBars | None = None) -> Outcome:
+    """Run one training: compute what is cached, train, export. Raises as its task and as `fit`."""
+    on_chunk = progress(f"{config.task} images", "image") if progress else None
+    task = TASKS[config.task].task(config, on_chunk)
+    return fit(task, config, on_step=progress(config.task, "step") if progress else None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..conditioning import StageCInputs, TextEmbedding, TextEncoder
 from ..models import Conditions, StageC
 
+SAMPLES = 4
 _AT_ONCE = 256
 
 
@@ -20,6 +21,11 @@ def tokenize_captions(encoder: TextEncoder, captions: Sequence[str]) -> tuple[Te
     ids, mask = encoder.tokenize(list(rows))
     # A training reads one chunk; what a longer caption says beyond it is not heard.
     return ids[:, :1], mask[:, :1], torch.tensor([rows[caption] for caption in captions])
+
+
+def prompts_for_samples(given: Sequence[str] | None, captions: Sequence[str]) -> tuple[str, ...]:
+    """The prompts that samples are made of: those of the settings, else the first few captions that differ."""
+    return tuple(given) if given else tuple(dict.fromkeys(captions))[:SAMPLES]
 
 
 @torch.no_grad()

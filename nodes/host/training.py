@@ -1,4 +1,4 @@
-"""Trainings of the library inside ComfyUI: memory, progress, interruption, and nothing left behind."""
+"""Trainings of the library inside ComfyUI: memory, progress, interruption."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ class Trained:
     report: str
 
 
-def train_lora(name: str, data: dict[str, Any], *, anew: bool) -> Trained:
+def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
     """Run a LoRA training, or go on with the one of this name, and put the file into the folder of LoRAs.
 
     Args:
         name: of the file, and of the folder that keeps the state.
         data: the training file's keys, without task, output and device.
-        anew: forget the run of this name first.
+        restart: delete the run of this name first.
 
     Raises:
         CascadeError: settings or images with which it cannot run.
-        InterruptProcessingException: the artist stopped it; its state is saved.
+        InterruptProcessingException: it was stopped; its state is saved.
     """
     target, output = folders.new_file("lora", name), folders.run_folder(name)
-    if anew and output.exists():
-        _forget(output)
+    if restart and output.exists():
+        _delete_run(output)
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
     device = str(comfy.model_management.get_torch_device())
     whole = {"task": "lora", "output": str(output), "device": device, **data}
-    # A training sets the generators that other nodes draw from.
+    # A training seeds the global generators, which other nodes use too.
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         try:
             report = _run(whole)
@@ -88,15 +88,23 @@ def _run(whole: Mapping[str, Any]) -> str:
         task = TASKS["lora"].task(config, on_chunk)
         outcome = fit(task, config, on_step=on_step, should_stop=comfy.model_management.processing_interrupted)
     except RunConflict as error:
-        raise CascadeError(f"{error} Or set start to 'anew', or give the LoRA another name.") from error
+        raise CascadeError(f"{error} Or set existing_run to 'restart', or give the LoRA another name.") from error
     # Its state is saved, and the next run goes on from there.
     comfy.model_management.throw_exception_if_processing_interrupted()
     loss = outcome.metrics.get("loss")
-    lines = [f"{outcome.step} steps" + ("" if loss is None else f", loss {loss:.4g}"), *task.problems]
-    return "\n".join([f"{len(task.data.captions)} images", *lines])
+    settings = config.settings
+    rates = f"learning rate {config.learning_rate:g}"
+    if settings.tokens:
+        rates += f", of the token {settings.token_learning_rate:g}"
+    lines = [
+        f"{len(task.data.captions)} images at {settings.images.size} x {settings.images.size}",
+        f"{outcome.step} steps" + ("" if loss is None else f", loss {loss:.4g}"),
+        rates,
+    ]
+    return "\n".join([*lines, *task.problems])
 
 
-def _forget(output: Path) -> None:
+def _delete_run(output: Path) -> None:
     """Delete what a run left, and nothing that it did not make."""
     for pattern in ("state.pt", "metrics.jsonl", "loss.png", "*.safetensors", "samples/step_*.png"):
         for path in output.glob(pattern):
@@ -110,7 +118,9 @@ def store_images(name: str, images: Tensor, captions: list[str]) -> Path:
         CascadeError: fewer captions than images, unless it is one for all.
     """
     if len(captions) not in (0, 1, len(images)):
-        raise CascadeError(f"{len(images)} images want as many lines of captions, or one for all, not {len(captions)}.")
+        raise CascadeError(
+            f"{len(images)} images need as many lines of captions, or one for all; there are {len(captions)}."
+        )
     place = folders.run_folder(name) / "images"
     if place.exists():
         for path in place.glob("[0-9][0-9][0-9][0-9].*"):
@@ -125,12 +135,12 @@ def store_images(name: str, images: Tensor, captions: list[str]) -> Path:
 
 
 def _image(image: Image.Image | None) -> Tensor:
-    """As the host's; a white dot where there is none."""
+    """As the host's; white, 8 x 8, where there is none."""
     return torch.ones(1, 8, 8, 3) if image is None else from_pillow(image).movedim(1, -1)
 
 
 def precision() -> str:
-    """What trainings calculate in here."""
+    """The number format of trainings on this device."""
     device = comfy.model_management.get_torch_device()
     fast = device.type == "cuda" and comfy.model_management.should_use_bf16(device)
     return "bfloat16" if fast else "float32"

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from cascade import tiny
+from cascade.adapters import read_lora
 from cascade.checkpoints import load_model
 from cascade.cli import main
-from cascade.training import recipe
+from cascade.tiny import train as recipe
+from cascade.tiny.hearts import WORD
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
     path = tmp_path / "a.json"
     section = {
-        "images": {"count": 4, "size": 32},
+        "images": {"source": "tiny", "count": 4, "size": 32},
         "cache": "cache",
         "model": {"width": 8, "bottleneck_blocks": 1, "codebook_size": 4},
         "crop": 32,
@@ -70,11 +72,19 @@ def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
         assert load_model(target / f"{kind}.safetensors", part=kind) is not None
     for name in controls:
         assert load_model(target / f"{name}.safetensors", part="controlnet") is not None
-    last = max(
-        recipe.PARTS,
-        key=lambda part: recipe.PARTS.index(part) if (folder / part / "stage_a.safetensors").exists() else -1,
-    )
-    assert (target / "stage_a.safetensors").read_bytes() == (folder / last / "stage_a.safetensors").read_bytes()
+    for kind in [*kinds, *controls, "lora"]:
+        trained = recipe.trained_or_shipped(kind, folder)
+        assert trained.is_relative_to(folder)
+        assert trained.read_bytes() == (target / trained.name).read_bytes(), "installed is what was trained last"
+
+
+@pytest.mark.skipif(not tiny.path("stage_c").exists(), reason="the tiny cascade's weights are not here")
+def test_a_part_alone_builds_on_the_shipped_networks(tmp_path: Path) -> None:
+    """The command of docs/lora.md in a folder where nothing has been trained yet."""
+    config = str(recipe.RECIPE / "lora_heart.yaml")
+    changes = ["--set", "steps=1", "--set", "lora.class_images.count=4", "--set", "lora.images.count=4"]
+    assert main(["train", config, "--folder", str(tmp_path), *changes]) == 0
+    assert [token.text for token in read_lora(tmp_path / "lora_heart" / "lora_heart.safetensors").tokens] == [WORD]
 
 
 def test_the_recipe_fits_the_repository() -> None:

@@ -15,7 +15,13 @@ from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name
 
-WORD = "[owl]"
+TOKEN = "[owl]"
+PARTS = {
+    "unet_name": "stage_c",
+    "clip_name": "text_encoder",
+    "encoder_name": "effnet",
+    "previewer": "previewer",
+}
 MATRICES = (
     sum(".attn.to_" in name or ".attn.out_proj." in name for name in networks.network("stage_c").state_dict()) // 2
 )
@@ -31,7 +37,7 @@ def folder(host: Any) -> str:
         pixels = np.random.default_rng(number).integers(0, 256, (70, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / f"owl_{number}.png")
     for number in range(2):
-        (place / f"owl_{number}.txt").write_text(f"a photo of {WORD}, {number}", encoding="utf-8")
+        (place / f"owl_{number}.txt").write_text(f"a photo of {TOKEN}, {number}", encoding="utf-8")
     (place / "broken.jpg").write_bytes(b"no image")
     return "owls"
 
@@ -40,9 +46,14 @@ def settings(host: Any, name: str, **changes: Any) -> dict[str, Any]:
     defaults = {
         each.id: each.default for each in host.classes["CascadeTrainLora"].GET_SCHEMA().inputs if not each.optional
     }
-    parts = {kind: file_name(kind) for kind in ("stage_c", "text_encoder", "effnet", "previewer")}
-    small = {"steps": 4, "batch_size": 2, "size": 64, "rank": 2, "learning_rate": 1e-2, "word": WORD, "start": "go on"}
+    parts = {name: file_name(kind) for name, kind in PARTS.items()}
+    small = {"steps": 4, "batch_size": 2, "resolution": 64, "rank": 2, "learning_rate": 1e-2, "token": TOKEN}
     return {**defaults, **parts, **small, "name": name, **changes}
+
+
+def errors(host: Any) -> Any:
+    """The library's errors as the host loaded them."""
+    return host.pack("cascade.errors")
 
 
 def train(host: Any, name: str, folder: str = "", **changes: Any) -> Any:
@@ -51,7 +62,7 @@ def train(host: Any, name: str, folder: str = "", **changes: Any) -> Any:
 
 def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     state = torch.random.get_rng_state()
-    lora, loss, samples, report = train(host, "owls", folder, sample_every=2, prompts=f"a {WORD}\na dog")
+    lora, loss, samples, report = train(host, "owls", folder, sample_every=2, sample_prompts=f"a {TOKEN}\na dog")
     assert torch.equal(torch.random.get_rng_state(), state)
     path = host.models / "loras" / "owls.safetensors"
     assert report.splitlines()[0] == str(path)
@@ -59,12 +70,23 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert "left out broken.jpg" in report
     assert "1 of 3 images without a caption: owl_2.png" in report
     saved = read_lora(path)
-    assert [token.text for token in saved.tokens] == [token.text for token in lora.tokens] == [WORD]
+    assert [token.text for token in saved.tokens] == [token.text for token in lora.tokens] == [TOKEN]
     assert len(saved.changes["stage_c"]) == MATRICES
     assert saved.training["images"] == 3
     assert loss.shape == (1, 420, 900, 3)
     assert samples.shape == (1, 128, 256, 3)
     assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["file"][1]["options"]
+
+
+def test_rates_and_resolution_by_the_size_of_the_model(host: Any, folder: str) -> None:
+    by_size = {"learning_rate": 0.0, "token_learning_rate": 0.0, "resolution": 0}
+    report = train(host, "by_size", folder, steps=1, **by_size)[3]
+    assert "3 images at 256 x 256" in report
+    assert "learning rate 0.002, of the token 0.003" in report
+    given = {"learning_rate": 0.01, "token_learning_rate": 0.02, "resolution": 64}
+    report = train(host, "given", folder, steps=1, **given)[3]
+    assert "3 images at 64 x 64" in report
+    assert "learning rate 0.01, of the token 0.02" in report
 
 
 def test_it_is_used_in_the_same_graph(host: Any, folder: str) -> None:
@@ -81,7 +103,7 @@ def test_it_is_used_in_the_same_graph(host: Any, folder: str) -> None:
         strength_model=1.0,
         strength_clip=1.0,
     )
-    coded = graph("CascadeTextEncode", clip=used[1], positive=f"a {WORD}", negative="")
+    coded = graph("CascadeTextEncode", clip=used[1], positive=f"a {TOKEN}", negative="")
     result = host.run(graph, report=used[2], coded=coded, samples=trained[2])
     assert f"Stage C: {MATRICES} of {MATRICES} tensors" in result.report
     assert result.coded[0][0].shape[1] == 77
@@ -89,11 +111,11 @@ def test_it_is_used_in_the_same_graph(host: Any, folder: str) -> None:
 
 def test_connected_images_and_captions(host: Any) -> None:
     images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    lora, *_, report = train(host, "images", images=images, captions="one\ntwo\nthree", word="")
+    lora, *_, report = train(host, "images", images=images, captions="one\ntwo\nthree", token="")
     assert not lora.tokens
     assert "3 images" in report
     assert "without a caption" not in report
-    with pytest.raises(Exception, match="3 images want as many lines"):
+    with pytest.raises(errors(host).CascadeError, match="3 images need as many lines"):
         train(host, "images2", images=images, captions="one\ntwo")
 
 
@@ -123,12 +145,12 @@ def test_stopping_saves_and_the_next_run_goes_on(host: Any, folder: str, monkeyp
     assert torch.equal(whole.tokens[0].vectors, stopped.tokens[0].vectors)
 
 
-def test_a_finished_run_is_made_longer_or_begun_anew(host: Any, folder: str) -> None:
+def test_a_finished_run_is_made_longer_or_restarted(host: Any, folder: str) -> None:
     first = train(host, "longer", folder)[0]
     assert "8 steps" in train(host, "longer", folder, steps=8)[3]
-    with pytest.raises(Exception, match=r"rank was 2 and is 3.*set start to 'anew'"):
+    with pytest.raises(errors(host).CascadeError, match=r"rank was 2 and is 3.*set existing_run to 'restart'"):
         train(host, "longer", folder, steps=8, rank=3)
-    again = train(host, "longer", folder, start="anew")[0]
+    again = train(host, "longer", folder, existing_run="restart")[0]
     query = next(iter(first.changes["stage_c"]))
     assert torch.equal(first.changes["stage_c"][query].up, again.changes["stage_c"][query].up)
 
@@ -139,7 +161,7 @@ def test_other_images_are_another_run(host: Any, folder: str) -> None:
     before = text.read_text(encoding="utf-8")
     try:
         text.write_text("something else", encoding="utf-8")
-        with pytest.raises(Exception, match="the images or their captions are not those"):
+        with pytest.raises(errors(host).CascadeError, match="the images or their captions are not those"):
             train(host, "changing", folder)
     finally:
         text.write_text(before, encoding="utf-8")
@@ -151,7 +173,8 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
     model = host.call("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")[0]
     management.load_models_gpu([model])
     weights = {name: value.clone() for name, value in model.model.state_dict().items()}
-    train(host, "apart", folder, modules="all", text_modules="all", dora=True, class_folder="tiny shapes (included)")
+    layers = {"target_modules": "all", "text_encoder_modules": "all", "use_dora": True}
+    train(host, "apart", folder, **layers, class_folder="tiny shapes (included)")
     assert not management.loaded_models()
     assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
     assert torch.is_inference_mode_enabled() is False
@@ -163,12 +186,12 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
     [
         ({"folder": "nowhere"}, "There are no images at"),
         ({"name": "../outside"}, "no name for a file"),
-        ({"word": "dog"}, "ordinary word"),
-        ({"word": "two words"}, "cannot be a token"),
-        ({"modules": "none", "word": ""}, "nothing to train"),
-        ({"starts_from": "^qqqqqqqqq</w>"}, "names no token"),
-        ({"text_encoder": "tiny cascade (included)"}, "take the one that it was trained with"),
-        ({"effnet": file_name("previewer")}, "EfficientNet"),
+        ({"token": "dog"}, "ordinary word"),
+        ({"token": "two words"}, "cannot be a token"),
+        ({"target_modules": "none", "token": ""}, "nothing to train"),
+        ({"initializer_token": "^qqqqqqqqq</w>"}, "names no token"),
+        ({"clip_name": "tiny cascade (included)"}, "take the one that it was trained with"),
+        ({"encoder_name": file_name("previewer")}, "EfficientNet"),
     ],
 )
 def test_what_cannot_be_is_named_before_it_begins(host: Any, folder: str, changes: dict[str, Any], reason: str) -> None:

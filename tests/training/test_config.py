@@ -18,7 +18,7 @@ GOOD: dict[str, Any] = {
     "output": "out",
     "steps": 10,
     "batch_size": 2,
-    "stage_a": {"images": {"count": 8}, "cache": "cache", "model": {"width": 16}},
+    "stage_a": {"images": {"source": "tiny", "count": 8}, "cache": "cache", "model": {"width": 16}},
 }
 
 
@@ -28,8 +28,8 @@ def parse(changes: dict[str, Any] | None = None, section: dict[str, Any] | None 
 
 
 def test_defaults_and_sections() -> None:
-    config = parse({"lr": 1})
-    assert (config.lr, config.steps, config.accumulation) == (1.0, 10, 1)
+    config = parse({"learning_rate": 1})
+    assert (config.learning_rate, config.steps, config.accumulation) == (1.0, 10, 1)
     assert config.settings.images.count == 8
     assert config.settings.images.size == 256
 
@@ -51,8 +51,8 @@ def test_files(tmp_path: Path, suffix: str) -> None:
 
 def test_yaml_reads_exponents_without_a_point_as_words(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text(json.dumps(GOOD).replace('"steps"', '"lr": 1e-3, "steps"'), encoding="utf-8")
-    assert read_config(path, SETTINGS).lr == 1e-3
+    path.write_text(json.dumps(GOOD).replace('"steps"', '"learning_rate": 1e-3, "steps"'), encoding="utf-8")
+    assert read_config(path, SETTINGS).learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ def test_yaml_reads_exponents_without_a_point_as_words(tmp_path: Path) -> None:
     [
         ({"stpes": 3}, {}, ["file.yaml", "'stpes'", "'steps'"]),
         ({}, {"crap": 3}, ["file.yaml: stage_a", "'crap'", "'crop'"]),
-        ({}, {"images": {"count": 3, "sizes": 3}}, ["stage_a: images", "'sizes'", "'size'"]),
+        ({}, {"images": {"source": "tiny", "count": 3, "sizes": 3}}, ["stage_a: images", "'sizes'", "'size'"]),
         ({"steps": 0}, {}, ["file.yaml: steps", "greater than or equal to 1", "found 0"]),
         ({"steps": 2.5}, {}, ["steps", "a valid integer", "found 2.5"]),
         ({"steps": True}, {}, ["steps", "a number", "True"]),
-        ({"lr": "fast"}, {}, ["lr", "a valid number", "'fast'"]),
-        ({"lr": float("nan")}, {}, ["lr", "a finite number", "nan"]),
+        ({"learning_rate": "fast"}, {}, ["learning_rate", "a valid number", "'fast'"]),
+        ({"learning_rate": float("nan")}, {}, ["learning_rate", "a finite number", "nan"]),
         ({"ema": 1.5}, {}, ["ema", "less than or equal to 1", "found 1.5"]),
         ({"precision": "int4"}, {}, ["precision", "bfloat16", "'int4'"]),
         ({"device": 3}, {}, ["device", "a valid string", "found 3"]),
         ({}, {"model": 3}, ["stage_a: model", "a valid dictionary", "found 3"]),
         ({}, {"cache": 3}, ["stage_a: cache", "a path", "found 3"]),
         ({"stage_a": 3}, None, ["file.yaml: stage_a", "a valid dictionary", "found 3"]),
-        ({"steps": 0, "lr": -1}, {"crop": 3}, ["steps: ", "lr: ", "stage_a: crop: "]),
+        ({"steps": 0, "learning_rate": -1}, {"crop": 3}, ["steps: ", "learning_rate: ", "stage_a: crop: "]),
         ({"task": "stage_d"}, {}, ["'stage_d'", "stage_c"]),
         ({"task": None}, {}, ["known tasks"]),
         ({"settings": {}}, {}, ["'settings'"]),
@@ -108,7 +108,7 @@ def test_what_may_change_between_a_run_and_its_continuation() -> None:
     before = parse().to_dict()
     assert incompatible_changes(before, parse({"steps": 20, "log_every": 3}).to_dict()) == []
     assert "may only grow" in incompatible_changes(before, parse({"steps": 5}).to_dict())[0]
-    assert "lr was 0.001 and is 0.1" in incompatible_changes(before, parse({"lr": 0.1}).to_dict())
+    assert "learning_rate was 0.001 and is 0.1" in incompatible_changes(before, parse({"learning_rate": 0.1}).to_dict())
     assert incompatible_changes(before, parse({}, {"model": {"width": 32}}).to_dict())
     assert incompatible_changes(before, parse({}, {"model": {"width": 16, "levels": 3}}).to_dict())
 

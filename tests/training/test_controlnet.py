@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path, output: str = "none", changes: dict[str, Any] | None = None, **section: Any) -> Any:
     whole = {
-        "images": {"count": 12, "seed": 1, "size": SIZE},
+        "images": {"source": "tiny", "count": 12, "seed": 1, "size": SIZE},
         "cache": "cache",
         "stage_c": "stage_c.safetensors",
         "text_encoder": "text_encoder.safetensors",
@@ -83,7 +83,7 @@ def test_before_the_first_step_nothing_is_changed(folder: Path) -> None:
 
 
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
-    changes = {"steps": 60, "lr": 1e-2, "batch_size": 12, "ema": 0.9}
+    changes = {"steps": 60, "learning_rate": 1e-2, "batch_size": 12, "ema": 0.9}
     task = build(folder, str(tmp_path), changes, filter="super_resolution", model=LARGE)
     outcome = fit(task, task.config)
     first = np.mean([line["loss"] for line in read_metrics(tmp_path)[:10]])

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from cascade.tiny.grammar import COLORS
-from cascade.tiny.hearts import WORD
 from cascade.training.data import (
     CHUNK,
-    DrawnImages,
+    IMAGE_SOURCES,
     ImageSettings,
     Order,
     cached,
@@ -37,39 +36,31 @@ def test_the_order_follows_from_the_index_alone() -> None:
     assert len(Order(3, 0).rows(2, 10)) == 10
 
 
-def test_drawn_images_do_not_depend_on_how_they_are_read() -> None:
-    source = open_images(ImageSettings(count=5, seed=4, size=64))
-    assert len(source) == 5
-    images, captions = source.read(0, 5)
-    assert (images.shape, images.dtype) == ((5, 64, 64, 3), np.uint8)
-    one, caption = source.read(3, 1)
-    assert np.array_equal(one[0], images[3])
-    assert caption[0] == captions[3]
+class Numbers:
+    """Gray images, each of its number."""
 
+    def __init__(self, count: int, size: int = 32) -> None:
+        self.count, self.size, self.name, self.reads = count, size, f"numbers-{count}", 0
 
-def test_one_in_four_of_the_mixed_images_is_a_heart() -> None:
-    mixed, drawn = (open_images(ImageSettings(source=kind, count=40, seed=4, size=64)) for kind in ("mixed", "drawn"))
-    images, captions = mixed.read(0, 40)
-    hearts = [i for i, caption in enumerate(captions) if WORD in caption]
-    assert hearts == list(range(0, 40, 4))
-    assert {caption.replace("small ", "").replace("large ", "").split()[1] for caption in captions[::4]} == set(COLORS)
-    others = [i for i in range(40) if i % 4]
-    assert np.array_equal(images[others], drawn.read(0, 40)[0][others])
-    some, told = mixed.read(6, 9)
-    assert np.array_equal(some, images[6:15])
-    assert told == captions[6:15]
-
-
-class Counting(DrawnImages):
-    reads = 0
+    def __len__(self) -> int:
+        return self.count
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
         self.reads += 1
-        return super().read(start, count)
+        numbers = np.arange(start, start + count)
+        images = np.broadcast_to(numbers[:, None, None, None] % 256, (count, self.size, self.size, 3))
+        return images.astype(np.uint8), [str(number) for number in numbers]
+
+
+def test_a_source_is_found_by_the_name_it_is_registered_under(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="no image source 'numbers'; there are folder"):
+        ImageSettings(source="numbers")
+    monkeypatch.setitem(IMAGE_SOURCES, "numbers", lambda settings: Numbers(settings.count or 0, settings.size))
+    assert open_images(ImageSettings(source="numbers", count=3, size=64)).read(2, 1)[1] == ["2"]
 
 
 def test_a_cache_is_made_once_and_named_by_what_it_depends_on(tmp_path: Path) -> None:
-    source = Counting(CHUNK + 3, seed=1, size=32)
+    source = Numbers(CHUNK + 3)
     seen: list[tuple[int, int]] = []
 
     def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,7 +82,7 @@ def test_a_cache_that_failed_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
-        cached(tmp_path, "x", DrawnImages(2, 1, 32), compute)
+        cached(tmp_path, "x", Numbers(2), compute)
     assert list(tmp_path.iterdir()) == []
 
 

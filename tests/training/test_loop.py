@@ -59,7 +59,14 @@ class Regression(BaseTask):
 
 
 def settings(folder: Path, **changes: Any) -> TrainingConfig:
-    values = {"steps": 12, "batch_size": 4, "lr": 0.05, "log_every": 2, "checkpoint_every": 5, "threads": None}
+    values = {
+        "steps": 12,
+        "batch_size": 4,
+        "learning_rate": 0.05,
+        "log_every": 2,
+        "checkpoint_every": 5,
+        "threads": None,
+    }
     return TrainingConfig(**{"task": "x", "output": folder, "device": "cpu", **values, **changes})
 
 
@@ -90,7 +97,7 @@ def test_it_learns_and_leaves_its_files(tmp_path: Path) -> None:
     assert outcome.complete
     assert lines[-1]["step"] == 60
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
-    assert {"loss", "error", "grad_norm", "lr", "seconds", "samples_per_second"} <= set(lines[0])
+    assert {"loss", "error", "grad_norm", "learning_rate", "seconds", "samples_per_second"} <= set(lines[0])
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step_00000030.png", "step_00000060.png"]
     assert (tmp_path / "loss.png").exists()
     assert task.finished == 1
@@ -142,8 +149,8 @@ def test_a_complete_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(RunConflict, match=r"lr was 0\.05 and is 0\.1"):
-        run(tmp_path, lr=0.1)
+    with pytest.raises(RunConflict, match=r"learning_rate was 0\.05 and is 0\.1"):
+        run(tmp_path, learning_rate=0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -219,7 +226,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_pat
 
 
 def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
-    config = settings(tmp_path, steps=110, warmup=10, lr=1.0, lr_final=0.1)
+    config = settings(tmp_path, steps=110, warmup=10, learning_rate=1.0, learning_rate_final=0.1)
     rates = [learning_rate(config, step) for step in range(111)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0

@@ -29,7 +29,15 @@ from tests import small
 from tests.support import relative_error
 
 WORD = "[heart]"
-PLAIN = {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "lr": 1e-2, "device": "cpu", "ema": 0.0}
+PLAIN = {
+    "steps": 4,
+    "batch_size": 2,
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "learning_rate": 1e-2,
+    "device": "cpu",
+    "ema": 0.0,
+}
 BASE: dict[str, Any] = {
     "images": {"source": "folder", "path": "images", "size": 64},
     "cache": "cache",
@@ -41,7 +49,7 @@ BASE: dict[str, Any] = {
     "rank": 2,
     "sample_steps": 2,
 }
-TOKENS = [{"word": WORD, "start": "^dog</w>"}]
+TOKENS = [{"text": WORD, "initializer": "^dog</w>"}]
 
 
 def image(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -83,10 +91,19 @@ def prediction(task: LoraTask) -> torch.Tensor:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {},
-    "key_value": {"modules": ["key_value"], "alpha": 1.0},
-    "all": {"modules": ["all"], "dora": True},
-    "tokens": {"modules": None, "tokens": [{"word": WORD, "vectors": 2}, {"word": "[other]", "start": "a dog"}]},
-    "everything": {"modules": ["all"], "text_modules": ["all"], "tokens": TOKENS, "dora": True, "token_lr": 0.1},
+    "key_value": {"target_modules": ["key_value"], "alpha": 1.0},
+    "all": {"target_modules": ["all"], "use_dora": True},
+    "tokens": {
+        "target_modules": None,
+        "tokens": [{"text": WORD, "vectors": 2}, {"text": "[other]", "initializer": "a dog"}],
+    },
+    "everything": {
+        "target_modules": ["all"],
+        "text_encoder_modules": ["all"],
+        "tokens": TOKENS,
+        "use_dora": True,
+        "token_learning_rate": 0.1,
+    },
 }
 
 
@@ -104,7 +121,7 @@ def test_the_file_does_what_the_training_did(folder: Path, tmp_path: Path, varia
     if variant != "tokens":  # whose ids mean nothing where no word is known
         task.wiring.on = not section.get("tokens")
         assert len(lora.changes["stage_c"]) == sum(kind == "stage_c" for kind, _ in task.adapter.places.values())
-    assert [token.text for token in lora.tokens] == [token["word"] for token in section.get("tokens", [])]
+    assert [token.text for token in lora.tokens] == [token["text"] for token in section.get("tokens", [])]
 
 
 def test_all_that_can_be_trained_is_trained_in_bfloat16(folder: Path, tmp_path: Path) -> None:
@@ -122,7 +139,7 @@ def test_all_that_can_be_trained_is_trained_in_bfloat16(folder: Path, tmp_path: 
 
 
 def test_base_networks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
-    task = train(folder, tmp_path, modules=["all"], text_modules=["attention"], tokens=TOKENS)
+    task = train(folder, tmp_path, target_modules=["all"], text_encoder_modules=["attention"], tokens=TOKENS)
     for net, kind in ((task.net, "stage_c"), (task._text_encoder, "text_encoder")):
         before = small.part(kind).state_dict()
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -133,20 +150,20 @@ def test_base_networks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
 
 
 def test_samples_are_drawn_with_the_lora_and_leave_no_trace(folder: Path, tmp_path: Path) -> None:
-    task = train(folder, tmp_path, changes={"sample_every": 2}, tokens=TOKENS, prompts=[f"a {WORD}", "a dog"])
+    task = train(folder, tmp_path, changes={"sample_every": 2}, tokens=TOKENS, sample_prompts=[f"a {WORD}", "a dog"])
     assert Image.open(tmp_path / "samples" / "step_00000004.png").size == (256, 128)
     assert task.wiring.on
     assert all(torch.equal(v, small.part("stage_c").state_dict()[k]) for k, v in task.net.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("section", [{}, {"text_modules": ["attention"], "tokens": TOKENS, "dropout": 0.3}])
+@pytest.mark.parametrize("section", [{}, {"text_encoder_modules": ["attention"], "tokens": TOKENS, "dropout": 0.3}])
 def test_stopped_and_started_again_it_ends_with_the_same_file(
     folder: Path, tmp_path: Path, precision: str, section: dict[str, Any]
 ) -> None:
     changes = {"steps": 6, "ema": 0.9, "precision": precision}
     whole, stopped = (
-        config(folder, str(tmp_path / name), changes=changes, modules=["all"], **section)
+        config(folder, str(tmp_path / name), changes=changes, target_modules=["all"], **section)
         for name in ("whole", "stopped")
     )
     steps: list[int] = []
@@ -182,7 +199,7 @@ def test_it_learns(folder: Path, tmp_path: Path) -> None:
         with torch.no_grad():
             return float(task.loss(batch, torch.Generator().manual_seed(0))[0])
 
-    settings = config(folder, str(tmp_path), changes={"steps": 40}, modules=["all"], drop_caption=0.0, rank=8)
+    settings = config(folder, str(tmp_path), changes={"steps": 40}, target_modules=["all"], drop_caption=0.0, rank=8)
     task = TASKS["lora"].task(settings)
     losses.append(fixed(task))
     fit(task, settings)
@@ -211,22 +228,22 @@ def test_formats_are_written_and_told_apart(folder: Path, tmp_path: Path) -> Non
 
 
 def test_the_file_tells_how_it_was_trained(folder: Path, tmp_path: Path) -> None:
-    train(folder, tmp_path, tokens=TOKENS, alpha=4.0, prior={"count": 5, "size": 64})
+    train(folder, tmp_path, tokens=TOKENS, alpha=4.0, class_images={"source": "tiny", "count": 5, "size": 64})
     lora = read_lora(tmp_path / "lora.safetensors")
     assert (lora.ranks, lora.alphas) == ((2,), (4.0,))
     told = lora.training
-    assert (told["steps"], told["images"], told["class_images"], told["modules"]) == (4, 3, 5, ["attention"])
+    assert (told["steps"], told["images"], told["class_images"], told["target_modules"]) == (4, 3, 5, ["attention"])
     assert str(folder) not in str(told)
 
 
 def test_class_images_stand_beside_the_others(folder: Path, tmp_path: Path) -> None:
-    prior = {"count": 5, "size": 64}
-    settings = config(folder, str(tmp_path), prior=prior, prior_weight=0.25, drop_caption=0.0)
+    class_images = {"source": "tiny", "count": 5, "size": 64}
+    settings = config(folder, str(tmp_path), class_images=class_images, class_loss_weight=0.25, drop_caption=0.0)
     task = TASKS["lora"].task(settings)
     batch = task.batch(1)
     assert batch.importance.tolist() == [1, 1, 0.25, 0.25]
-    captions = [*task.data.captions, *task.prior.captions]
-    rows = [*task.order.rows(1, 2), *(task.prior_order.rows(1, 2) + 3)]
+    captions = [*task.data.captions, *task.class_data.captions]
+    rows = [*task.order.rows(1, 2), *(task.class_order.rows(1, 2) + 3)]
     assert torch.equal(batch.texts, task.rows[torch.tensor(rows)])
     assert all(captions[row].startswith(f"a red {WORD}") == (row < 3) for row in rows)
     loss, metrics = task.loss(batch, torch.Generator().manual_seed(0))
@@ -234,9 +251,14 @@ def test_class_images_stand_beside_the_others(folder: Path, tmp_path: Path) -> N
 
 
 def test_class_images_can_hold_the_network_to_what_it_said(folder: Path, tmp_path: Path) -> None:
-    prior = {"count": 5, "size": 64}
-    section: dict[str, Any] = {"prior": prior, "modules": ["all"], "text_modules": ["all"], "tokens": TOKENS}
-    task = TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", prior_weight=1e6, **section))
+    class_images = {"source": "tiny", "count": 5, "size": 64}
+    section: dict[str, Any] = {
+        "class_images": class_images,
+        "target_modules": ["all"],
+        "text_encoder_modules": ["all"],
+        "tokens": TOKENS,
+    }
+    task = TASKS["lora"].task(config(folder, str(tmp_path), class_target="network", class_loss_weight=1e6, **section))
     batch = task.batch(1)
 
     def loss() -> float:
@@ -248,15 +270,15 @@ def test_class_images_can_hold_the_network_to_what_it_said(folder: Path, tmp_pat
         for change in task.adapter.changes.values():
             change.up.fill_(0.1)
     assert loss() > 1000
-    section["prior"] = {"source": "folder", "path": str(folder), "size": 64}
-    with pytest.raises(InvalidConfig, match=r"captions of prior have \[heart\]"):
-        TASKS["lora"].task(config(folder, str(tmp_path), prior_target="network", **section))
+    section["class_images"] = {"source": "folder", "path": str(folder), "size": 64}
+    with pytest.raises(InvalidConfig, match=r"captions of class_images have \[heart\]"):
+        TASKS["lora"].task(config(folder, str(tmp_path), class_target="network", **section))
 
 
 def test_embeddings_of_a_fixed_text_encoder_are_cached_and_equal(folder: Path, tmp_path: Path) -> None:
     fixed, live = (
         TASKS["lora"].task(config(folder, str(tmp_path), **section))
-        for section in ({}, {"text_modules": ["key_value"]})
+        for section in ({}, {"text_encoder_modules": ["key_value"]})
     )
     assert fixed._text_encoder is None
     with torch.no_grad():
@@ -312,20 +334,20 @@ def test_with_a_change_a_layer_keeps_its_dtype(layer: Any, dora: bool) -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"modules": ["*.nothing"]}, "no layer of the stage_c fits"),
-        ({"text_modules": ["to_q"]}, "no layer of the text_encoder fits"),
-        ({"modules": None}, "nothing to train"),
+        ({"target_modules": ["*.nothing"]}, "no layer of the stage_c fits"),
+        ({"text_encoder_modules": ["to_q"]}, "no layer of the text_encoder fits"),
+        ({"target_modules": None}, "nothing to train"),
         ({"rank": 0}, "rank: .*greater than or equal to 1, found 0"),
-        ({"tokens": [{"word": "dog"}]}, "ordinary word"),
-        ({"tokens": [{"word": "[a]"}, {"word": "[A]"}]}, "named twice"),
-        ({"tokens": [{"word": "[a]", "start": "^qqqqqqqqqqqq</w>"}]}, "names no token"),
-        ({"text_modules": ["all"], "formats": ["released"]}, "no changes of the text encoder"),
-        ({"dora": True, "formats": ["released"]}, "plain low-rank"),
-        ({"modules": ["all"], "formats": ["embedding"]}, "stand-alone embedding"),
+        ({"tokens": [{"text": "dog"}]}, "ordinary word"),
+        ({"tokens": [{"text": "[a]"}, {"text": "[A]"}]}, "named twice"),
+        ({"tokens": [{"text": "[a]", "initializer": "^qqqqqqqqqqqq</w>"}]}, "names no token"),
+        ({"text_encoder_modules": ["all"], "formats": ["released"]}, "no changes of the text encoder"),
+        ({"use_dora": True, "formats": ["released"]}, "plain low-rank"),
+        ({"target_modules": ["all"], "formats": ["embedding"]}, "stand-alone embedding"),
         ({"images": {"source": "folder", "size": 64}}, "needs a path"),
         ({"images": {"source": "folder", "path": "nowhere", "size": 64}}, "no folder"),
         ({"images": {"source": "folder", "path": "parts", "size": 64}}, "no images"),
-        ({"images": {"source": "drawn", "size": 64}}, "needs a count"),
+        ({"images": {"source": "tiny", "size": 64}}, "needs a count"),
         ({"effnet_size": 50}, "multiple of 32"),
     ],
 )
@@ -377,8 +399,8 @@ def test_a_training_goes_on_with_the_good_ones(folder: Path, mixed: Path, tmp_pa
 
 
 def test_a_word_that_no_caption_has_is_told(folder: Path, tmp_path: Path) -> None:
-    task = TASKS["lora"].task(config(folder, str(tmp_path), tokens=[*TOKENS, {"word": "[other]"}]))
-    assert task.problems == ["no caption has the word [other]: it learns nothing"]
+    task = TASKS["lora"].task(config(folder, str(tmp_path), tokens=[*TOKENS, {"text": "[other]"}]))
+    assert task.problems == ["no caption has the token [other]: it is not trained"]
 
 
 def test_only_bad_images_are_refused(mixed: Path) -> None:

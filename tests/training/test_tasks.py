@@ -26,7 +26,7 @@ from tests import small
 from tests.support import relative_error
 
 ROOT = Path(__file__).parents[2]
-IMAGES = {"count": 12, "seed": 1, "size": 64}
+IMAGES = {"source": "tiny", "count": 12, "seed": 1, "size": 64}
 CLIP = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
 TEXT = {"vocab_size": 49408, "hidden_size": 8, "eos_token_id": 49407, **CLIP}
 IMAGE = {"hidden_size": 8, "image_size": 16, "patch_size": 8, **CLIP}
@@ -150,7 +150,9 @@ def test_fresh_weights_follow_from_the_seed(folder: Path, task: str) -> None:
 
 
 def test_stage_a_learns_and_its_latents_have_deviation_one(folder: Path, tmp_path: Path) -> None:
-    settings = config(folder, "stage_a", str(tmp_path), changes={"steps": 40, "lr": 5e-3, "batch_size": 8, "ema": 0.9})
+    settings = config(
+        folder, "stage_a", str(tmp_path), changes={"steps": 40, "learning_rate": 5e-3, "batch_size": 8, "ema": 0.9}
+    )
     task = TASKS["stage_a"].task(settings)
     outcome = fit(task, settings)
     assert outcome.metrics["psnr"] > read_metrics(tmp_path)[0]["psnr"] + 3
@@ -202,7 +204,7 @@ def test_stage_b_with_a_text_encoder_reads_the_pooled_captions(folder: Path) -> 
 
 @pytest.mark.slow
 def test_the_encoders_learn_to_say_the_captions(folder: Path, tmp_path: Path) -> None:
-    changes = {"steps": 60, "batch_size": 12, "lr": 0.01}
+    changes = {"steps": 60, "batch_size": 12, "learning_rate": 0.01}
     settings = config(folder, "captions", str(tmp_path), changes=changes)
     fit(TASKS["captions"].task(settings), settings)
     metrics = read_metrics(tmp_path)
@@ -349,6 +351,7 @@ def test_settings_that_do_not_fit(folder: Path, task: str, section: dict[str, An
 KILLED = """
 import os, signal, sys
 sys.path.append(sys.argv[1])
+import cascade.tiny.image_sources
 from cascade.training import SETTINGS, TASKS, fit, read_config
 config = read_config(sys.argv[2], SETTINGS, root=sys.argv[3])
 fit(TASKS[config.task].task(config), config,

@@ -1,10 +1,14 @@
-"""The tiny cascade from nothing: every part of its recipe in turn, each going on where it was stopped."""
+"""The tiny cascade from nothing: every part of its recipe in turn, each going on where it was stopped.
+
+Importing this module lets settings files name the tiny cascade's images (`source: tiny`) and networks
+(`stage_c: tiny:stage_c`).
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,10 @@ import yaml
 
 from ..errors import InvalidConfig
 from ..files import write_atomically
-from .config import TrainingConfig, read_config
-from .loop import Outcome, fit
-from .tasks import SETTINGS, TASKS
+from ..training import SETTINGS, ProgressBars, TrainingConfig, read_config, train
+from ..training.config import PATH_SCHEMES
+from . import image_sources as image_sources  # registers what the recipe's images are
+from . import path
 
 log = logging.getLogger("cascade")
 
@@ -35,18 +40,32 @@ PARTS = (
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 
-RECIPE = Path(__file__).parent.parent / "tiny" / "recipe"
+RECIPE = Path(__file__).parent / "recipe"
 SMOKE = RECIPE / "smoke.yaml"
 
-ProgressBars = Callable[[str, str], Callable[..., None]]
-"""(title, unit) -> callback (done, total, metrics)."""
+_TRAINED_IN = {
+    "effnet": "encoder_detail",
+    "previewer": "encoder_detail",
+    "text_encoder": "stage_c",
+    "image_encoder": "stage_c",
+}
+"""Network -> the part of the recipe that trains it last, where that has another name."""
 
 
-def train_one(config: TrainingConfig, *, progress: ProgressBars | None = None) -> Outcome:
-    """Run one training: compute what is cached, train, export."""
-    on_chunk = progress(f"{config.task} images", "image") if progress else None
-    task = TASKS[config.task].task(config, on_chunk)
-    return fit(task, config, on_step=progress(config.task, "step") if progress else None)
+def trained_or_shipped(kind: str, root: Path) -> Path:
+    """The file that `tiny:KIND` means in a settings file: the one trained under `root`, else the shipped one.
+
+    Raises ValueError for a kind that the tiny cascade does not have.
+    """
+    shipped = path(kind)
+    trained = root / _TRAINED_IN.get(kind, shipped.stem) / shipped.name
+    if trained.exists():
+        return trained
+    log.info("%s: not trained yet, the shipped one is used", trained)
+    return shipped
+
+
+PATH_SCHEMES["tiny"] = trained_or_shipped
 
 
 def train_tiny(
@@ -67,7 +86,7 @@ def train_tiny(
         raise InvalidConfig(f"the recipe has no part {unknown[0]!r}; it has {', '.join(PARTS)}")
     for part in parts:
         config = part_config(part, folder, smoke=smoke, changes=changes)
-        outcome = train_one(config, progress=progress)
+        outcome = train(config, progress=progress)
         log.info("%s: %s at step %d", part, "complete" if outcome.complete else "stopped", outcome.step)
         if not outcome.complete:
             return False
