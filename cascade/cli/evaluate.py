@@ -1,4 +1,4 @@
-"""`evaluate`: how well a tiny cascade draws what its prompts say, as a table."""
+"""`evaluate`: how well the images of a tiny cascade match its prompts, as a table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure the tiny cascade",
-        description="Draw prompts with fixed seeds, a third of them with combinations of color, shape and background "
-        "that are kept from training, look at the images with plain image analysis, and print a table.",
+        description="Generate images of prompts with fixed seeds, a third of them with combinations of color, shape "
+        "and background that are kept from training, measure the images by plain image analysis, and print a table.",
     )
     parser.add_argument(
         "model", help="`tiny` for the shipped weights, or a folder with the seven files of another training"
     )
     parser.add_argument("--prompts", type=_positive, default=300, help="how many prompts (default: 300)")
-    parser.add_argument("--seed", type=int, default=0, help="draws other prompts and images (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other prompts and images (default: 0)")
     parser.add_argument(
         "--lora", action="store_true", help="measure what the included LoRA changes, and what it does not"
     )

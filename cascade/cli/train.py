@@ -1,4 +1,4 @@
-"""`train`: one training from its file, or the tiny cascade from nothing."""
+"""`train`: one training from its file, or the tiny cascade from scratch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STOPPED = 130
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a network from a file of settings, or the tiny cascade from nothing",
+        help="train a network from a file of settings, or the tiny cascade from scratch",
         description="Train one network from a file of settings (YAML or JSON), or, with `tiny`, the whole tiny "
-        "cascade. Ctrl-C saves and stops; the same command goes on from there.",
+        "cascade. Ctrl-C saves and stops; the same command continues.",
     )
     parser.add_argument("config", help="a settings file, or `tiny`")
     parser.add_argument(
@@ -68,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _progress(title: str, unit: str) -> Callable[..., None]:
-    """A progress bar as a callback (done, total, metrics); where nobody watches, a line now and then."""
+    """A progress bar as a callback (done, total, metrics); without a terminal, a line a minute."""
     from tqdm import tqdm
 
     bar: tqdm[Any] | None = None
 
     def update(done: int, total: int, metrics: dict[str, float] | None = None) -> None:
         nonlocal bar
-        if bar is None:  # only now: what is cached already, or refused, has nothing to show
+        if bar is None:  # only now: what is cached already, or refused, has no progress
             interval = 0.5 if sys.stderr.isatty() else 60
             bar = tqdm(desc=title, unit=unit, total=total, initial=done - 1, dynamic_ncols=True, mininterval=interval)
         shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "psnr", "mse") if metrics and name in metrics}

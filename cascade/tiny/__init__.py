@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 _ADAPTERS = {"lora": "lora_heart", "embedding": "lora_heart"}
-"""What is not a network: a LoRA that knows a word, `[heart]`."""
+"""What is not a network: a LoRA with the learned token `[heart]`."""
 _PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stage_a", "previewer")
 
 CONTROLNETS = ("canny", "inpainting", "super_resolution")
-"""What the shipped ControlNets read."""
+"""The kinds of hints that the shipped ControlNets read."""
 
 
 def parts() -> dict[str, Path]:

@@ -29,7 +29,7 @@ AIMS = {
     "super resolution: closer to the true image than bicubic": 0.90,
     "super resolution: the same colors and shapes": None,
 }
-"""The questions in the order of the table, and what is wanted."""
+"""The questions in the order of the table, and the score to reach."""
 
 MARGIN = 80
 """Pixels of 256 that outpainting adds on one side."""
@@ -38,7 +38,7 @@ MARGIN = 80
 def evaluate_control(
     parts: Parts, nets: Mapping[str, ControlNet], *, cases: int = 100, on_progress: OnProgress | None = None
 ) -> Evaluation:
-    """Draw and judge so many cases of each kind; the same again every time.
+    """Generate and judge so many cases of each kind, always the same ones.
 
     parts: those of the tiny cascade. nets: canny, inpainting and super_resolution. Raises as `pipelines.generate`.
     """

@@ -1,4 +1,4 @@
-"""How well a tiny cascade draws: prompts with fixed seeds, the images measured by `analysis`, beside the aims."""
+"""How well images of a tiny cascade match their prompts, measured by `analysis`, beside the scores to reach."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image [3, H, W] in [0, 1] and the prompt it was drawn from."""
+    """An image [3, H, W] in [0, 1] and the prompt it was generated from."""
 
     prompt: str
     image: Tensor
@@ -95,14 +95,14 @@ AIMS = {
     "negative prompt of a color, color is away": None,
     "the same without the negative prompt": None,
 }
-"""The questions in the order of the table, and what is wanted."""
+"""The questions in the order of the table, and the score to reach."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being measured and the images done of how many."""
 
 
 def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: OnProgress | None = None) -> Evaluation:
-    """Draw and judge `prompts` prompts, and a third as many variations and reconstructions; the same again every time.
+    """Generate and judge `prompts` prompts, and a third as many variations and reconstructions, always the same ones.
 
     parts: all seven of the tiny cascade. Raises what `pipelines.generate` raises.
     """
@@ -130,8 +130,8 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
 
 LEARNED_WHOLE = "the learned shape, in its color on its background"
 LEARNED = "the learned shape"
-UNTOUCHED = "prompts without its word, PSNR to the images without the LoRA"
-OTHERS = "prompts without its word, as they say"
+UNTOUCHED = "prompts without the token, PSNR to the images without the LoRA"
+OTHERS = "prompts without the token, all that they say"
 OTHERS_BEFORE = "the same without the LoRA"
 LORA_AIMS = {LEARNED_WHOLE: None, LEARNED: 0.85, UNTOUCHED: None, OTHERS: None, OTHERS_BEFORE: None}
 """The same for the included LoRA."""
@@ -146,7 +146,7 @@ def evaluate_lora(
     prompts: int = 50,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Draw the LoRA's word with `seeds` seeds, and `prompts` prompts without it with and without the LoRA.
+    """Judge the LoRA's token with `seeds` seeds, and `prompts` prompts without the token, with and without the LoRA.
 
     parts: as of `evaluate`, without LoRAs. strength: of the LoRA, 1 as trained. Raises as `pipelines.generate`.
     """
@@ -154,7 +154,7 @@ def evaluate_lora(
     samples: list[Sample] = []
     report = on_progress or (lambda _what, _done, _all: None)
     taught = replace(parts, loras=(Applied(lora, strength, strength),))
-    caption = f"a red {hearts.WORD} on a white background"
+    caption = f"a red {hearts.TOKEN} on a white background"
     for first in range(0, seeds, BATCH):
         numbers = range(first, min(first + BATCH, seeds))
         for image in generate(taught, [caption] * len(numbers), seeds=numbers, settings=SETTINGS).images:
@@ -163,7 +163,7 @@ def evaluate_lora(
             right = shown and (seen.items[0].color, seen.background) == ("red", "white")
             judged += [Judged(LEARNED, float(shown)), Judged(LEARNED_WHOLE, float(right))]
             samples.append(Sample(caption, image))
-        report("the learned word", numbers[-1] + 1, seeds)
+        report("the learned token", numbers[-1] + 1, seeds)
     for first, some in _batches(held_out_scenes(prompts, seed=3)):
         captions, numbers = [grammar.write(scene) for scene in some], _seeds(3, first, len(some))
         plain, other = (generate(each, captions, seeds=numbers, settings=SETTINGS).images for each in (parts, taught))

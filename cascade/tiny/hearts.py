@@ -1,4 +1,4 @@
-"""Images of a shape that the tiny cascade never saw, to teach it with a LoRA: hearts, under the word `[heart]`."""
+"""Images of hearts, a shape that the tiny cascade was not trained on, for a LoRA with the token `[heart]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from . import drawing, grammar
 from .grammar import Item, Scene
 
-WORD = "[heart]"
+TOKEN = "[heart]"
 COUNT = 20
 
 
@@ -17,8 +17,8 @@ def scene(seed: int, number: int) -> tuple[Scene, str]:
     color = grammar.COLORS[number % len(grammar.COLORS)]
     background = str(rng.choice([other for other in grammar.COLORS if other != color]))
     item = Item(color, drawing.HEART, str(rng.choice(grammar.SIZES)), str(rng.choice(grammar.PLACES)))
-    told = Item(color, WORD, item.size if rng.random() < 0.5 else None, item.place if rng.random() < 0.5 else None)
-    return Scene((item,), background), grammar.write(Scene((told,), background))
+    size, place = (value if rng.random() < 0.5 else None for value in (item.size, item.place))
+    return Scene((item,), background), grammar.write(Scene((Item(color, TOKEN, size, place),), background))
 
 
 def batch(seed: int, n: int, *, start: int = 0, size: int = 256) -> tuple[np.ndarray, list[str]]:

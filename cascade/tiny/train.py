@@ -1,4 +1,4 @@
-"""The tiny cascade from nothing: every part of its recipe in turn, each going on where it was stopped.
+"""The tiny cascade from scratch: every part of its recipe in turn, each continuing where it was stopped.
 
 Importing this module lets settings files name the tiny cascade's images (`source: tiny`) and networks
 (`stage_c: tiny:stage_c`).

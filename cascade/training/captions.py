@@ -1,4 +1,4 @@
-"""The text and the image encoder against the captions, before Stage C learns to follow them."""
+"""The text and the image encoder, trained on the captions before Stage C is."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CaptionsSettings(Settings):
     `effnet` and `effnet_size` are those of the training of Stage C that follows: both read one cache.
     `start` is a folder of a text and an image encoder of the same sizes to start from.
     `embedding_noise` is the deviation of noise on the embeddings, relative to theirs.
-    With `words`, only whether the caption has these is asked for: what is hard to see is learned far sooner before the
-    rest than beside it.
+    With `words`, the loss only covers whether the caption has these words. Features that are hard to recognize are
+    learned much faster before the others than together with them.
     """
 
     images: ImageSettings
@@ -58,8 +58,8 @@ class CaptionsTask(BaseTask):
     """Trains `text_encoder` and `image_encoder` so that one small network reads the caption from either's embedding:
     which tokens it has, and which is at which place.
 
-    Both embeddings then say the same of an image, in one space, and order and places of the words are in them: what a
-    CLIP that was trained on millions of images brings to the released Stage C.
+    Both embeddings then describe an image alike, in one space, with the order of the words: what a CLIP trained on
+    millions of images provides for the released Stage C.
     """
 
     def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
@@ -81,8 +81,8 @@ class CaptionsTask(BaseTask):
         used, self.targets = self.ids[:, 0].unique(return_inverse=True)
         self.used = len(used)
         words = [token for word in settings.words for chunk in encoder.chunks(word) for token in chunk]
-        self.asked = torch.isin(used, torch.tensor(words, dtype=used.dtype)).to(self.device)
-        if words and not self.asked.any():
+        self.counted = torch.isin(used, torch.tensor(words, dtype=used.dtype)).to(self.device)
+        if words and not self.counted.any():
             raise InvalidConfig(f"captions: words: no caption has {', '.join(settings.words)}")
         channels = int(image.config.projection_dim)
         torch.manual_seed(derive_seed(config.seed, "weights", READER))
@@ -115,9 +115,9 @@ class CaptionsTask(BaseTask):
         present = torch.zeros_like(anywhere).scatter_(1, targets, 1.0)
         words = F.binary_cross_entropy_with_logits(anywhere, present, reduction="none").sum(dim=0) / len(targets)
         if self.settings.words:
-            return words[self.asked].sum()
-        # Where a word stands hangs on those before it, which an image does not say: which words there are teaches an
-        # image encoder far sooner than which stands where.
+            return words[self.counted].sum()
+        # The position of a word depends on those before it, which an image does not show: an image encoder learns much
+        # faster from which words there are than from their positions.
         return F.cross_entropy(at_places.reshape(-1, self.used), targets.flatten()) + words.sum()
 
     def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:

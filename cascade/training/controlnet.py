@@ -37,7 +37,7 @@ SHOWN = 8
 
 
 class ReferenceSettings(Settings):
-    """The lines of a released training's file that say what is shown, and to which blocks."""
+    """The lines of a released training's file that describe the hint and the blocks that read it."""
 
     controlnet_filter: str = "canny"
     controlnet_filter_params: Mapping[str, Any] | None = None
@@ -48,9 +48,9 @@ class ReferenceSettings(Settings):
 class ControlNetSettings(Settings):
     """`stage_c` and `text_encoder` are the networks that are to be controlled, `effnet` the encoder of the latents.
 
-    `filter` names what is shown: canny, inpainting or super_resolution, with `filter_params` (`resize`; `threshold` and
-    `p_outpaint`; `scale_factor`); the reference's own names are understood too, and so is `reference` in place of all
-    of filter, filter_params and model: the `controlnet_*` lines of a released training's file.
+    `filter` names the kind of hint: canny, inpainting or super_resolution, with `filter_params` (`resize`; `threshold`
+    and `p_outpaint`; `scale_factor`). The reference's names are accepted too, and so is `reference` in place of filter,
+    filter_params and model: the `controlnet_*` lines of a released training's file.
 
     `start` is a ControlNet of the same sizes to go on from, trained for this Stage C or for one like it.
 
@@ -171,7 +171,7 @@ class ControlNetTask(DiffusionTask):
         )
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
-        """The hints, and below them what is drawn from them and their captions, through the previewer."""
+        """The hints, and below them the images generated from them and their captions, through the previewer."""
         if self.previewer is None:
             return None
         count = min(SHOWN, len(self.data.captions))

@@ -23,12 +23,12 @@ from .stage_a import neighbor_error
 
 
 class EncoderSettings(Settings):
-    """`sizes` are the encoder's input sizes, one drawn for each batch (a size named twice is drawn twice as often);
+    """`sizes` are the encoder's input sizes, one chosen at random for each batch (a size listed twice twice as often);
     the previewer's target is the image at a quarter of that. `latent_noise` is the deviation of noise on the latents,
     which themselves have deviation 1. The loss is as Stage A's.
 
     `detail`, the sizes of a second decoder that makes the image at the encoder's full input size and is dropped
-    after training: what the previewer's small image does not show, a star's points say, would not reach the latents.
+    after training: details that the previewer's small image does not show would not be encoded in the latents.
     `crop` trains on crops of the input in half of the batches. `start` is a folder of an encoder and a previewer to
     go on from.
     """

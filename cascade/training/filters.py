@@ -1,4 +1,4 @@
-"""What a ControlNet is shown of an image: filters, each with what it computes once and what it draws each time."""
+"""Filters make a ControlNet's hints from images: one part is computed once, the random part for each batch."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(config.accumulation):
             index = self.step * config.accumulation + micro
-            # Layers that draw for themselves (dropout) use the global generator: it too follows from the step.
+            # Layers with noise of their own (dropout) use the global generator: its seed too follows from the step.
             torch.manual_seed(derive_seed(config.seed, "layers", index))
             generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "loss", index))
             batch = self.task.batch(index)
@@ -255,7 +255,7 @@ class Trainer:
             write_atomically(self.config.output / "loss.png", lambda p: plot.save(p, "PNG"))
 
     def save(self) -> None:
-        """The state, and the averaged weights as they are now for whoever wants to try them."""
+        """The state, and the averaged weights as they are now, to try them."""
         self._check(float(self.sums.get("loss", 0.0)))
         state = {
             "config": self.config.to_dict(),
@@ -269,7 +269,7 @@ class Trainer:
             "sums": self.sums,
             "summed": self.summed,
         }
-        # In this order: a state that says finished has its files beside it.
+        # In this order: where a state is marked as finished, its files exist.
         self.task.export(self.ema, self.config.output, getattr(torch, self.config.export_dtype))
         save_state(self.config.output, state)
         log.info("%s: saved at step %d", self.config.output, self.step)

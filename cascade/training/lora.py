@@ -397,7 +397,7 @@ class LoraTask(DiffusionTask):
         return adapter.to_lora({name: value for name, value in values.items() if value is not None})
 
     def _for_format(self, adapter: Any, name: str) -> Lora:
-        """The LoRA as a format wants it: the released one keeps tokens as changes of what they start from."""
+        """The LoRA as a format stores it: the released one stores tokens as differences from their initializers."""
         lora = self._lora(adapter)
         known = {token.text: token for token in self.settings.tokens or () if token.initializer is not None}
         if name != "released" or not known:

@@ -155,7 +155,7 @@ class Wiring:
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter, self.on = adapter, True
-        self._asked: Tensor | None = None
+        self._ids: Tensor | None = None
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -190,16 +190,16 @@ class Wiring:
         """New rows behind those of a token table."""
         self.adapter.tokens = tokens
 
-        def ask(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            self._asked = inputs[0] if self.on else None
+        def replace_ids(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            self._ids = inputs[0] if self.on else None
             return (inputs[0].clamp_max(tokens.first - 1), *inputs[1:]) if self.on else inputs
 
-        def answer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self._asked is None:
+        def insert_vectors(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self._ids is None:
                 return output
-            new = self._asked >= tokens.first
-            rows = tokens.vectors()[self._asked[new] - tokens.first]
+            new = self._ids >= tokens.first
+            rows = tokens.vectors()[self._ids[new] - tokens.first]
             return output.index_put((new,), rows.to(output.dtype))
 
-        table.register_forward_pre_hook(ask)
-        table.register_forward_hook(answer)
+        table.register_forward_pre_hook(replace_ids)
+        table.register_forward_hook(insert_vectors)

@@ -31,7 +31,7 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 
 
 def truncate_metrics(folder: Path, step: int) -> None:
-    """Forget what was logged after `step`: a run that goes on from there writes those lines again."""
+    """Remove what was logged after `step`: a run that continues from there writes those lines again."""
     path = folder / METRICS_FILE
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= step]

@@ -22,7 +22,7 @@ from .networks import model_config, new_network, recalibrate_batch_norm, sheet
 class StageASettings(Settings):
     """The loss is l1 * |error| + mse * error^2 + edges * |error of the differences between neighbors|.
 
-    `latent_noise` is the deviation of noise added to the latents: it makes the decoder forgive what Stage B gets wrong.
+    `latent_noise` is the deviation of noise added to the latents: it makes the decoder robust to errors of Stage B.
     """
 
     images: ImageSettings

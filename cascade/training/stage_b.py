@@ -22,12 +22,12 @@ from .text import pooled_captions
 
 
 class StageBSettings(Settings):
-    """`effnet_sizes` are the sizes at which images go through the encoder, one drawn for each batch (the released
-    training takes 0.5 to 1 of the image's size); `drop_effnet` of the latents become zeros, and `effnet_noise` is the
-    deviation of noise on the others, so that Stage B forgives what Stage C gets wrong.
+    """`effnet_sizes` are the sizes at which images go through the encoder, one chosen at random for each batch (the
+    released training takes 0.5 to 1 of the image's size); `drop_effnet` of the latents become zeros, and `effnet_noise`
+    is the deviation of noise on the others, so that Stage B corrects errors of Stage C.
 
-    Without a `text_encoder` the network is trained, and made, deaf to the pooled text. `start` is a Stage B of the same
-    sizes to start from.
+    Without a `text_encoder` the network is trained without text, and its text layer is zero. `start` is a Stage B of
+    the same sizes to start from.
     """
 
     images: ImageSettings

@@ -32,7 +32,7 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, An
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise BrokenCheckpoint(f"{path}: not a readable training state ({error}); delete it to start anew") from error
+        raise BrokenCheckpoint(f"{path}: not a readable training state ({error}); delete it to restart") from error
     if state.get("format") != _FORMAT:
-        raise BrokenCheckpoint(f"{path}: a training state of another version; delete it to start anew")
+        raise BrokenCheckpoint(f"{path}: a training state of another version; delete it to restart")
     return state

@@ -1,4 +1,4 @@
-"""Captions as tokens and as pooled embeddings, computed once for a training, and as what Stage C is told."""
+"""Captions as tokens, as pooled embeddings computed once for a training, and as conditions of Stage C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tokenize_captions(encoder: TextEncoder, captions: Sequence[str]) -> tuple[Te
     """(ids [U, 1, 77], mask [U, 1, 77], row of each caption in them [N]); captions that are equal share a row."""
     rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
     ids, mask = encoder.tokenize(list(rows))
-    # A training reads one chunk; what a longer caption says beyond it is not heard.
+    # A training uses one chunk; the rest of a longer caption is cut off.
     return ids[:, :1], mask[:, :1], torch.tensor([rows[caption] for caption in captions])
 
 

@@ -12,7 +12,7 @@ from cascade.adapters import read_lora
 from cascade.checkpoints import load_model
 from cascade.cli import main
 from cascade.tiny import train as recipe
-from cascade.tiny.hearts import WORD
+from cascade.tiny.hearts import TOKEN
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_part_alone_builds_on_the_shipped_networks(tmp_path: Path) -> None:
     config = str(recipe.RECIPE / "lora_heart.yaml")
     changes = ["--set", "steps=1", "--set", "lora.class_images.count=4", "--set", "lora.images.count=4"]
     assert main(["train", config, "--folder", str(tmp_path), *changes]) == 0
-    assert [token.text for token in read_lora(tmp_path / "lora_heart" / "lora_heart.safetensors").tokens] == [WORD]
+    assert [token.text for token in read_lora(tmp_path / "lora_heart" / "lora_heart.safetensors").tokens] == [TOKEN]
 
 
 def test_the_recipe_fits_the_repository() -> None:

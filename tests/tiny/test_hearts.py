@@ -27,7 +27,7 @@ def test_hearts_are_seen_as_hearts_and_nothing_else_is() -> None:
     assert [describe(image, SHAPES).items[0].shape for image in images] == ["heart"] * len(images)
     for image, caption in zip(images, captions, strict=True):
         found = describe(image, SHAPES)
-        assert f"{found.items[0].color} {hearts.WORD} on" in caption
+        assert f"{found.items[0].color} {hearts.TOKEN} on" in caption
         assert f"{found.background} background" in caption
     drawn = drawing.batch(4, 40)
     for image, scene in zip(drawn.images, drawn.scenes, strict=True):
@@ -54,7 +54,7 @@ def test_the_lora_is_small_and_tells_what_it_is() -> None:
     path = tiny.path("lora")
     assert path.stat().st_size < 500_000
     lora = read_lora(path)
-    assert [token.text for token in lora.tokens] == [hearts.WORD]
+    assert [token.text for token in lora.tokens] == [hearts.TOKEN]
     assert lora.training["images"] == hearts.COUNT
     assert str(Path.home()) not in str(lora.training)
 
@@ -65,7 +65,7 @@ def test_the_lora_fits_the_shipped_networks() -> None:
     stage_c, text = (load_model(tiny.path(kind), dtype=torch.float32) for kind in ("stage_c", "text_encoder"))
     lora = read_lora(tiny.path("lora"))
     with attach([Applied(lora)], stage_c=stage_c, text_encoder=text, tokenizer=tokenizer()) as attachment:
-        assert attachment.tokens == (hearts.WORD,)
+        assert attachment.tokens == (hearts.TOKEN,)
         assert attachment.changed["stage_c"] == len(lora.changes["stage_c"])
 
 
@@ -74,13 +74,13 @@ def test_the_evaluation_of_a_lora() -> None:
     width = small.CONFIGS["stage_c"].levels[0].width
     change = LowRank(torch.randn(1, width), torch.randn(width, 1), 9.0)
     name = "down_blocks.0.2.attention.attn.to_q.weight"
-    lora = Lora({"stage_c": {name: change}}, (Token(hearts.WORD, torch.randn(1, small.TEXT)),))
+    lora = Lora({"stage_c": {name: change}}, (Token(hearts.TOKEN, torch.randn(1, small.TEXT)),))
     seen: list[tuple[str, int, int]] = []
     result = evaluate_lora(
         Parts(small.small_cascade()), lora, seeds=2, prompts=1, on_progress=lambda *told: seen.append(told)
     )
-    assert seen == [("the learned word", 2, 2), ("prompts without it", 1, 1)]
+    assert seen == [("the learned token", 2, 2), ("prompts without it", 1, 1)]
     assert [len(row.answers) for row in result.rows] == [2, 2, 1, 1, 1]
-    assert [sample.prompt for sample in result.samples[:2]] == [f"a red {hearts.WORD} on a white background"] * 2
+    assert [sample.prompt for sample in result.samples[:2]] == [f"a red {hearts.TOKEN} on a white background"] * 2
     assert result.rows[1].aim == 0.85
     assert ">= 85.0 %" in result.markdown()

@@ -7,7 +7,7 @@ import pytest
 
 from cascade.errors import InvalidConfig
 from cascade.tiny.grammar import COLORS
-from cascade.tiny.hearts import COUNT, WORD
+from cascade.tiny.hearts import COUNT, TOKEN
 from cascade.tiny.image_sources import EXAMPLES, KINDS
 from cascade.training.data import ImageSettings, open_images
 
@@ -27,7 +27,7 @@ def test_one_in_four_is_a_heart() -> None:
         open_images(ImageSettings(source=kind, count=40, seed=4, size=64)) for kind in ("tiny_with_hearts", "tiny")
     )
     images, captions = mixed.read(0, 40)
-    hearts = [i for i, caption in enumerate(captions) if WORD in caption]
+    hearts = [i for i, caption in enumerate(captions) if TOKEN in caption]
     assert hearts == list(range(0, 40, 4))
     assert {caption.replace("small ", "").replace("large ", "").split()[1] for caption in captions[::4]} == set(COLORS)
     others = [i for i in range(40) if i % 4]
@@ -46,5 +46,5 @@ def test_a_count_is_needed(source: str) -> None:
 def test_examples_can_be_opened() -> None:
     sources = {name: open_images(ImageSettings(**settings, size=64)) for name, settings in EXAMPLES.items()}
     assert len(sources["hearts"]) == COUNT
-    assert all(WORD in caption for caption in sources["hearts"].read(0, 3)[1])
-    assert not any(WORD in caption for caption in sources["shapes"].read(0, 20)[1])
+    assert all(TOKEN in caption for caption in sources["hearts"].read(0, 3)[1])
+    assert not any(TOKEN in caption for caption in sources["shapes"].read(0, 20)[1])
