@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..models import Config
 from .clip import ClipConfig
 from .config_from_shapes import Inferred, infer
 from .header import TensorInfo
-from .layouts import COMFYUI_PREFIXES, Piece, matches, rules, split_prefixes, to_ours
+from .layouts import COMFYUI_PREFIXES, Piece, rules, split_prefixes, to_ours
 from .network_kinds import KINDS, variant
 from .sources import TensorSource
 
@@ -31,28 +32,28 @@ SCALE_EXTRAS = (".scale_input", ".input_scale", "scaled_fp8")
 
 @dataclass(frozen=True)
 class Signature:
-    """Names (`{}` for any text) by which a kind of network and its layout are recognized."""
+    """Names by which a kind of network and its layout are recognized, all of them needed; `*` stands for any text."""
 
     kind: str
     layout: str
     names: tuple[str, ...]
 
-    def fits(self, names: Mapping[str, Any]) -> bool:
-        return all(name in names or _any_fits(name, names) for name in self.names)
+    def fits(self, names: Collection[str]) -> bool:
+        return all(_contains(names, name) for name in self.names)
 
 
-def _any_fits(template: str, names: Mapping[str, Any]) -> bool:
-    return "{}" in template and any(matches(template, name) is not None for name in names)
+def _contains(names: Collection[str], pattern: str) -> bool:
+    return pattern in names or ("*" in pattern and any(fnmatchcase(name, pattern) for name in names))
 
 
 SIGNATURES = (
-    Signature("stage_c", "diffusers", ("clip_txt_mapper.weight", "clf.1.weight", "{}.attention.to_out.0.weight")),
+    Signature("stage_c", "diffusers", ("clip_txt_mapper.weight", "clf.1.weight", "*.attention.to_out.0.weight")),
     Signature("stage_c", "released", ("clip_txt_mapper.weight", "clf.1.weight")),
     Signature("stage_b", "diffusers", ("effnet_mapper.0.weight", "clf.1.weight", "clip_txt_pooled_mapper.weight")),
     Signature("stage_b", "released", ("clip_mapper.weight", "clf.1.weight")),
     Signature("stage_a", "diffusers", ("in_block.1.weight", "vquantizer.embedding.weight")),
     Signature("stage_a", "released", ("in_block.1.weight", "vquantizer.codebook.weight")),
-    Signature("controlnet", "released", ("projections.0.0.weight", "projections.0.2.weight", "backbone.{}")),
+    Signature("controlnet", "released", ("projections.0.0.weight", "projections.0.2.weight", "backbone.*")),
     Signature("effnet", "released", ("backbone.0.0.weight", "mapper.0.weight")),
     Signature("previewer", "released", ("blocks.0.weight", "blocks.2.running_mean", "blocks.24.weight")),
     Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
@@ -63,41 +64,31 @@ SIGNATURES = (
 )
 
 FOREIGN: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("a LoRA, which is applied to a network, not loaded as one", ("{}lora_down{}",)),
-    ("a LoRA, which is applied to a network, not loaded as one", ("{}lora_A{}",)),
+    ("a LoRA, which is applied to a network, not loaded as one", ("*lora_down*",)),
+    ("a LoRA, which is applied to a network, not loaded as one", ("*lora_A*",)),
     ("a LoRA, which is applied to a network, not loaded as one", ("weights.0.lora_up",)),
     ("a learned token's embedding", ("clip_g",)),
-    ("an SDXL ControlNet", ("{}input_hint_block.0.weight", "{}label_emb.0.0.weight")),
+    ("an SDXL ControlNet", ("*input_hint_block.0.weight", "*label_emb.0.0.weight")),
     ("an SDXL ControlNet", ("controlnet_cond_embedding.conv_in.weight", "add_embedding.linear_1.weight")),
-    ("a Stable Diffusion ControlNet", ("{}input_hint_block.0.weight",)),
+    ("a Stable Diffusion ControlNet", ("*input_hint_block.0.weight",)),
     ("a Stable Diffusion ControlNet", ("controlnet_cond_embedding.conv_in.weight",)),
-    ("a T2I adapter of Stable Diffusion", ("{}body.0.block1.weight",)),
-    ("a T2I adapter of Stable Diffusion", ("{}body.0.in_conv.weight",)),
-    ("a T2I adapter of Stable Diffusion", ("adapter.body.0.{}",)),
-    ("a Flux checkpoint", ("{}double_blocks.0.img_attn.norm.key_norm.scale",)),
-    ("a Stable Diffusion 3 checkpoint", ("{}joint_blocks.0.context_block.attn.qkv.weight",)),
-    ("an SDXL checkpoint", ("{}input_blocks.0.0.weight", "{}conditioner.embedders.1.{}")),
-    ("an SDXL checkpoint", ("{}label_emb.0.0.weight", "{}input_blocks.8.1.transformer_blocks.9.{}")),
-    ("a Stable Diffusion 2 checkpoint", ("{}input_blocks.0.0.weight", "cond_stage_model.model.{}")),
-    ("a Stable Diffusion 1.5 checkpoint", ("{}input_blocks.0.0.weight", "cond_stage_model.transformer.{}")),
-    ("a Stable Diffusion UNet", ("{}input_blocks.0.0.weight", "{}middle_block.1.transformer_blocks.0.{}")),
-    ("a Stable Diffusion UNet in the layout of diffusers", ("conv_in.weight", "{}up_blocks.1.attentions.0.{}")),
-    ("a Stable Diffusion VAE", ("{}decoder.conv_in.weight", "{}encoder.conv_in.weight")),
-    ("a T5 text encoder", ("{}encoder.block.0.layer.0.SelfAttention.k.weight",)),
-    ("a CLIP text encoder without the projection that Stable Cascade needs", ("{}text_model.embeddings.{}",)),
-    ("a CLIP text encoder of another layout (open_clip)", ("{}token_embedding.weight", "{}transformer.resblocks.{}")),
+    ("a T2I adapter of Stable Diffusion", ("*body.0.block1.weight",)),
+    ("a T2I adapter of Stable Diffusion", ("*body.0.in_conv.weight",)),
+    ("a T2I adapter of Stable Diffusion", ("adapter.body.0.*",)),
+    ("a Flux checkpoint", ("*double_blocks.0.img_attn.norm.key_norm.scale",)),
+    ("a Stable Diffusion 3 checkpoint", ("*joint_blocks.0.context_block.attn.qkv.weight",)),
+    ("an SDXL checkpoint", ("*input_blocks.0.0.weight", "*conditioner.embedders.1.*")),
+    ("an SDXL checkpoint", ("*label_emb.0.0.weight", "*input_blocks.8.1.transformer_blocks.9.*")),
+    ("a Stable Diffusion 2 checkpoint", ("*input_blocks.0.0.weight", "cond_stage_model.model.*")),
+    ("a Stable Diffusion 1.5 checkpoint", ("*input_blocks.0.0.weight", "cond_stage_model.transformer.*")),
+    ("a Stable Diffusion UNet", ("*input_blocks.0.0.weight", "*middle_block.1.transformer_blocks.0.*")),
+    ("a Stable Diffusion UNet in the layout of diffusers", ("conv_in.weight", "*up_blocks.1.attentions.0.*")),
+    ("a Stable Diffusion VAE", ("*decoder.conv_in.weight", "*encoder.conv_in.weight")),
+    ("a T5 text encoder", ("*encoder.block.0.layer.0.SelfAttention.k.weight",)),
+    ("a CLIP text encoder without the projection that Stable Cascade needs", ("*text_model.embeddings.*",)),
+    ("a CLIP text encoder of another layout (open_clip)", ("*token_embedding.weight", "*transformer.resblocks.*")),
 )
-"""Files of other models, and the names by which they are recognized (templates with up to two `{}`)."""
-
-
-def _holds(template: str, names: Sequence[str]) -> bool:
-    start, _, rest = template.partition("{}")
-    middle, braces, end = rest.partition("{}")
-    if "{}" not in template:
-        return template in names
-    if not braces:
-        return any(name.startswith(start) and name.endswith(middle) for name in names)
-    return any(name.startswith(start) and middle in name[len(start) :] and name.endswith(end) for name in names)
+"""Files of other models, and the names by which they are recognized, all of them needed; `*` as in `Signature`."""
 
 
 @dataclass(frozen=True)
@@ -305,8 +296,8 @@ def _what_else(names: list[str]) -> str:
     if not names:
         return "it contains no tensors"
     known = set(names)
-    for title, templates in FOREIGN:
-        if all(template in known if "{}" not in template else _holds(template, names) for template in templates):
+    for title, patterns in FOREIGN:
+        if all(_contains(known, pattern) for pattern in patterns):
             return f"this is {title}"
     return f"no part of Stable Cascade ({len(names)} tensors, the first {', '.join(names[:3])})"
 
