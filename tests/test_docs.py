@@ -16,7 +16,7 @@ import pytest
 from cascade.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -49,3 +49,14 @@ def test_commands_are_spelled_as_the_command_line_wants_them(page: Path) -> None
     commands = re.findall(r"python -m cascade (.*)", "".join(blocks(page, "bash")))
     for command in commands:
         build_parser().parse_args(shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"], ids=lambda page: page.name
+)
+def test_named_files_are_there(page: Path) -> None:
+    names = re.findall(
+        r"(?<![\w/.])(?:cascade|nodes|tests|web|workflows|docs)/[\w/.-]*\w", page.read_text(encoding="utf-8")
+    )
+    assert names
+    assert [name for name in names if not (ROOT / name).exists()] == []
