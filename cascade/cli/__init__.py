@@ -33,14 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. What a user can put right is told in one line, without a traceback."""
+    """Run one command; returns the exit status. An error that the user can fix is one line, without a traceback."""
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`head`, `less`) has gone. Python would complain once more when it flushes standard output.
+        # The reader (`head`, `less`) has ended. Python would print another error when it flushes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (CascadeError, OSError) as error:
@@ -53,5 +53,5 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     line = " ".join(str(error).split()) or type(error).__name__
-    # Names out of a file may hold what a terminal would obey.
+    # Names that were read from a file may hold control characters of the terminal.
     return "".join(c if c.isprintable() else "?" for c in line)

@@ -317,7 +317,7 @@ def _loras(args: argparse.Namespace) -> list[Applied]:
         try:
             strength = float(number)
         except ValueError:
-            raise CascadeError(f"--lora {text}: {number!r} is no strength; write FILE=0.8") from None
+            raise CascadeError(f"--lora {text}: {number!r} is not a strength; write FILE=0.8") from None
         found.append(Applied(read_lora(tiny.path("lora") if file == "tiny" else file), strength, strength))
     return found
 
@@ -379,7 +379,7 @@ def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict
         "stage_c": stage_recipe(args, settings.stage_c),
         "stage_b": stage_recipe(args, settings.stage_b, "_b"),
         **({} if args.tile is None else {"tile": args.tile}),
-        **({"loras": [Path(text).name for text in args.lora]} if args.lora else {}),
+        **({"lora": [Path(text).name for text in args.lora]} if args.lora else {}),
         "models": [path.name for path in args.models] if args.models else "tiny",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,10 +72,14 @@ def _given(text: str) -> Given:
     file, *rest = text.split("=")
     if not file or len(rest) not in (1, 2) or not rest[0]:
         raise argparse.ArgumentTypeError(f"{text} is not FILE=HINT or FILE=HINT=STRENGTH")
+    hint, number = (*rest, "1")[:2]
     try:
-        return Given(file, Path(rest[0]), float(rest[1]) if rest[1:] else 1.0)
+        strength = float(number)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: {rest[1]!r} is not a strength; write FILE=HINT=0.8") from None
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise argparse.ArgumentTypeError(f"{text}: {number!r} is not a strength; write FILE=HINT=0.8")
+    return Given(file, Path(hint), strength)
 
 
 def load_controls(args: argparse.Namespace) -> list[Control]:

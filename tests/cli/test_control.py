@@ -209,7 +209,9 @@ def test_a_missing_encoder_is_named(
     assert "error: effnet not found" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("control", ["canny", "canny=", "=hint.png", "canny=hint.png=0.5=1", "canny=hint.png=strong"])
+@pytest.mark.parametrize(
+    "control", ["canny", "canny=", "=hint.png", "canny=hint.png=0.5=1", "canny=hint.png=strong", "canny=hint.png=nan"]
+)
 def test_what_is_not_written_as_file_and_hint(capsys: pytest.CaptureFixture[str], control: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["generate", "a cat", "--control", control])

@@ -145,6 +145,23 @@ def test_an_image_noised_as_the_released_code_does(folder, photo, tmp_path):
     assert drawn[0] != drawn[1]
 
 
+def test_a_lora_changes_the_image_and_is_in_the_recipe(tmp_path):
+    def generated(*options):
+        out = tmp_path / "heart.png"
+        given = ["generate", "a red circle", "-o", str(out), "--width", "64", "--height", "64", "--steps", "1"]
+        assert main([*given, "--steps-b", "1", *options]) == 0
+        with Image.open(out) as image:
+            return image.tobytes(), json.loads(image.text["cascade"]).get("lora")
+
+    plain, name = generated()
+    assert name is None
+    file = tiny.path("lora")
+    by_name, name = generated("--lora", "tiny=0.8")
+    assert (by_name != plain, name) == (True, ["tiny=0.8"])
+    by_path, name = generated("--lora", f"{file}=0.8")
+    assert (by_path == by_name, name) == (True, [f"{file.name}=0.8"])
+
+
 def test_without_a_size_the_image_gives_its_proportions(as_tiny, photo, tmp_path):
     out = tmp_path / "out.png"
     options = ["--image", str(photo), "--steps", "1", "--steps-b", "1"]
@@ -159,6 +176,9 @@ def test_variations_and_large_images(folder, photo, tmp_path):
     assert make(folder, out, *weights, "--enlarge", "4", "--tile", "256") == 0
     with Image.open(out) as drawn:
         assert drawn.size == (384, 256)
+        recipe = json.loads(drawn.text["cascade"])
+    assert recipe["like"] == ["photo.png", "photo.png"]
+    assert (recipe["weight"], recipe["enlarge"], recipe["tile"]) == ([1.0, -0.5], 4.0, 256)
 
 
 @pytest.mark.parametrize(
