@@ -83,9 +83,11 @@ class CascadeEncodeImage(io.ComfyNode):
         checks.autoencoder(encoder, "Stage C")
         source = imaging.from_image(image)
         masks = None if mask is None else as_mask(mask)
-        size = tuple(source.shape[-2:]) if resize_mode == OWN_SIZE else with_short_side(*source.shape[-2:], short_side)
-        sizes = latent_sizes(*size)
-        given = fit(source, *size)
+        height, width = source.shape[-2:]
+        if resize_mode != OWN_SIZE:
+            height, width = with_short_side(height, width, short_side)
+        sizes = latent_sizes(height, width)
+        given = fit(source, height, width)
         if resize_mode == OWN_SIZE:
             small = imaging.encode_effnet(encoder, given, COMPRESSION)
         else:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from comfy_api.latest import io
-
-from .host.compat import supported
 
 CATEGORY = "Stable Cascade"
 LOADERS = f"{CATEGORY}/loaders"
@@ -23,6 +22,10 @@ LoraType = io.Custom("CASCADE_LORA")
 """A LoRA in the library's form, whatever file or training it came from."""
 
 
+NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
+"""Schema keywords that not every supported ComfyUI knows. For any other unknown one the host raises TypeError."""
+
+
 def schema(**keywords: Any) -> io.Schema:
     """A node's schema; what this ComfyUI does not know yet is left out."""
     return io.Schema(**supported(io.Schema, keywords))
@@ -31,6 +34,12 @@ def schema(**keywords: Any) -> io.Schema:
 def field(kind: Any, name: str, **keywords: Any) -> Any:
     """An input of a type (`io.Int`, ...); what this ComfyUI does not know yet is left out."""
     return kind.Input(name, **supported(kind.Input, keywords))
+
+
+def supported(made: Any, keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords without those of `NEWER` that this ComfyUI does not know."""
+    known = inspect.signature(made).parameters
+    return {name: value for name, value in keywords.items() if name in known or name not in NEWER}
 
 
 def seed_field(tip: str) -> Any:

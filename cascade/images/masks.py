@@ -31,8 +31,8 @@ def mask_of_latent(mask: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_max_pool2d(mask, tuple(size))
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     """A mask [B, 1, H, W] stretched over an image of size (H', W')."""
     if mask.shape[-2:] == tuple(size):
         return mask
-    return F.interpolate(mask, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return F.interpolate(mask, tuple(size), mode="bilinear", antialias=True).clamp(0, 1)

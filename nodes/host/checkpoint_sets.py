@@ -78,9 +78,10 @@ def fingerprint(kind: str, file: str | None, previewer_choice: str | None = NONE
 
 def fingerprint_of_all(*choices: str | None) -> str:
     """The same for `load`: changes when it would take other files, or one that it takes has changed."""
-    if None in choices:
+    known = [choice for choice in choices if choice is not None]
+    if len(known) < len(choices):
         return digest(folders.state())
-    return digest({kind: folders.stamp(path) for kind, path in _found(choices).items()})
+    return digest({kind: folders.stamp(path) for kind, path in _found(known).items()})
 
 
 def digest(stamps: object) -> str:

@@ -5,7 +5,6 @@ Tried on ComfyUI 0.16.3, 0.24.0 and 0.30.0. Where a new version breaks something
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -17,19 +16,10 @@ import comfy.model_base
 import comfy.sd
 import comfy.supported_models
 
-NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
-"""Schema keywords that not every supported version knows. For any other unknown one the host raises TypeError."""
-
 CALLBACK = 5
 """Place of the callback in a sampling run's arguments: noise, latent_image, sampler, sigmas, denoise_mask, callback."""
 
 _lock = threading.Lock()
-
-
-def supported(made: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords without those of `NEWER` that this version does not know."""
-    known = inspect.signature(made).parameters
-    return {name: value for name, value in keywords.items() if name in known or name not in NEWER}
 
 
 @dataclass(frozen=True)

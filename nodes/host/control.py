@@ -211,6 +211,8 @@ def apply(
     made: dict[Any, Any] = {}
 
     def with_control(conditioning: Any) -> Any:
+        if conditioning is None:
+            return None
         found = []
         for embedding, extras in conditioning:
             before = extras.get("control")
@@ -220,4 +222,4 @@ def apply(
             found.append([embedding, {**extras, "control": made[before], "control_apply_to_uncond": False}])
         return found
 
-    return tuple(None if each is None else with_control(each) for each in (positive, negative))
+    return with_control(positive), with_control(negative)

@@ -37,7 +37,7 @@ def masks_over(mask: Tensor, images: Tensor, node: str, cure: str = "") -> Tenso
 
     Raises CascadeError where they are of other numbers, InvalidImage for an empty mask.
     """
-    masks = resize_mask(as_mask(mask), tuple(images.shape[-2:]))
+    masks = resize_mask(as_mask(mask), images.shape[-2:])
     if len(masks) not in (1, len(images)):
         raise CascadeError(f"{node}: {len(masks)} masks for {len(images)} images.{cure}")
     return masks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,18 @@ class CondSpatial(comfy.conds.CONDRegular):
         return CondSpatial(cond, self.image)
 
     def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> Any:
-        cropped = self.cond
-        for side in range(2 if area is not None else 0):
-            have, whole = cropped.shape[side + 2], self.image[side]
+        part = self.cond if area is None else self._cropped(area)
+        return self._copy_with(comfy.utils.repeat_to_batch_size(part, batch_size))
+
+    def _cropped(self, area: Sequence[int]) -> Tensor:
+        """The part under an area of the image: its height, width, top and left."""
+        part = self.cond
+        for side in (0, 1):
+            have, whole = part.shape[side + 2], self.image[side]
             first = area[side + 2] * have // whole
             last = min(have, -(-(area[side + 2] + area[side]) * have // whole))
-            cropped = cropped.narrow(side + 2, first, max(1, last - first))
-        return self._copy_with(comfy.utils.repeat_to_batch_size(cropped, batch_size))
+            part = part.narrow(side + 2, first, max(1, last - first))
+        return part
 
 
 class CascadeC(comfy.model_base.StableCascade_C):

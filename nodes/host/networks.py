@@ -112,7 +112,8 @@ class Hosted:
         raise NotImplementedError
 
 
-class HostStageC(Hosted, StageC):
+# The host calls by its own names.
+class HostStageC(Hosted, StageC):  # pyright: ignore[reportIncompatibleMethodOverride]
     def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         names = ("clip_text", "clip_text_pooled", "clip_img", "sca", "crp")
         return {name: conditions.get(name) for name in names}
@@ -130,7 +131,7 @@ class HostStageC(Hosted, StageC):
         return list(reversed(control["input"]))
 
 
-class HostStageB(Hosted, StageB):
+class HostStageB(Hosted, StageB):  # pyright: ignore[reportIncompatibleMethodOverride]
     def _inputs(self, x: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: conditions.get(name) for name in ("effnet", "clip", "pixels", "sca")}
         return {**found, "size": tuple(x.shape[-2:])}

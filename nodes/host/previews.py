@@ -60,6 +60,6 @@ class Watch:
             return to_pillow(net(x0[:1].float())[0])
 
     def _network(self) -> Any:
-        if self.net is None:
+        if self.net is None and self.path is not None:
             self.net = load_model(self.path, part="previewer", dtype=torch.float32)
         return self.net

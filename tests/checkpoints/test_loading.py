@@ -309,7 +309,7 @@ def test_errors_are_one_line_whatever_they_tell_of(tmp_path: Path) -> None:
     path, state = tmp_path / "file.safetensors", released_state("stage_a")
     config = json.dumps(CONFIGS["stage_a"].to_dict() | {"width": 10**25})
     save_tensors(state, path, {"cascade.kind": "stage_a", "cascade.config": config})
-    with pytest.raises(IncompatibleCheckpoint, match="its config makes no network") as caught:
+    with pytest.raises(IncompatibleCheckpoint, match="its config is not valid") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(IncompatibleCheckpoint, match="left over: a line") as caught:

@@ -51,6 +51,6 @@ def test_the_text_encoder_knows_the_words_that_are_attached() -> None:
 def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_lora(some_lora(), tmp_path / "a.safetensors")
     assert main(["generate", "a", "-o", str(tmp_path / "a.png"), "--lora", f"{tmp_path / 'a.safetensors'}=much"]) == 1
-    assert "'much' is no strength" in capsys.readouterr().err
+    assert "'much' is not a strength" in capsys.readouterr().err
     assert main(["generate", "a", "-o", str(tmp_path / "a.png"), "--lora", str(tmp_path / "a.safetensors")]) == 1
     assert "the token [thing] is 16 wide, the text encoder 48" in capsys.readouterr().err
