@@ -34,7 +34,7 @@ with the released networks. --image starts from an image, --like makes variation
 outlines and the like to follow."""
 EXAMPLES = """examples:
   python -m cascade generate "a large red circle on a blue background, left" -o circle.png
-  python -m cascade generate "a small yellow star" --negative red --number 4 --seed 7
+  python -m cascade generate "a small yellow star" --negative red --number 4 --seed 8
   python -m cascade generate "a green square" --image circle.png --strength 0.6 -o square.png
   python -m cascade generate "" --like circle.png --number 4
   python -m cascade generate "a large yellow circle" --control canny=circle.png -o yellow.png
