@@ -21,9 +21,12 @@ arguments everywhere; progress goes through a callback. ``tests/test_architectur
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib import metadata
 from pathlib import Path
+
+from .errors import Printable
 
 NAME = "stable-cascade"
 
@@ -41,3 +44,4 @@ def _version() -> str:
 
 
 __version__ = _version()
+logging.getLogger("cascade").addFilter(Printable())

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 
+def printable(text: str) -> str:
+    """Text that every encoding of a terminal or a log takes: half of a surrogate pair is shown as its escape.
+
+    Names of files and metadata may hold one, and it ends the thread that prints it: ComfyUI's queue until a restart.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Printable(logging.Filter):
+    """Makes every message of a logger printable."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
+
+
 class CascadeError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base of every error that this library raises on purpose. Its text is printable."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class CheckpointError(CascadeError):

@@ -32,9 +32,12 @@ class Control:
     start_percent: float = 0.0
     end_percent: float = 1.0
 
+    def __post_init__(self) -> None:
+        _ = self.interval
+
     @cached_property
     def interval(self) -> Interval:
-        """The part of the run in which it acts."""
+        """The part of the run in which it acts. Raises ValueError where it ends before it starts."""
         return Interval(self.start_percent, self.end_percent)
 
     def of(self, rows: Sequence[int]) -> Control:

@@ -39,7 +39,9 @@ class Parts:
         Raises MissingPart, or what loading and attaching raise.
         """
         if kind not in self.sources:
-            raise MissingPart(f"This needs a {kind}; there are only {', '.join(sorted(self.sources)) or 'no parts'}.")
+            raise MissingPart(
+                f"This needs the network {kind}; there are only {', '.join(sorted(self.sources)) or 'no parts'}."
+            )
         source = self.sources[kind]
         if isinstance(source, nn.Module):
             return self._run(kind, source, task)

@@ -1,0 +1,34 @@
+"""What all errors and log messages of the library have in common."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import pytest
+
+import cascade
+from cascade import errors
+from cascade.errors import CascadeError, CheckpointError
+
+ERRORS = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, CascadeError)]
+SURROGATE = "folder \ud800"
+"""As a name that is not UTF-8 arrives in Python; no encoding takes it."""
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_can_be_printed(error: type[CascadeError]) -> None:
+    assert str(error(SURROGATE)).encode("utf-8") == b"folder \\ud800"
+    assert str(error("a\u00e9\u4e2d")) == "a\u00e9\u4e2d"
+
+
+def test_a_path_that_is_not_utf_8_can_be_printed() -> None:
+    error = CheckpointError("damaged", SURROGATE)
+    assert str(error).encode("utf-8") == b"folder \\ud800: damaged"
+    assert error.path == SURROGATE
+
+
+def test_log_messages_can_be_printed(caplog: pytest.LogCaptureFixture) -> None:
+    assert cascade.__version__
+    logging.getLogger("cascade").warning("passed over: %s", SURROGATE)
+    assert caplog.messages == ["passed over: folder \\ud800"]
