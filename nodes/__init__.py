@@ -1,4 +1,4 @@
-"""The nodes, one file a capability. Only `host` knows ComfyUI's insides; the files beside it do not know each other."""
+"""The nodes, one file for each capability, which never import each other. Only `host` uses ComfyUI's internals."""
 
 from __future__ import annotations
 

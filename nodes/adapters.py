@@ -1,4 +1,4 @@
-"""LoRAs and learned tokens: use them, look into them, convert, merge and extract them."""
+"""LoRAs and learned tokens: use, inspect, convert, merge and extract them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def target_outputs() -> list[Any]:
 
 
 def chosen(lora_name: str, token_names: str = "", model: Any = None, lora: Lora | None = None) -> Lora:
-    """The LoRA that is connected, else that of the file."""
+    """The connected LoRA, else the one in the file."""
     return adapters.read(folders.find("lora", lora_name), token_names, model) if lora is None else lora
 
 
@@ -74,8 +74,8 @@ class CascadeLoadLora(io.ComfyNode):
             display_name="Load LoRA (Stable Cascade)",
             category=LORA,
             description=(
-                "Puts a LoRA of any trainer on Stage C and the text encoder; its learned tokens then work in prompts. "
-                "The report says how much of it matched."
+                "Applies a LoRA of any trainer to Stage C and the text encoder; its learned tokens then work in "
+                "prompts. The report says how much of it matched."
             ),
             inputs=[
                 *targets(),
@@ -132,7 +132,8 @@ class CascadeLoraStack(io.ComfyNode):
             node_id="CascadeLoraStack",
             display_name="LoRA Stack (Stable Cascade)",
             category=LORA,
-            description="Several LoRAs at once. Their order does not matter; for more than five put stacks in a row.",
+            description="Applies several LoRAs. Their order does not matter. For more than five, connect stacks in a "
+            "row.",
             inputs=[*targets(), *slots],
             outputs=target_outputs(),
             search_aliases=["lora stacker", "multiple loras"],
@@ -200,7 +201,7 @@ class CascadeLoraInfo(io.ComfyNode):
             node_id="CascadeLoraInfo",
             display_name="LoRA Info (Stable Cascade)",
             category=LORA,
-            description="What a LoRA is for, its rank, tokens and training, and how much it changes each block.",
+            description="Shows what a LoRA is for, its rank, tokens and training, and how much it changes each block.",
             inputs=[
                 folders.file_field("lora", "A LoRA from models/loras.", name="lora_name"),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
@@ -231,7 +232,7 @@ class CascadeSaveLora(io.ComfyNode):
             node_id="CascadeSaveLora",
             display_name="Save LoRA (Stable Cascade)",
             category=LORA,
-            description="Saves a LoRA to models/loras in the format of any trainer: converts files, keeps new ones.",
+            description="Saves a LoRA to models/loras in the format of any trainer: a converted file, or a new LoRA.",
             inputs=[
                 folders.file_field("lora", "The LoRA to convert, from models/loras.", name="lora_name"),
                 filename_prefix_field("cascade_lora", "models/loras"),
@@ -288,8 +289,8 @@ class CascadeMergeLora(io.ComfyNode):
             display_name="Merge LoRA into Stage C (Stable Cascade)",
             category=LORA,
             description=(
-                "Saves Stage C with all LoRAs that are on it as a file of its own. Tokens are not merged: a checkpoint "
-                "has none; keep the LoRA for them."
+                "Saves Stage C with all its LoRAs merged as a checkpoint. Learned tokens are not merged, because a "
+                "checkpoint cannot hold them: keep the LoRA."
             ),
             inputs=[
                 field(io.Model, "model", tooltip="Stage C with LoRAs on it."),
@@ -315,12 +316,12 @@ class CascadeExtractLora(io.ComfyNode):
             display_name="Extract LoRA (Stable Cascade)",
             category=LORA,
             description=(
-                "The difference of two Stage Cs as a LoRA: of a finetune and what it came from, or of a model with "
-                "several LoRAs and without, which makes one of them."
+                "The difference of two Stage C models as a LoRA: of a finetune and its base model, or of a model with "
+                "several LoRAs and without them, which combines them into one."
             ),
             inputs=[
-                field(io.Model, "base_model", tooltip="The Stage C without what is to be extracted."),
-                field(io.Model, "tuned_model", tooltip="The Stage C with it."),
+                field(io.Model, "base_model", tooltip="The Stage C before the changes."),
+                field(io.Model, "tuned_model", tooltip="The Stage C with the changes, of the same size."),
                 field(
                     io.Int,
                     "rank",

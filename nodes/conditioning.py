@@ -17,7 +17,7 @@ class CascadeTextEncode(io.ComfyNode):
             node_id="CascadeTextEncode",
             display_name="Text Encode (Stable Cascade)",
             category=CONDITIONING,
-            description="What the image should show and what it should not, for Stage C and Stage B alike.",
+            description="Encodes what the image should show and what it should not show, for Stage C and for Stage B.",
             inputs=[
                 field(io.Clip, "clip", tooltip="The text encoder."),
                 field(
@@ -26,8 +26,8 @@ class CascadeTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="a large red circle on a blue background",
-                    tooltip="What the image should show. (word:1.2) weighs a word; embedding:name adds an embedding "
-                    "file.",
+                    tooltip="What the image should show. (text:1.2) gives text more weight; embedding:name adds an "
+                    "embedding file.",
                 ),
                 field(
                     io.String,

@@ -1,4 +1,4 @@
-"""ControlNets: loading one, and putting it on both conditionings."""
+"""ControlNets: loading one, and applying it to both conditionings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class CascadeLoadControlNet(io.ComfyNode):
             node_id="CascadeLoadControlNet",
             display_name="Load ControlNet (Stable Cascade)",
             category=LOADERS,
-            description="A ControlNet of any kind and width: released, yours, or one of the tiny cascade's.",
+            description="Loads a ControlNet of any kind and width: a released one, your own, or one of the tiny "
+            "cascade's.",
             inputs=[
                 field(
                     io.Combo,
@@ -68,7 +69,7 @@ class CascadeLoadControlNet(io.ComfyNode):
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in text.replace(",", " ").split())
+        return tuple(int(number) for number in text.replace(",", " ").split())
     except ValueError as error:
         raise CascadeError(
             f"Load ControlNet (Stable Cascade): blocks are whole numbers, as in 0, 4, 8, 12; found {text!r}."
@@ -83,8 +84,8 @@ class CascadeApplyControlNet(io.ComfyNode):
             node_id="CascadeApplyControlNet",
             display_name="Apply ControlNet (Stable Cascade)",
             category=CONTROL,
-            description="Stage C generates what the prompt says, laid out as the hint shows. Several nets in a row "
-            "add up.",
+            description="Stage C then follows the prompt and the layout of the hint. Several of these nodes in a "
+            "row add up.",
             inputs=[
                 field(io.Conditioning, "positive", tooltip="What the image should show."),
                 field(io.Conditioning, "negative", tooltip="What the image should not show."),
@@ -105,7 +106,7 @@ class CascadeApplyControlNet(io.ComfyNode):
                     "start_percent",
                     default=0.0,
                     **percent,
-                    tooltip="From where on the hint acts: 0 is the start of sampling, 1 the end.",
+                    tooltip="From where on the hint acts: 0 is the start of sampling, 1 the end. Released: 0.",
                 ),
                 field(
                     io.Float,

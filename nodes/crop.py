@@ -22,11 +22,11 @@ class CascadeCropToMask(io.ComfyNode):
             node_id="CascadeCropToMask",
             display_name="Crop to Mask (Stable Cascade)",
             category=CONTROL,
-            description="Crops an image around the mask and scales the crop to the size that the models do best; "
+            description="Crops an image around the mask and scales the crop to the size the models were trained at; "
             "Stitch puts it back. So a small part of a large image gets full detail.",
             inputs=[
                 field(io.Image, "image", tooltip="The whole image."),
-                field(io.Mask, "mask", tooltip="White (1): what to generate anew. Any size."),
+                field(io.Mask, "mask", tooltip="White (1): what to generate again. Any size."),
                 field(io.Int, "width", default=1024, **side, tooltip="Width of the crop in pixels. Tiny cascade: 256."),
                 field(
                     io.Int, "height", default=1024, **side, tooltip="Height of the crop in pixels. Tiny cascade: 256."

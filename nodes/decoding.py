@@ -19,8 +19,7 @@ class CascadeDecode(io.ComfyNode):
             node_id="CascadeDecode",
             display_name="Decode (Stable Cascade)",
             category=LATENT,
-            description="Stage A decodes Stage B's latent to the image. What is too large for memory is decoded in "
-            "tiles.",
+            description="Stage A decodes Stage B's latent to the image. If it would not fit into memory, in tiles.",
             inputs=[
                 field(io.Latent, "samples", tooltip="Stage B's result."),
                 field(io.Vae, "vae", tooltip="Stage A."),
@@ -30,7 +29,7 @@ class CascadeDecode(io.ComfyNode):
                     options=[AUTO, NEVER, ALWAYS],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Decode in overlapping tiles. auto: when the whole would not fit into the free memory.",
+                    tooltip="Decode in overlapping tiles. auto: only if the whole image would not fit into memory.",
                 ),
                 field(
                     io.Int,
@@ -63,12 +62,18 @@ class CascadePreviewDecode(io.ComfyNode):
             node_id="CascadePreviewDecode",
             display_name="Preview Decode (Stable Cascade)",
             category=LATENT,
-            description="A quick, small image straight from Stage C's latent, before Stage B has run.",
+            description="Decodes Stage C's latent to a small image, quickly and without Stage B.",
             inputs=[
                 field(io.Latent, "samples", tooltip="Stage C's result."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="8 pixels to a side of one latent.")],
+            outputs=[
+                io.Image.Output(
+                    "image",
+                    display_name="image",
+                    tooltip="8 x 8 pixels for each position of the latent: 192 x 192 for 24 x 24.",
+                )
+            ],
             search_aliases=["preview", "previewer", "vae decode"],
         )
 

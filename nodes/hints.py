@@ -20,7 +20,7 @@ TRAINED, FULL = f"as trained ({LEARNED_SIZE} x {LEARNED_SIZE})", "full size"
 
 
 def start_of(images: torch.Tensor, mask: torch.Tensor, encoder: Any) -> dict[str, Any]:
-    """Stage C's latent for images of this size: empty, or encoded with a mask of what is generated anew."""
+    """Stage C's latent for images of this size: empty, or encoded with a mask of what is generated again."""
     _, height, width = latent_sizes(*images.shape[-2:]).stage_c
     if encoder is None:
         return {"samples": torch.zeros(len(images), 16, height, width)}
@@ -54,7 +54,7 @@ class CascadeCannyHint(io.ComfyNode):
             description="The edges of an image, for the canny ControlNet. It was trained with edges found at 224 x "
             "224 and scaled up: thick and soft. Thin edges at full size have little effect on it.",
             inputs=[
-                field(io.Image, "image", tooltip="The image whose outlines the result should have."),
+                field(io.Image, "image", tooltip="The image whose outlines the result should follow."),
                 field(
                     io.Combo,
                     "resolution",
@@ -101,12 +101,14 @@ class CascadeInpaintHint(io.ComfyNode):
             description="An image with a hole, for the inpainting ControlNet: white where the mask is white, the mask "
             "itself as the fourth channel.",
             inputs=[
-                field(io.Image, "image", tooltip="The image that is to be filled."),
-                field(io.Mask, "mask", tooltip="White (1): generate anew. Any size; scaled to the image."),
+                field(io.Image, "image", tooltip="The image to fill in where the mask is white."),
+                field(io.Mask, "mask", tooltip="White (1): generate again. Any size; scaled to the image."),
                 encoder_field(),
             ],
             outputs=[
-                io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet; see-through in a preview."),
+                io.Image.Output(
+                    "hint", display_name="hint", tooltip="For Apply ControlNet. Previews show the mask as transparent."
+                ),
                 latent_output(),
                 io.Mask.Output("mask_out", display_name="mask", tooltip="The mask at the image's size."),
             ],
@@ -130,9 +132,9 @@ class CascadeOutpaintHint(io.ComfyNode):
             node_id="CascadeOutpaintHint",
             display_name="Outpaint Hint (Stable Cascade)",
             category=CONTROL,
-            description="An image with white margins to be filled, for the inpainting ControlNet.",
+            description="An image with white margins to fill in, for the inpainting ControlNet.",
             inputs=[
-                field(io.Image, "image", tooltip="The image that is to become larger."),
+                field(io.Image, "image", tooltip="The image to extend."),
                 *(
                     field(io.Int, side, **margin, tooltip=f"Pixels to add at the {side}.")
                     for side in ("left", "top", "right", "bottom")
@@ -148,7 +150,9 @@ class CascadeOutpaintHint(io.ComfyNode):
                 encoder_field(),
             ],
             outputs=[
-                io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet; see-through in a preview."),
+                io.Image.Output(
+                    "hint", display_name="hint", tooltip="For Apply ControlNet. Previews show the mask as transparent."
+                ),
                 latent_output(),
                 io.Image.Output("image_out", display_name="image", tooltip="The padded image, to put the result into."),
                 io.Mask.Output("mask", display_name="mask", tooltip="White where the result goes."),
@@ -177,8 +181,8 @@ class CascadeSuperResolutionHint(io.ComfyNode):
             node_id="CascadeSuperResolutionHint",
             display_name="Super Resolution Hint (Stable Cascade)",
             category=CONTROL,
-            description="A small image as the encoder's latents, for the super-resolution ControlNet, and the empty "
-            "latents of the large one.",
+            description="Encodes a small image, for the super-resolution ControlNet, and makes the empty latents of "
+            "the large image.",
             inputs=[
                 field(io.Image, "image", tooltip="The small image."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
@@ -192,7 +196,7 @@ class CascadeSuperResolutionHint(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("hint", display_name="hint", tooltip="Latents, for Apply ControlNet alone."),
+                io.Image.Output("hint", display_name="hint", tooltip="Latents, for Apply ControlNet only."),
                 latent_output(),
                 io.Latent.Output(
                     "stage_b", display_name="stage_b", tooltip="For latent_image of the sampler of Stage B."
@@ -224,8 +228,8 @@ class CascadeIdentityHint(io.ComfyNode):
             node_id="CascadeIdentityHint",
             display_name="Identity Hint (Stable Cascade)",
             category=CONTROL,
-            description="Faces for an identity ControlNet: each face's 512 numbers in its place. Boxes and numbers "
-            "come from a face detector's node, or from insightface where it is installed.",
+            description="The hint for an identity ControlNet: the 512 numbers of each face at its position. Boxes and "
+            "embeddings come from another node's face detector, or from insightface if it is installed.",
             inputs=[
                 field(io.Image, "image", tooltip="The image with the faces, of the size of the result."),
                 field(
@@ -234,27 +238,29 @@ class CascadeIdentityHint(io.ComfyNode):
                     default=MAX_FACES,
                     min=1,
                     max=64,
-                    tooltip=f"Of more faces than this the largest are used. Released: {MAX_FACES}.",
+                    tooltip=f"The most faces to use; the largest are kept. Released: {MAX_FACES}.",
                 ),
                 field(
                     io.AnyType,
                     "bboxes",
                     optional=True,
-                    tooltip="For each face left, top, right and bottom in pixels: a list or tensor [faces, 4], or a "
+                    tooltip="Left, top, right and bottom of each face in pixels: a list or tensor [faces, 4], or a "
                     "list of those for a batch.",
                 ),
                 field(
                     io.AnyType,
                     "embeddings",
                     optional=True,
-                    tooltip="For each face 512 numbers: a list or tensor [faces, 512], or a list of those for a batch.",
+                    tooltip="512 numbers for each face: a list or tensor [faces, 512], or a list of those for a batch.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    "hint", display_name="hint", tooltip="512 numbers a place, for Apply ControlNet alone."
+                    "hint", display_name="hint", tooltip="512 numbers for each position, for Apply ControlNet only."
                 ),
-                io.Image.Output("preview", display_name="preview", tooltip="The image, with the faces' places marked."),
+                io.Image.Output(
+                    "preview", display_name="preview", tooltip="The image, dark where the hint has no face."
+                ),
             ],
             search_aliases=["face", "identity", "insightface", "face id"],
         )

@@ -30,7 +30,7 @@ class CascadeEncodeImage(io.ComfyNode):
             node_id="CascadeEncodeImage",
             display_name="Encode Image (Stable Cascade)",
             category=LATENT,
-            description="An image to start from: as Stage C's latent, and as Stage B's for its fine detail.",
+            description="Encodes an image to start from: to Stage C's latent, and to Stage B's for its fine detail.",
             inputs=[
                 field(io.Image, "image", tooltip="Any size and shape; gray, with alpha, or a batch."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
@@ -62,7 +62,7 @@ class CascadeEncodeImage(io.ComfyNode):
                     io.Mask,
                     "mask",
                     optional=True,
-                    tooltip="What to generate anew: white (1) fully, black (0) not at all, gray in part. Any size; "
+                    tooltip="What to generate again: white (1) fully, black (0) not at all, gray in part. Any size; "
                     "scaled to the image.",
                 ),
             ],
@@ -111,7 +111,7 @@ def strength_field(number: int, optional: bool) -> Any:
         step=0.05,
         round=0.001,
         optional=optional,
-        tooltip="How much this image counts. 0: not at all; below 0: the opposite of it.",
+        tooltip="Weight of this image. 0: no effect; below 0: the opposite of it.",
     )
 
 
@@ -126,14 +126,14 @@ class CascadeImageVariation(io.ComfyNode):
             node_id="CascadeImageVariation",
             display_name="Image Variation (Stable Cascade)",
             category=CONDITIONING,
-            description="Images as a prompt, together with the text or instead of it: Stage C generates variations of "
-            "them.",
+            description="Adds images to the prompt, or replaces it with them: Stage C generates variations of the "
+            "images.",
             inputs=[
                 field(io.ClipVision, "clip_vision", tooltip="The image encoder."),
                 field(
                     io.Conditioning,
                     "conditioning",
-                    tooltip="The text prompt that the images are added to. An empty prompt leaves it to the images.",
+                    tooltip="The text prompt that the images are added to. With an empty prompt only the images count.",
                 ),
                 field(io.Image, "image1", tooltip="The image to vary, or a batch of them."),
                 strength_field(1, optional=False),
@@ -142,12 +142,12 @@ class CascadeImageVariation(io.ComfyNode):
                     "combine",
                     options=[CONCAT, AVERAGE],
                     default=CONCAT,
-                    tooltip="Of several images. concat: Stage C gets all of them. average: it gets their weighted "
+                    tooltip="For several images. concat: Stage C gets each of them. average: it gets their weighted "
                     "mean.",
                 ),
                 *more,
                 frames_field(
-                    "More than 1: a sequence from the first image to the last, one step for each latent of the "
+                    "More than 1: a sequence from the first image to the last, one frame for each latent of the "
                     "sampler's batch (frames of Mix Latents). Strengths and combine are then ignored.",
                     optional=True,
                 ),
@@ -193,14 +193,15 @@ class CascadeReconstruct(io.ComfyNode):
             node_id="CascadeReconstruct",
             display_name="Reconstruct (Stable Cascade)",
             category=IMAGES,
-            description="An image through Stage C's small latent and back, and how near it comes. No Stage C needed.",
+            description="Encodes an image to Stage C's small latent, decodes it, and measures the similarity. Needs "
+            "no Stage C.",
             inputs=[
                 field(io.Image, "image", tooltip="The image; the reconstruction has its size."),
                 field(io.Vae, "encoder", tooltip="Encoder and previewer."),
                 field(io.Model, "model", tooltip="Stage B."),
                 field(io.Vae, "vae", tooltip="Stage A."),
-                field(io.Conditioning, "positive", tooltip="The empty prompt, as the released reconstruction."),
-                field(io.Conditioning, "negative", tooltip="The empty prompt as well."),
+                field(io.Conditioning, "positive", tooltip="The empty prompt, as in the released code."),
+                field(io.Conditioning, "negative", tooltip="The empty prompt too."),
                 field(
                     io.Float,
                     "compression",
@@ -209,10 +210,10 @@ class CascadeReconstruct(io.ComfyNode):
                     max=256.0,
                     step=0.01,
                     round=0.01,
-                    tooltip="Pixels of the image's side for each latent. Lower comes closer to the image. Trained: 32 "
-                    "to 64.",
+                    tooltip="Pixels along a side for each position of the latent. Lower is more similar to the image. "
+                    "Released: 42.67; trained: 32 to 64.",
                 ),
-                seed_field("The noise that Stage B starts from."),
+                seed_field("Seed of Stage B's noise."),
                 field(
                     io.Int,
                     "steps",
@@ -226,11 +227,15 @@ class CascadeReconstruct(io.ComfyNode):
             outputs=[
                 io.Image.Output("image_out", display_name="image", tooltip="The reconstruction."),
                 io.Image.Output(
-                    "comparison", display_name="comparison", tooltip="The image beside its reconstruction."
+                    "comparison",
+                    display_name="comparison",
+                    tooltip="The image on the left, its reconstruction on the right.",
                 ),
-                io.Latent.Output("stage_c", display_name="stage_c", tooltip="The small latent that it came from."),
-                io.Float.Output("psnr", display_name="psnr", tooltip="Peak signal to noise ratio, dB: more is nearer."),
-                io.Float.Output("ssim", display_name="ssim", tooltip="Structural similarity: 1 is equal."),
+                io.Latent.Output("stage_c", display_name="stage_c", tooltip="The small latent of the image."),
+                io.Float.Output(
+                    "psnr", display_name="psnr", tooltip="Peak signal-to-noise ratio in dB: higher is more similar."
+                ),
+                io.Float.Output("ssim", display_name="ssim", tooltip="Structural similarity: 1 is identical."),
                 io.String.Output("report", display_name="report", tooltip="Sizes and scores of each image."),
             ],
             search_aliases=["psnr", "ssim", "compression", "effnet"],

@@ -41,7 +41,7 @@ class CascadeEmptyLatent(io.ComfyNode):
             node_id="CascadeEmptyLatent",
             display_name="Empty Latent (Stable Cascade)",
             category=LATENT,
-            description="Where sampling starts: Stage C's latent (a 42.67th of the size) and Stage B's (a quarter).",
+            description="Sets the image size: empty latents for Stage C (size / 42.67) and for Stage B (size / 4).",
             inputs=[
                 field(
                     io.Combo,
@@ -58,7 +58,7 @@ class CascadeEmptyLatent(io.ComfyNode):
                     default=1,
                     min=1,
                     max=4096,
-                    tooltip="Images at once. The first has the sampler's seed, the next that seed + 1, and so on.",
+                    tooltip="Number of images. The first has the sampler's seed, the next seed + 1, and so on.",
                 ),
             ],
             outputs=[
@@ -91,10 +91,14 @@ class CascadeMixLatents(io.ComfyNode):
             node_id="CascadeMixLatents",
             display_name="Mix Latents (Stable Cascade)",
             category=LATENT,
-            description="What lies between two latents of one stage: a mix, or a sequence from one to the other.",
+            description="Blends two latents of one stage: one mix, or a sequence from the first to the second.",
             inputs=[
-                field(io.Latent, "samples1", tooltip="Of an encoded image, or a sampler's result."),
-                field(io.Latent, "samples2", tooltip="The other, of the same stage; resized to the first."),
+                field(io.Latent, "samples1", tooltip="The first latent: an encoded image, or a sampler's result."),
+                field(
+                    io.Latent,
+                    "samples2",
+                    tooltip="The second latent, of the same stage; resized to the size of the first.",
+                ),
                 field(
                     io.Float,
                     "blend_factor",
@@ -132,7 +136,7 @@ class CascadeMixLatents(io.ComfyNode):
             batch = max(len(first), len(second))
             mixed = blend(sampling.repeated(first, batch), sampling.repeated(second, batch), blend_factor)
         kept = {name: samples1[name] for name in ("noise_mask",) if name in samples1}
-        # All frames with one noise: what changes from one to the next is the image.
+        # All frames get the same noise, so that only the image changes from one to the next.
         places = {"batch_index": [0] * len(mixed)} if frames > 1 else {}
         return io.NodeOutput({**kept, **places, "samples": mixed})
 

@@ -1,4 +1,4 @@
-"""Files to models. The tiny cascade that comes with the pack is the first choice everywhere: nothing to download."""
+"""Files to models. The included tiny cascade is the first choice everywhere: nothing has to be downloaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class CascadeLoadStageC(io.ComfyNode):
             node_id="CascadeLoadStageC",
             display_name="Load Stage C (Stable Cascade)",
             category=LOADERS,
-            description="Stage C makes a small latent of a prompt. Any released file, 3.6B or 1B, or one you trained.",
+            description="Loads Stage C, which turns a prompt into a small latent: a released file (3.6B or 1B), or "
+            "one you trained.",
             inputs=[
                 folders.file_field(
                     "stage_c",
@@ -74,7 +75,8 @@ class CascadeLoadStageB(io.ComfyNode):
             node_id="CascadeLoadStageB",
             display_name="Load Stage B (Stable Cascade)",
             category=LOADERS,
-            description="Stage B makes the large latent of Stage C's small one. 1.5B or 700M, or one you trained.",
+            description="Loads Stage B, which turns Stage C's small latent into a large one: 1.5B, 700M, or one you "
+            "trained.",
             inputs=[
                 folders.file_field(
                     "stage_b",
@@ -103,7 +105,8 @@ class CascadeLoadStageA(io.ComfyNode):
             node_id="CascadeLoadStageA",
             display_name="Load Stage A (Stable Cascade)",
             category=LOADERS,
-            description="Stage A makes the image of Stage B's latent, and that latent of an image.",
+            description="Loads Stage A, which decodes Stage B's latent to an image, and encodes an image to such a "
+            "latent.",
             inputs=[
                 folders.file_field(
                     "stage_a", "A Stage A, from vae or a merged checkpoint from checkpoints.", name="vae_name"
@@ -131,8 +134,8 @@ class CascadeLoadEncoder(io.ComfyNode):
             display_name="Load Encoder and Previewer (Stable Cascade)",
             category=LOADERS,
             description=(
-                "The VAE of Stage C's latents: the EfficientNet encoder makes them of images, "
-                "the previewer decodes them to quick images."
+                "Loads the VAE of Stage C's latents: the EfficientNet encoder turns images into them, "
+                "the previewer decodes them to small images, quickly."
             ),
             inputs=[
                 folders.file_field(
@@ -164,7 +167,7 @@ class CascadeLoadTextEncoder(io.ComfyNode):
             node_id="CascadeLoadTextEncoder",
             display_name="Load Text Encoder (Stable Cascade)",
             category=LOADERS,
-            description="The CLIP for prompts: CLIP bigG/14 for the released stages.",
+            description="Loads the CLIP model for prompts: CLIP bigG/14 for the released stages.",
             inputs=[
                 folders.file_field(
                     "text_encoder",
@@ -193,7 +196,7 @@ class CascadeLoadImageEncoder(io.ComfyNode):
             node_id="CascadeLoadImageEncoder",
             display_name="Load Image Encoder (Stable Cascade)",
             category=LOADERS,
-            description="The CLIP vision tower for image variations: CLIP ViT-L/14 for the released Stage C.",
+            description="Loads the CLIP vision model for image variations: CLIP ViT-L/14 for the released Stage C.",
             inputs=[
                 folders.file_field(
                     "image_encoder",
@@ -225,9 +228,9 @@ class CascadeLoadCheckpoint(io.ComfyNode):
             display_name="Load Checkpoint (Stable Cascade)",
             category=LOADERS,
             description=(
-                "A whole cascade at once: from merged checkpoints, a folder of diffusers (under models/diffusers), "
-                "or loose files that it finds in ComfyUI's folders. What the chosen files lack comes from the others; "
-                "the report says what was taken."
+                "Loads all networks at once: from merged checkpoints, a diffusers folder (under models/diffusers), or "
+                "single files in ComfyUI's folders. Networks that the chosen files do not have are taken from the "
+                "other files; the report lists them."
             ),
             inputs=[
                 field(
@@ -253,7 +256,7 @@ class CascadeLoadCheckpoint(io.ComfyNode):
                 io.Vae.Output("vae", display_name="vae", tooltip="Stage A, which decodes the image."),
                 io.Vae.Output("encoder", display_name="encoder", tooltip="EfficientNet encoder and previewer."),
                 io.ClipVision.Output("clip_vision", display_name="clip_vision", tooltip="The image encoder."),
-                io.String.Output("report", display_name="report", tooltip="What was taken from where."),
+                io.String.Output("report", display_name="report", tooltip="Which network was loaded from which file."),
             ],
             search_aliases=["checkpoint", "load checkpoint", "ckpt", "diffusers", "wuerstchen"],
         )

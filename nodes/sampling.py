@@ -27,7 +27,7 @@ def conditioning_fields() -> list[Any]:
 
 
 def guidance_fields() -> list[Any]:
-    """What shapes guidance beyond its scale."""
+    """Guidance beyond its scale."""
     return [
         field(
             io.Float,
@@ -46,7 +46,7 @@ def guidance_fields() -> list[Any]:
             step=0.1,
             round=0.01,
             advanced=True,
-            tooltip="cfg at the last step; in between it changes evenly. 0: the same as cfg. Released: 0.",
+            tooltip="cfg at the end of sampling; from start to end it changes evenly. 0: the same as cfg. Released: 0.",
         ),
         field(
             io.Float,
@@ -91,7 +91,7 @@ def steps_field(default: int) -> Any:
 
 def run_fields(released: SamplingSettings) -> list[Any]:
     return [
-        seed_field("Of the noise. The same seed gives the same image, alone or as the first of a batch."),
+        seed_field("Seed of the noise. The same seed gives the same image, alone or as the first of a batch."),
         steps_field(released.steps),
         cfg_field(released.guidance.cfg),
         field(
@@ -109,7 +109,7 @@ def run_fields(released: SamplingSettings) -> list[Any]:
             max=1.0,
             step=0.01,
             round=0.001,
-            tooltip="How much of latent_image is generated anew: 1 all of it, less keeps more of an encoded image.",
+            tooltip="How much of latent_image is generated again: 1 all of it, less keeps more of an encoded image.",
         ),
         shift_field(released.shift),
         *guidance_fields(),
@@ -137,7 +137,7 @@ class CascadeSampleStageC(io.ComfyNode):
             node_id="CascadeSampleStageC",
             display_name="Sample Stage C (Stable Cascade)",
             category=SAMPLING,
-            description="From the prompt to Stage C's small latent, which decides what is in the image.",
+            description="Samples Stage C's small latent from the prompt. It decides what is in the image.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage C."),
                 *conditioning_fields(),
@@ -189,18 +189,22 @@ class CascadeSampleStageB(io.ComfyNode):
             node_id="CascadeSampleStageB",
             display_name="Sample Stage B (Stable Cascade)",
             category=SAMPLING,
-            description="From Stage C's small latent to Stage B's large one, which Stage A decodes to the image.",
+            description="Samples Stage B's large latent from Stage C's small one. Stage A decodes it to the image.",
             inputs=[
                 field(io.Model, "model", tooltip="Stage B."),
                 *conditioning_fields(),
-                field(io.Latent, "stage_c", tooltip="What to generate: Stage C's result, or an encoded image."),
+                field(
+                    io.Latent,
+                    "stage_c",
+                    tooltip="What to generate the image from: Stage C's result, or an encoded image.",
+                ),
                 *run_fields(STAGE_B_SETTINGS),
                 field(
                     io.Latent,
                     "latent_image",
                     optional=True,
                     tooltip="Where to start: Stage B's empty latent (of the image's exact size), or an image that "
-                    "Stage A encoded. Not connected: an empty latent of the size that stage_c is for.",
+                    "Stage A encoded. Not connected: an empty latent of the size that belongs to stage_c.",
                 ),
                 field(
                     io.Combo,
@@ -210,7 +214,7 @@ class CascadeSampleStageB(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Sample in overlapping tiles, each with its part of Stage C's latent: for large images. "
-                    "auto: when a step on the whole would not fit into memory.",
+                    "auto: only if a step on the whole image would not fit into memory.",
                 ),
                 field(
                     io.Int,
@@ -232,7 +236,8 @@ class CascadeSampleStageB(io.ComfyNode):
                     step=64,
                     optional=True,
                     advanced=True,
-                    tooltip="Pixels that neighboring tiles share. More: smoother seams, and slower.",
+                    tooltip="Pixels by which neighboring tiles overlap, at most half of tile_size. More: smoother "
+                    "seams, and slower.",
                 ),
             ],
             outputs=[io.Latent.Output("stage_b", display_name="stage_b", tooltip="For decoding with Stage A.")],
@@ -277,7 +282,7 @@ class CascadeSigmas(io.ComfyNode):
             node_id="CascadeSigmas",
             display_name="Sigmas (Stable Cascade)",
             category=CUSTOM_SAMPLING,
-            description="The released noise levels, for any number of steps. Shift: 2 for Stage C, 1 for Stage B.",
+            description="The released noise levels, for any number of steps. shift: 2 for Stage C, 1 for Stage B.",
             inputs=[
                 steps_field(STAGE_C_SETTINGS.steps),
                 shift_field(STAGE_C_SETTINGS.shift),
@@ -293,7 +298,7 @@ class CascadeSigmas(io.ComfyNode):
                     "end_percent",
                     default=1.0,
                     **PERCENT,
-                    tooltip="Where the steps lead: 1 is the finished image. The last noise level is 0 in any case.",
+                    tooltip="Where the steps end: 1 is the finished image. The last noise level is 0 in any case.",
                 ),
             ],
             outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="For SamplerCustomAdvanced.")],

@@ -21,7 +21,7 @@ CONTINUE, RESTART = "continue", "restart"
 AUTO, NONE = "auto", "none"
 MODULES = ("attention", "key_value", "all")
 WARMUP = 20
-"""Steps; not a share of them all, so that a run can be made longer."""
+"""Steps of the warmup. A fixed number, so that a run can be made longer."""
 
 
 class Row(NamedTuple):
@@ -61,10 +61,10 @@ def _rows() -> list[Row]:
         _file("effnet", "encoder_name", "The EfficientNet encoder, which turns images into Stage C's latents."),
         _row(io.Combo, "previewer", None, "Decodes the samples. auto: the one of the encoder's file, or one in the vae "
              "folder. none: no samples.", options=previewers, default=AUTO),
-        _row(io.String, "token", None, "The token that the captions use for the subject, in brackets so that it is no "
-             "ordinary word. Empty for a style.", default="[heart]"),
-        _row(io.String, "initializer_token", None, "Known words for something similar: the token starts as their mean. "
-             "Empty: random.", default="circle square triangle star"),
+        _row(io.String, "token", None, "The token that the captions use for the subject, in brackets so that it "
+             "differs from ordinary text. Empty for a style.", default="[heart]"),
+        _row(io.String, "initializer_token", None, "Text for something similar: the token starts as the mean of its "
+             "tokens. Empty: random.", default="circle square triangle star"),
         _row(io.Int, "steps", "steps", "Length of the training. Raise it to train a finished run further.",
              default=400, min=1, max=1_000_000),
         _row(io.Int, "batch_size", "batch_size", "Images per step. More need more memory.", default=4, min=1, max=256),
@@ -78,20 +78,21 @@ def _rows() -> list[Row]:
         _row(io.Int, "seed", "seed", "Seed of weights, noise and the order of images. A run continues only with the "
              "same seed.", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False),
         modules("target_modules", "lora.target_modules", "Layers of Stage C that are trained. attention: as the "
-                "released trainer. key_value: the fewest, for one subject. all: for a subject unlike anything known. "
-                "none: only the token.", options=[*MODULES, NONE], default="attention"),
+                "released trainer. key_value: the fewest, for one subject. all: for a subject unlike the training "
+                "images. none: only the token.", options=[*MODULES, NONE], default="attention"),
         modules("text_encoder_modules", "lora.text_encoder_modules", "Layers of the text encoder that are trained.",
                 options=[NONE, *MODULES], default=NONE),
         more(io.Float, "token_learning_rate", "lora.token_learning_rate", "Learning rate of the token. 0: by the size "
              "of the model: 1e-3 for the released models, 3e-3 for the tiny cascade.", **rate),
         more(io.Float, "alpha", "lora.alpha", "The LoRA is scaled by alpha / rank. 0: alpha is the rank.",
              lambda alpha: alpha or None, default=0.0, min=0.0, max=10000.0, step=0.5),
-        more(io.Float, "dropout", "lora.dropout", "Share of the LoRA's input that is zeroed at random, against "
+        more(io.Float, "dropout", "lora.dropout", "Fraction of the LoRA's input that is set to 0 at random, against "
              "overfitting.", default=0.0, min=0.0, max=0.9, step=0.05),
         more(io.Boolean, "use_dora", "lora.use_dora", "DoRA: trains magnitude and direction separately. Slower, often "
              "better at a small rank.", default=False),
         more(io.String, "class_folder", None, "Images of the same class (other owls), captions without the token, so "
-             f"that the class stays as it is. Empty: none. {SHAPES}: images that the tiny cascade knows.", default=""),
+             f"that the class stays as it is. Empty: none. {SHAPES}: images of the tiny cascade's "
+             "training.", default=""),
         more(io.String, "caption", None, "For images without a caption. Empty: the file's name.", default=""),
         more(io.String, "sample_prompts", "lora.sample_prompts", "Samples are generated from these prompts, one a "
              "line. Empty: from the first captions.", lambda text: _lines(text) or None, default="", multiline=True),

@@ -1,4 +1,4 @@
-"""What all nodes share: their place in the menu, and schemas that an older ComfyUI understands as well."""
+"""What all nodes share: menu categories, and schemas that also work in an older ComfyUI."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
 
 
 def schema(**keywords: Any) -> io.Schema:
-    """A node's schema; what this ComfyUI does not know yet is left out."""
+    """A node's schema; keywords that this ComfyUI does not have yet are left out."""
     return io.Schema(**supported(io.Schema, keywords))
 
 
 def field(kind: Any, name: str, **keywords: Any) -> Any:
-    """An input of a type (`io.Int`, ...); what this ComfyUI does not know yet is left out."""
+    """An input of a type (`io.Int`, ...); keywords that this ComfyUI does not have yet are left out."""
     return kind.Input(name, **supported(kind.Input, keywords))
 
 
@@ -57,5 +57,5 @@ def cfg_field(default: float) -> Any:
 
 
 def frames_field(tip: str, **more: Any) -> Any:
-    """How many images a sequence has, from one to another."""
+    """The number of images of a sequence."""
     return field(io.Int, "frames", default=1, min=1, max=4096, **more, tooltip=tip)

@@ -1,4 +1,4 @@
-"""LoRAs on MODEL and CLIP, as the host's own patches: everything that the host does with patches works with them."""
+"""LoRAs on MODEL and CLIP, as the host's own patches, so that all its features for patches work with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODEL, CLIP = "diffusion_model.", "clip_g.transformer."
 
 
 class DoraAdapter(LoRAAdapter):
-    """A low-rank change with DoRA, by the formula that it was trained with; the host's own differs for rows."""
+    """A low-rank change with DoRA, by the formula of its training; the host's formula differs for rows."""
 
     name = "cascade_dora"
 
@@ -49,7 +49,7 @@ def read(path: Path, token_names: str, model: Any = None) -> Lora:
 
     Args:
         token_names: lines `[token] = initializer`, for files whose tokens have no names.
-        model: the MODEL that it is for; the released form needs it for sizes that were not released.
+        model: the MODEL that it is for; the released format needs it for sizes that were not released.
 
     Raises:
         CascadeError: as `read_lora`, and for lines that do not fit the file.
@@ -170,7 +170,7 @@ def with_tokens(clip: Any, lora: Lora) -> Any:
     """A clone of a CLIP whose prompts can use the LoRA's tokens too.
 
     Raises:
-        CascadeError: tokens that clash, have no name, are ordinary words, or are made for another text encoder.
+        CascadeError: tokens that clash, have no name, are ordinary text, or are made for another text encoder.
     """
     table = _text_table(clip)
     clone = clip.clone()
@@ -183,7 +183,7 @@ def with_absolute_tokens(lora: Lora, clip: Any) -> Lora:
     if not any(token.initializer is not None for token in lora.tokens):
         return lora
     if clip is None:
-        raise CascadeError(f"{lora.path}: its tokens are changes of their initializers: connect clip for this form.")
+        raise CascadeError(f"{lora.path}: its tokens are changes of their initializers: connect clip for this format.")
     return absolute(lora, _text_table(clip), base_tokenizer())
 
 

@@ -27,7 +27,7 @@ from .networks import LayerFactory
 DTYPES: dict[str, torch.dtype | None] = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 Memory = Callable[[tuple[int, ...], torch.dtype], float]
-"""(shape of one image or latent [B, c, h, w], type) -> bytes beside the weights."""
+"""(shape of one image or latent [B, c, h, w], type) -> bytes in addition to the weights."""
 
 
 class HostStageA(StageA):
@@ -41,7 +41,7 @@ class HostStageA(StageA):
 
 
 class Coder(nn.Module):
-    """What makes Stage C's latents of images, and what draws quick images of them; either may be missing."""
+    """The encoder to Stage C's latents and the previewer that decodes them; either may be missing."""
 
     def __init__(self, encoder: EffnetEncoder | None, previewer: Previewer | None) -> None:
         super().__init__()
@@ -50,19 +50,19 @@ class Coder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, 16, H/32, W/32] of images [B, 3, H, W] in [0, 1]."""
         if self.encoder is None:
-            raise MissingPart("This VAE is a previewer alone. To encode images, load the EfficientNet encoder as well.")
+            raise MissingPart("This VAE is only a previewer. To encode images, load the EfficientNet encoder as well.")
         return self.encoder(normalize(images))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, 8h, 8w] of latents [B, 16, h, w]."""
         if self.previewer is None:
-            raise MissingPart("This VAE is an encoder alone. To see Stage C's latents, load the previewer as well.")
+            raise MissingPart("This VAE is only an encoder. To decode Stage C's latents, load the previewer as well.")
         return self.previewer(latents)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the host wants to know of a VAE."""
+    """What the host asks about a VAE."""
 
     channels: int
     down: int
@@ -98,7 +98,7 @@ class CascadeVAE(comfy.sd.VAE):
     def decode_tiled_(self, samples: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
         """The host's decoding in tiles, for latents [B, c, h, w].
 
-        Where the network's reach is known, tiles overlap as far as it takes to be the same as whole, and are stitched.
+        Where the network's reach is known, tiles overlap by so much that the result is the same as without tiles.
         """
         reach, net = self.geometry.decode_reach, self.first_stage_model
         if reach is None:
@@ -152,8 +152,8 @@ def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "defau
     wanted = _dtype(dtype)
     with torch.inference_mode(False):
         effnet: Any = None if encoder is None else _network(EffnetEncoder, encoder, "effnet", wanted)
-        drawer: Any = None if previewer is None else _network(Previewer, previewer, "previewer", wanted)
-        vae = CascadeVAE(Coder(effnet, drawer), _coder_geometry(effnet, drawer), wanted)
+        decoder: Any = None if previewer is None else _network(Previewer, previewer, "previewer", wanted)
+        vae = CascadeVAE(Coder(effnet, decoder), _coder_geometry(effnet, decoder), wanted)
     vae.patcher.cached_patcher_init = (_patcher, (load_coder, encoder, previewer, dtype))
     return vae
 

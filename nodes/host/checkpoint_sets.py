@@ -65,15 +65,15 @@ def _is_previewer(path: Path, changed: int, size: int) -> bool:
 
 
 def fingerprint(kind: str, file: str | None, previewer_choice: str | None = NONE) -> str:
-    """Changes when a loader's files do; None for a choice that a link will tell, which may be any.
+    """Changes when a loader's files do; None for a choice that comes from a link, which may be any.
 
     Raises MissingPart where a chosen file is not there, which makes ComfyUI ask the loader, who says so.
     """
     if file is None or previewer_choice is None:
         return digest(folders.state([*folders.of_kind(kind), *folders.of_kind("previewer")]))
     path = folders.find(kind, file)
-    drawn_by = previewer(path, file, previewer_choice)
-    return digest((folders.stamp(path), drawn_by and folders.stamp(drawn_by)))
+    decoder = previewer(path, file, previewer_choice)
+    return digest((folders.stamp(path), decoder and folders.stamp(decoder)))
 
 
 def fingerprint_of_all(*choices: str | None) -> str:
@@ -92,17 +92,16 @@ def digest(stamps: object) -> str:
 def load(checkpoint: str, second_checkpoint: str, dtype: str) -> list[Any]:
     """Stage C, Stage B, CLIP, Stage A, encoder with previewer, CLIP vision, and a report of what was taken.
 
-    What was not found blocks the nodes that want it, with a message.
+    A network that was not found blocks the nodes that use it, with a message.
     """
     found = _found((checkpoint, second_checkpoint))
     vae_dtype = dtype if dtype in VAE_DTYPES else "default"
-    drawn = {kind: found.get(kind) for kind in ("effnet", "previewer")}
     loaders: dict[str, tuple[Sequence[str], Callable[[], Any]]] = {
         "stage_c": (["stage_c"], lambda: load_stage("stage_c", found["stage_c"], dtype, found.get("previewer"))),
         "stage_b": (["stage_b"], lambda: load_stage("stage_b", found["stage_b"], dtype)),
         "text_encoder": (["text_encoder"], lambda: load_text_encoder(found["text_encoder"], dtype)),
         "stage_a": (["stage_a"], lambda: load_stage_a(found["stage_a"], vae_dtype)),
-        "effnet": (["effnet", "previewer"], lambda: load_coder(drawn["effnet"], drawn["previewer"], vae_dtype)),
+        "effnet": (["effnet", "previewer"], lambda: load_coder(found.get("effnet"), found.get("previewer"), vae_dtype)),
         "image_encoder": (["image_encoder"], lambda: load_image_encoder(found["image_encoder"])),
     }
     outputs = [

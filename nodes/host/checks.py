@@ -1,4 +1,4 @@
-"""What is wrong with a latent or a model, told in the artist's words before it becomes a riddle."""
+"""Checks of a node's inputs and results, with messages for users."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ...cascade.errors import CascadeError
 logger = logging.getLogger("cascade")
 
 CURES = {
-    "Stage C": "Load Stage C with weight_dtype bf16 or fp32, take away LoRAs one by one, or lower cfg.",
-    "Stage B": "Load Stage B with weight_dtype bf16 or fp32, take away LoRAs one by one, or lower cfg.",
+    "Stage C": "Load Stage C with weight_dtype bf16 or fp32, remove LoRAs one by one, or lower cfg.",
+    "Stage B": "Load Stage B with weight_dtype bf16 or fp32, remove LoRAs one by one, or lower cfg.",
     "Stage A": "Load Stage A with weight_dtype fp32.",
     "The previewer": "Load the encoder and previewer with weight_dtype fp32.",
 }
@@ -59,7 +59,7 @@ def latents(latent: dict[str, Any], stage: str) -> Tensor:
 
 
 def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
-    """Raises CascadeError where float32 tensors of these shapes are more than the machine has memory for."""
+    """Raises CascadeError if float32 tensors of these shapes would not fit into the machine's memory."""
     needed = 4 * sum(math.prod(shape) for shape in shapes)
     there = comfy.model_management.get_total_memory(torch.device("cpu"))
     if needed > there:
@@ -71,7 +71,7 @@ def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
 
 def too_large(needed: float, device: torch.device) -> bool:
     """Whether so many bytes would not fit into a device's memory."""
-    # Free as it can become: what other models hold makes room.
+    # Of all memory, not of the free part: the host unloads other models to make room.
     return needed > comfy.model_management.get_total_memory(device) * 0.7
 
 
@@ -108,7 +108,7 @@ def autoencoder(vae: Any, stage: str) -> Any:
 
 
 def warn(message: str) -> None:
-    """Tell the artist: in the log, and on the node that is running where the host can show it."""
+    """Show a warning: in the log and, where the host can do it, on the node that is running."""
     logger.warning("%s", message)
     page, context = getattr(server.PromptServer, "instance", None), get_executing_context()
     if page is not None and context is not None and hasattr(page, "send_progress_text"):

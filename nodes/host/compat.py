@@ -1,4 +1,4 @@
-"""What we do to the host beyond its public interface, all in one place.
+"""Everything that relies on more than the host's public interface.
 
 Tried on ComfyUI 0.16.3, 0.24.0 and 0.30.0. Where a new version breaks something, look here first.
 """
@@ -17,16 +17,16 @@ import comfy.sd
 import comfy.supported_models
 
 CALLBACK = 5
-"""Place of the callback in a sampling run's arguments: noise, latent_image, sampler, sigmas, denoise_mask, callback."""
+"""Index of the callback in a sampling run's arguments: noise, latent_image, sampler, sigmas, denoise_mask, callback."""
 
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What stands in the host's list of models while it loads ours: a class of it, with the sizes that we detected.
+    """The entry in the host's list of models while it loads ours: one of its classes, with the sizes we detected.
 
-    The host sees it in the thread that loads alone.
+    It matches only in the thread that loads.
     """
 
     cls: type[Any]
@@ -45,7 +45,7 @@ class ModelEntry:
 
 @contextmanager
 def known_model(cls: type[Any], config: Any) -> Iterator[None]:
-    """A class of the host's model list at the head of that list, for this thread and this moment."""
+    """Puts a class of the host's model list at the head of that list, for this thread, while the block runs."""
     entry: Any = ModelEntry(cls, config, threading.get_ident())
     models = comfy.supported_models.models
     with _lock:
@@ -57,14 +57,14 @@ def known_model(cls: type[Any], config: Any) -> Iterator[None]:
 
 
 def build_base_model(model: comfy.model_base.BaseModel, model_config: Any, device: Any, network: type[Any]) -> None:
-    """The host's constructor of a MODEL's inside, with our network. Its Stable Cascade classes build their own, so that
-    their constructors are skipped."""
+    """The host's constructor of the model in a MODEL, with our network. The constructors of its Stable Cascade classes
+    are skipped, because they build networks of their own."""
     kind = comfy.model_base.ModelType.STABLE_CASCADE
     comfy.model_base.BaseModel.__init__(model, model_config, kind, device=device, unet_model=network)
 
 
 def build_empty_vae(vae: comfy.sd.VAE) -> None:
-    """The host's constructor of a VAE without weights, without its warning of that: ours come a moment later."""
+    """The host's constructor of a VAE without weights. Its warning is hidden: our weights are set right after."""
 
     def other(record: logging.LogRecord) -> bool:
         return "No VAE weights" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""CONTROL_NET: our ControlNets for any Stage C that the host samples, and what the artist connects to them."""
+"""CONTROL_NET: our ControlNets, for any Stage C that the host samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READS = {1: "edges", 3: "images", 4: "images with their mask", 16: "the encoder'
 
 
 class CascadeControl(comfy.controlnet.ControlBase):
-    """A ControlNet of ours. It reads the hint alone, so its residuals are made once a run, not once a step."""
+    """A ControlNet of ours. It reads only the hint, so its residuals are computed once a run, not once a step."""
 
     def __init__(self, net: Any, patcher: Any) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
         return {"input": merged(ours, previous, self.length), "middle": [], "output": []}
 
     def _acts(self, t: Tensor) -> bool:
-        """Whether the step at sigma t [B] lies in the part of the run in which the net acts."""
+        """Whether the net acts at the step with sigma t [B]."""
         if self.timestep_range is None:
             return True
         return percent_of(float(t[0]), self.model_sampling) in Interval(*self.timestep_percent_range)
@@ -127,7 +127,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
 def merged(ours: list[Tensor | None], previous: Any, length: int) -> list[Tensor | None]:
     """The sum of residuals in order of execution and the host's lists of another net, as the host's list.
 
-    A shorter list of another net is one that controls no later block: the host's own lists end at the first block.
+    If the other net's list is shorter, it controls no later block: the host's own lists end at the first block.
     """
     before = [] if previous is None else list(reversed(previous.get("input", ())))
     return added([before, ours, [None] * length])[::-1]
@@ -158,10 +158,10 @@ def checked_hint(hint: Tensor, channels: int) -> Tensor:
 
 
 def load_control(path: Path, blocks: tuple[int, ...] = ()) -> tuple[CascadeControl, str]:
-    """The CONTROL_NET of a file, and what it is in words.
+    """The CONTROL_NET of a file, and a line of text that describes it.
 
     Args:
-        blocks: the residual blocks that it controls, where the file does not tell them.
+        blocks: the residual blocks that it controls, if the file does not name them.
 
     Raises:
         CheckpointError: another kind of file, or blocks that do not fit.
@@ -201,12 +201,10 @@ def apply(
     if control is None:
         raise CascadeError("There is no ControlNet: connect Load ControlNet (Stable Cascade).")
     if start > end:
-        raise CascadeError(
-            f"Apply ControlNet (Stable Cascade): start_percent {start:g} lies after end_percent {end:g}."
-        )
+        raise CascadeError(f"Apply ControlNet (Stable Cascade): start_percent {start:g} is after end_percent {end:g}.")
     image = hint.movedim(-1, 1)
     if isinstance(control, comfy.controlnet.T2IAdapter):
-        # The host would make one channel of a color image, and the net would see no edges in it.
+        # The host would turn a color image into one channel, in which there are no edges.
         image = checked_hint(image, control.channels_in)
     made: dict[Any, Any] = {}
 

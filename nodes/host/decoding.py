@@ -13,7 +13,7 @@ TILE = 1024
 
 
 def too_large(vae: Any, samples: Tensor) -> bool:
-    """Whether one image of these latents would not fit into the memory that is left."""
+    """Whether decoding one image of these latents would not fit into memory."""
     return checks.too_large(vae.memory_used_decode(samples.shape, vae.vae_dtype), vae.device)
 
 

@@ -78,7 +78,7 @@ def _text_model(config: ClipTextConfig) -> type[Any]:
 def _tokenizer(width: int) -> type[Any]:
     """The host's tokenizer of Stable Cascade, for embeddings of any width."""
 
-    class Words(comfy.sd1_clip.SDTokenizer):
+    class OneTokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
             super().__init__(
                 pad_with_end=True,
@@ -94,7 +94,7 @@ def _tokenizer(width: int) -> type[Any]:
                 embedding_directory=embedding_directory,
                 tokenizer_data=tokenizer_data or {},
                 clip_name="g",
-                tokenizer=Words,
+                tokenizer=OneTokenizer,
             )
 
     return Tokenizer

@@ -1,4 +1,4 @@
-"""Faces: from other nodes' outputs, or from insightface where the artist has installed it."""
+"""Faces: from other nodes' outputs, or from insightface if it is installed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _each(values: Any, width: int | None, batch: int) -> list[Tensor]:
         raise CascadeError(
             f"Identity Hint (Stable Cascade): a box is left, top, right and bottom; found {list(wrong[0])}."
         )
-    # One image's faces stand for every image of a batch.
+    # The faces of a single image are used for every image of a batch.
     return tensors * batch if len(tensors) == 1 else tensors
 
 
@@ -68,10 +68,10 @@ def detected(images: Tensor) -> list[Faces]:
             "Identity Hint (Stable Cascade) has no face detector. Connect bboxes and embeddings of another node's "
             "detector, or install insightface (pip install insightface onnxruntime)."
         ) from error
-    # It would fetch them by itself.
+    # insightface would download them by itself.
     if not (folder / "models" / MODEL).is_dir():
         raise MissingPart(
-            f"Identity Hint (Stable Cascade): insightface is here, its networks are not. Put {MODEL} into "
+            f"Identity Hint (Stable Cascade): insightface is installed, its networks are not. Put {MODEL} into "
             "models/insightface/models."
         )
     detector = analysis(name=MODEL, root=str(folder))

@@ -1,4 +1,4 @@
-"""ComfyUI's model folders, and what the loaders offer from them: the tiny cascade first, then people's own files."""
+"""ComfyUI's model folders, and what the loaders offer from them: the tiny cascade first, then the user's files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDERS = {
     "text_encoder": ("text_encoders", "checkpoints"),
     "image_encoder": ("clip_vision", "checkpoints"),
 }
-"""kind of network -> the folders in which its files lie: its own, and that of merged checkpoints."""
+"""kind of network -> the folders with its files: its own, and that of merged checkpoints."""
 
 ALL_FOLDERS = tuple(dict.fromkeys(folder for folders in FOLDERS.values() for folder in folders))
 
@@ -35,7 +35,7 @@ TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{n
 """Choice -> part of the tiny cascade."""
 
 ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras")}
-"""What is put on networks: LoRAs, and learned words, which LoRAs may bring too."""
+"""What is added to networks: LoRAs, and learned tokens, which may be in LoRAs too."""
 
 
 def choices(kind: str) -> list[str]:
@@ -71,7 +71,7 @@ def stamp(path: Path) -> tuple[object, ...]:
 
 
 def state(folders: Iterable[str] = ALL_FOLDERS) -> tuple[object, ...]:
-    """Changes when a file of these folders of ComfyUI does, comes or goes: what a search of them finds is then old."""
+    """Changes when a file in these folders of ComfyUI changes, is added or removed; a search is then repeated."""
     names = ((folder, name) for folder in dict.fromkeys(folders) for name in folder_paths.get_filename_list(folder))
     paths = (folder_paths.get_full_path(folder, name) for folder, name in names)
     return tuple(stamp(Path(path)) for path in paths if path is not None)
@@ -89,7 +89,7 @@ def find_checkpoint(choice: str) -> Path:
 
 
 def controlnet_choices() -> list[str]:
-    """The tiny cascade's ControlNets, then people's own."""
+    """The tiny cascade's ControlNets, then the user's files."""
     return [*TINY_CONTROLNETS, *_names(CONTROLNETS)]
 
 
@@ -101,7 +101,7 @@ def find_controlnet(choice: str) -> Path:
 
 
 def model_folders() -> list[Path]:
-    """All folders in which a part of a cascade may lie, once each."""
+    """All folders that may hold a part of a cascade, once each."""
     paths = (Path(path) for name in ALL_FOLDERS for path in folder_paths.get_folder_paths(name))
     return [path for path in dict.fromkeys(paths) if path.is_dir()]
 
@@ -137,7 +137,7 @@ def _writable(kind: str) -> Path:
     """The folder into which files of a kind are written."""
     own = of_kind(kind)[0]
     paths = list(map(Path, folder_paths.get_folder_paths(own)))
-    # Of those the first may be one of old: unet, where diffusion_models is meant.
+    # The first may have an old name: unet instead of diffusion_models.
     return next((path for path in paths if path.name == own), paths[0])
 
 

@@ -1,4 +1,4 @@
-"""IMAGE and MASK of the host, and the networks that look at them."""
+"""IMAGE and MASK of the host, and the networks that encode them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import checks
 from .decoding import TILE
 
 ONE_EACH = "cascade_one_each"
-"""Of an entry of unclip_conditioning, beside what the host keeps in it."""
+"""A key of our own in an entry of unclip_conditioning."""
 
 
 def from_image(image: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def masks_over(mask: Tensor, images: Tensor, node: str, cure: str = "") -> Tenso
 
 
 def masked(samples: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    """A LATENT with what of it is drawn anew: a mask [B, 1, H, W] of any size, or None for no mask."""
+    """A LATENT with the mask of what is generated again: [B, 1, H, W] of any size, or None for no mask."""
     if mask is None:
         return {"samples": samples}
     return {"samples": samples, "noise_mask": mask_of_latent(mask, tuple(samples.shape[-2:]))}
@@ -64,7 +64,7 @@ def encode_stage_b(vae: Any, images: Tensor) -> Tensor:
     """Stage A's latents [B, 4, ceil(H / 4), ceil(W / 4)] of images [B, 3, H, W]; large ones in tiles."""
     down = vae.downscale_ratio
     bottom, right = (-side % down for side in images.shape[-2:])
-    # The host would cut what is no multiple, on both sides.
+    # The host would crop to a multiple, on both sides.
     padded = F.pad(images, (0, right, 0, bottom), mode="replicate")
     needed = vae.memory_used_encode((1, *padded.shape[1:]), vae.vae_dtype)
     image = padded.movedim(1, -1)
@@ -91,11 +91,11 @@ def blend_outputs(outputs: list[Any], weights: list[float]) -> Any:
 def frame_outputs(outputs: list[Any], frames: int) -> Any:
     """A CLIP_VISION_OUTPUT of an embedding a frame, from the first of all images to the last along the sphere.
 
-    Raises CascadeError where there is one image alone.
+    Raises CascadeError for a single image.
     """
     seen = torch.cat([output.image_embeds for output in outputs])
     if len(seen) < 2:
-        raise CascadeError(f"{frames} frames lead from one image to another: give it two images or more.")
+        raise CascadeError(f"{frames} frames need two images or more, to go from one to another.")
     return _output(sequence(seen, frames))
 
 
@@ -106,9 +106,9 @@ def _output(embeddings: Tensor) -> Any:
 
 
 def with_image_prompts(conditioning: Any, outputs: list[Any], weights: list[float], *, one_each: bool = False) -> Any:
-    """The conditioning with images to vary, beside those that it has.
+    """The conditioning with more images to vary.
 
-    one_each: each image of a batch is for one latent of the sampler's batch, not all of them for every one.
+    one_each: each image of a batch is for one latent of the sampler's batch, instead of all images for every latent.
     """
     entries = [
         {"clip_vision_output": output, "strength": weight, "noise_augmentation": 0.0, ONE_EACH: one_each}

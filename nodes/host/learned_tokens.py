@@ -14,7 +14,7 @@ from ...cascade.adapters.tokens import Encoding, token_table
 from ...cascade.conditioning import tokenizer
 
 FIRST = 1 << 20
-"""Ids from here on stand for vectors; no vocabulary is that large."""
+"""Ids from here on are those of learned vectors; no vocabulary is that large."""
 
 
 @lru_cache(maxsize=1)

@@ -31,7 +31,7 @@ from .previews import Watch
 logger = logging.getLogger("cascade")
 
 KEY = "cascade"
-"""Under which our callbacks and wrappers stand in the host's lists."""
+"""The key of our callbacks and wrappers in the host's lists."""
 
 DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
@@ -51,7 +51,7 @@ class LatentB(comfy.latent_formats.SC_B):
 
 
 class CondSpatial(comfy.conds.CONDRegular):
-    """A condition that lies over the image: where the host takes an area of the image, it takes the same of it."""
+    """A condition with a position for each part of the image: where the host crops the image, it is cropped too."""
 
     def __init__(self, cond: Tensor, size: tuple[int, ...]) -> None:
         super().__init__(cond)
@@ -107,7 +107,7 @@ class CascadeC(comfy.model_base.StableCascade_C):
 
 
 class CascadeB(comfy.model_base.StableCascade_B):
-    """Stage B. Stage C's latents are laid over the whole image first, so that an area of it gets its own part."""
+    """Stage B. Stage C's latents are resized to the whole image first, so that a crop of it gets the right part."""
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
         build_base_model(self, model_config, device, HostStageB)
@@ -152,7 +152,7 @@ def _timesteps(kwargs: dict[str, Any], *names: str) -> dict[str, Tensor]:
 
 
 def _memory(model: Any, input_shape: list[int]) -> float:
-    """Bytes that a call takes beside the weights: the widest level's activations, and what is kept for the run."""
+    """Bytes of a call in addition to the weights: the widest level's activations, and what is kept for the run."""
     config = model.diffusion_model.config
     patch, size = config.patch_size, comfy.model_management.dtype_size(model.get_dtype_inference())
     pixels = input_shape[0] * (-(-input_shape[-2] // patch)) * (-(-input_shape[-1] // patch))
@@ -169,7 +169,7 @@ def _memory(model: Any, input_shape: list[int]) -> float:
 
 class _ConfigC(comfy.supported_models.Stable_Cascade_C):
     latent_format = LatentC
-    # float16 is safe here: what leaves its range is kept in float32 (see cascade/models/blocks.py).
+    # float16 is safe here: values beyond its range are kept in float32 (see cascade/models/blocks.py).
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> CascadeC:
@@ -194,8 +194,8 @@ def load_stage(
     Args:
         kind: stage_c or stage_b.
         dtype: one of `DTYPES`.
-        previewer: file of the network that draws Stage C's live previews.
-        disable_dynamic: asked for by newer hosts when they load the model again.
+        previewer: file of the network for Stage C's live previews.
+        disable_dynamic: set by newer hosts when they load the model again.
 
     Raises:
         CheckpointError: see `files.read`.
@@ -214,5 +214,5 @@ def load_stage(
 
 
 def _forget(patcher: Any, *_: Any, **__: Any) -> None:
-    """A run begins or ends, or the weights have changed: nothing that was computed from them may stay."""
+    """Clears what was computed from the weights: a run begins or ends, or the weights have changed."""
     patcher.model.diffusion_model.cache.clear()

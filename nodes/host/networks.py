@@ -27,7 +27,7 @@ class LayerFactory:
 
 
 class HostAttention:
-    """The host's attention, with the options of the call that is under way (nodes may override attention there)."""
+    """The host's attention, with the options of the current call (where nodes may replace attention)."""
 
     def __init__(self) -> None:
         self.options: Mapping[str, Any] = {}
@@ -39,12 +39,12 @@ class HostAttention:
 class ConditionCache:
     """What depends on the conditions alone, kept from step to step of a run.
 
-    The host makes new tensors of the conditions for every step, so they are compared by what they hold. The weights
-    must stay: whoever changes them calls `clear`, and nothing is kept while gradients are wanted.
+    The host makes new tensors of the conditions for every step, so they are compared by value. The weights must
+    not change: whoever changes them calls `clear`. Nothing is kept while gradients are computed.
     """
 
     LIMIT = 8
-    """More areas and prompts than this at once are computed anew; it bounds the memory."""
+    """The most entries, to bound the memory; older ones are computed again."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[dict[str, Any], Conditions]] = []
@@ -53,7 +53,7 @@ class ConditionCache:
         self.entries.clear()
 
     def get(self, inputs: dict[str, Any], compute: Callable[..., Conditions]) -> Conditions:
-        """`compute(**inputs)`, or what it gave for equal inputs before."""
+        """`compute(**inputs)`, or its earlier result for equal inputs."""
         if torch.is_grad_enabled():
             return compute(**inputs)
         for known, conditions in self.entries:
@@ -72,7 +72,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 class Hosted:
-    """A network of ours for the host, beside its class from `cascade.models`; weights keep their names."""
+    """Base class that adapts a network of `cascade.models` to the host; weights keep their names."""
 
     def __init__(self, *, config: Any, dtype: Any = None, device: Any = None, operations: Any, **_: Any) -> None:
         attend = HostAttention()
@@ -90,7 +90,7 @@ class Hosted:
     ) -> Tensor:
         """The host's call: `timestep` is r, the conditions are those of the model's `extra_conds`."""
         options = {} if transformer_options is None else transformer_options
-        # Nodes such as EasyCache put themselves around the network here, and look for the options in the last place.
+        # Nodes such as EasyCache wrap the network here, and expect the options as the last argument.
         wrapped = WrapperExecutor.new_class_executor(
             self._run, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         )

@@ -1,4 +1,4 @@
-"""What happens between steps: the learned previewer's image, and a look at whether the artist pressed stop."""
+"""What happens between steps: an image of the previewer network, and a check whether the user stopped the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Watch:
     """Wraps a whole sampling run of a MODEL, whichever sampler it is.
 
     Args:
-        previewer: file of the network that draws previews; None for the host's own previews alone.
+        previewer: file of the previewer network; None for the host's own previews only.
     """
 
     def __init__(self, previewer: Path | None) -> None:

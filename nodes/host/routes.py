@@ -1,7 +1,7 @@
-"""What the page asks about a file that was chosen in a loader.
+"""The page's question about a file that was chosen in a loader.
 
-A request names a choice of a loader, never a path: what is not in the list that ComfyUI made of its model folders is
-not looked at.
+A request names a choice of a loader, never a path: only files that ComfyUI lists in its model folders
+are opened.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from . import folders
 
 INSPECT = "/stable_cascade/inspect"
 CHECKPOINT = "checkpoint"
-"""The kind of the loader that takes everything."""
+"""The kind of the loader that accepts every network."""
 
 LOOKED_INTO = (".safetensors", ".sft")
-"""Files whose header tells what they are; of others the whole would have to be read."""
+"""Files with a header that describes them; others would have to be read completely."""
 
 SUITABLE = {"effnet": {"effnet", "previewer"}}
-"""kind of loader -> kinds of network that it takes, where these are not just its own."""
+"""kind of loader -> kinds of network that it takes, where it accepts more than its own."""
 
 
 def register() -> None:
@@ -72,9 +72,9 @@ def _chosen(kind: str, choice: str) -> Path | None:
 
 @lru_cache(maxsize=256)
 def _described(path: Path, changed: int, size: int) -> dict[str, Any]:
-    """Once for each state of a file. Nothing that it tells names a folder of this machine."""
+    """Computed once for each state of a file. The answer names no folder of this machine."""
     if path.is_file() and path.suffix not in LOOKED_INTO:
-        return {"problem": f"A {path.suffix} file tells what it is only when it is loaded."}
+        return {"problem": f"A {path.suffix} file is recognized only when it is loaded."}
     try:
         found = inspect_file(path)
     except CascadeError as problem:

@@ -41,7 +41,7 @@ def sigmas(settings: SamplingSettings) -> Tensor:
 
 
 def percent_of(sigma: float, model_sampling: Any) -> float:
-    """How far a run with this model has come at a noise level: 0 at its start, 1 at its end."""
+    """The part of a run with this model that is done at a noise level: 0 at its start, 1 at its end."""
     return RELEASED_SCHEDULE.percent(-2 * math.log(max(sigma, 1e-6)), getattr(model_sampling, "shift", 1.0))
 
 
@@ -52,7 +52,7 @@ class CascadeGuidance(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = {}, seed: Any = None) -> Tensor:  # noqa: B006
         percent = percent_of(float(timestep[0]), self.inner_model.model_sampling)
-        # A guidance function that the artist put on the model wins.
+        # A guidance function that another node set on the model is used instead of ours.
         options = {"sampler_cfg_function": self._function(percent), **model_options}
         negative, positive = self.conds.get("negative"), self.conds.get("positive")
         cfg = self.guidance.cfg_at(percent)
@@ -158,7 +158,7 @@ def run(model: Any, plan: StagePlan[Any]) -> Tensor:
         denoise_mask=plan.start.mask,
         callback=latent_preview.prepare_callback(guided.model_patcher, len(levels) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        # What the host draws itself, for samplers that take no noise of ours.
+        # For noise that the host generates itself, in samplers that do not accept ours.
         seed=plan.seeds[0],
     )
     return result.to(comfy.model_management.intermediate_device())
@@ -170,13 +170,13 @@ def _with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
 
 
 def _seeds(latent: dict[str, Any], images: int, seed: int) -> Sequence[int]:
-    """Image i has seed + i, or + the index that the host kept for it."""
+    """Image i has seed + i, or seed + the index that the host stored for it."""
     places = latent.get("batch_index") or range(images)
     return [seed + place for place in places]
 
 
 def _sampler(plan: StagePlan[Any], like: Tensor) -> Any:
-    """The plan's sampler; one that adds noise between steps takes ours, in the order in which it asks for it."""
+    """The plan's sampler; if it adds noise between steps, it uses the plan's noise, step by step."""
     made = comfy.samplers.sampler_object(plan.settings.sampler_name)
     if "noise_sampler" in inspect.signature(made.sampler_function).parameters:
         steps, noise = count(), plan.noise
@@ -188,7 +188,7 @@ def _sampler(plan: StagePlan[Any], like: Tensor) -> Any:
 
 
 def _starting_at(sigma: float, sampler: Any) -> Any:
-    """The sampler, for latents that are noised to another level than that of its first step."""
+    """The sampler, for latents with another noise level than that of its first step."""
     function = sampler.sampler_function
 
     @wraps(function)
@@ -202,11 +202,11 @@ def _starting_at(sigma: float, sampler: Any) -> Any:
 
 
 def shifted(model: Any, shift: float) -> Any:
-    """The model with this shift, by which the host knows where a run's percentages lie. The same where it has it."""
+    """The model with this shift, from which the host computes a run's percentages. The model itself if it has it."""
     current = model.get_model_object("model_sampling")
     if math.isclose(getattr(current, "shift", shift), shift):
         return model
-    # The host's own way computes its table one level at a time, which takes longer than a step.
+    # The host's own node computes the table one level at a time, which takes longer than a step.
     sampling = copy.deepcopy(current)
     sampling.shift = shift
     sampling.set_sigmas(sampling.sigma(torch.arange(1, sampling.num_timesteps + 1) / sampling.num_timesteps))

@@ -1,4 +1,4 @@
-"""Stage B in tiles: every call of the network, whatever the sampler, with each tile's own part of the conditions."""
+"""Stage B in tiles: any sampler's calls are split; each tile gets its own part of the conditions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from . import checks
 
 KEY = "cascade_tiles"
 SPATIAL = ("effnet", "pixels")
-"""Stage B's conditions that lie over the image."""
+"""Stage B's conditions that have a position for each part of the image."""
 
 
 @dataclass(frozen=True)
 class TiledCalls:
-    """Stands around a model's calls. `inner` is what stood there before."""
+    """Wraps a model's calls. `inner` is the wrapper that was there before."""
 
     tiles: Tiles
     config: StageBConfig
@@ -44,7 +44,7 @@ class TiledCalls:
         return apply(args["input"], args["timestep"], **args["c"])
 
     def prepare(self, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """Memory is made free for a tile, not for the whole."""
+        """Frees memory for a tile, not for the whole image."""
         tile = [*noise_shape[:-2], *(min(side, self.tiles.latent_size) for side in noise_shape[-2:])]
         return executor(model, tile, *args, **kwargs)
 
@@ -54,7 +54,7 @@ def tiled(model: Any, tiles: Tiles) -> Any:
     changed = model.clone()
     config = getattr(model.model.diffusion_model, "config", None)
     inner = changed.model_options.get("model_function_wrapper")
-    # The host's own network has no config; it is of a released size, and these are halved alike.
+    # The host's own network has no config. It has a released size, for which the default config is right.
     calls = TiledCalls(tiles, config if isinstance(config, StageBConfig) else StageBConfig(), inner)
     changed.set_model_unet_function_wrapper(calls)
     changed.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, calls.prepare)
@@ -62,5 +62,5 @@ def tiled(model: Any, tiles: Tiles) -> Any:
 
 
 def too_large(model: Any, samples: Tensor) -> bool:
-    """Whether a step on one of these latents, guided, would not fit into the memory that can be made free."""
+    """Whether a step with cfg on one of these latents would not fit into memory."""
     return checks.too_large(model.memory_required([2, *samples.shape[1:]]), model.load_device)

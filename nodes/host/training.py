@@ -29,7 +29,7 @@ LINES = 60
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave: its LoRA, the loss and samples as the host's images [1, H, W, 3], lines about the run."""
+    """The result of a training: its LoRA, loss and samples as the host's images [1, H, W, 3], lines about the run."""
 
     lora: Lora
     loss: Tensor
@@ -38,11 +38,11 @@ class Trained:
 
 
 def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
-    """Run a LoRA training, or go on with the one of this name, and put the file into the folder of LoRAs.
+    """Run a LoRA training, or continue the one of this name, and copy the file to the folder of LoRAs.
 
     Args:
         name: of the file, and of the folder that keeps the state.
-        data: the training file's keys, without task, output and device.
+        data: keys of a training file, without task, output and device.
         restart: delete the run of this name first.
 
     Raises:
@@ -63,7 +63,7 @@ def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
         finally:
             gc.collect()
             comfy.model_management.soft_empty_cache()
-    # Networks in use may have the old file mapped: it is replaced, never written into.
+    # Loaded networks may have the old file mapped: it is replaced, never changed in place.
     write_atomically(target, lambda path: shutil.copyfile(output / "lora.safetensors", path))
     samples = sorted((output / "samples").glob("*.png"))
     return Trained(
@@ -89,7 +89,7 @@ def _run(whole: Mapping[str, Any]) -> str:
         outcome = fit(task, config, on_step=on_step, should_stop=comfy.model_management.processing_interrupted)
     except RunConflict as error:
         raise CascadeError(f"{error} Or set existing_run to 'restart', or give the LoRA another name.") from error
-    # Its state is saved, and the next run goes on from there.
+    # Its state is saved, and the next run continues from there.
     comfy.model_management.throw_exception_if_processing_interrupted()
     loss = outcome.metrics.get("loss")
     settings = config.settings
@@ -105,7 +105,7 @@ def _run(whole: Mapping[str, Any]) -> str:
 
 
 def _delete_run(output: Path) -> None:
-    """Delete what a run left, and nothing that it did not make."""
+    """Delete the files that a run wrote, and no others."""
     for pattern in ("state.pt", "metrics.jsonl", "loss.png", "*.safetensors", "samples/step_*.png"):
         for path in output.glob(pattern):
             path.unlink()

@@ -326,7 +326,7 @@ def test_the_report_says_what_it_is(host: Any) -> None:
 
 
 def test_a_start_after_the_end_and_no_net(host: Any) -> None:
-    with pytest.raises(Exception, match=r"start_percent 0\.8 lies after end_percent 0\.2"):
+    with pytest.raises(Exception, match=r"start_percent 0\.8 is after end_percent 0\.2"):
         applied(host, control(host, "small"), hint("small"), start_percent=0.8, end_percent=0.2)
     with pytest.raises(Exception, match="There is no ControlNet"):
         applied(host, None, hint("small"))
