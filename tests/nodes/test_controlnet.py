@@ -17,7 +17,8 @@ from cascade import models
 from cascade.checkpoints import save_model
 from cascade.models import ControlNet, ControlNetConfig
 from tests.nodes import networks
-from tests.nodes.test_models import conditioning, native, noise, ours, sample
+from tests.nodes.model_pairs import conditioning, native, ours, sample
+from tests.nodes.networks import random
 from tests.support import relative_error
 
 BLOCKS = (0, 2, 3, 5)
@@ -221,7 +222,7 @@ def test_nets_of_different_length_add_up_whichever_comes_first(host: Any, tmp_pa
 def test_lists_are_as_long_as_the_network_has_blocks(host: Any) -> None:
     made = control(host, "small").copy().set_cond_hint(hint("small").movedim(-1, 1))
     made.pre_run(ours(host, "stage_c").model, lambda percent: 1.0 - percent)
-    found = made.get_control(noise(SIZE), torch.tensor([0.5]), {}, 1)
+    found = made.get_control(random(*SIZE), torch.tensor([0.5]), {}, 1)
     assert [residual is not None for residual in found["input"][::-1]] == [i in BLOCKS for i in range(6)]
     assert found["input"][0].shape[:2] == (2, WIDTH)
 

@@ -20,12 +20,10 @@ from cascade.pipelines import (
     latent_sizes,
 )
 from tests.nodes import networks
+from tests.nodes.graphs import SETTINGS, LoadedGraph
 from tests.nodes.hosting import Failed, Graph
-from tests.nodes.networks import file_name, library_sample
-from tests.nodes.test_encoders import coder, images, stage_a
-from tests.nodes.test_interplay import Parts as Graphs
-from tests.nodes.test_sampling import NEGATIVE, POSITIVE, conditioning, model, random, stage_b, stage_c
-from tests.nodes.test_text_to_image import SETTINGS
+from tests.nodes.networks import file_name, library_sample, random
+from tests.nodes.node_calls import NEGATIVE, POSITIVE, coder, conditioning, images, model, stage_a, stage_b, stage_c
 from tests.support import relative_error
 
 SHORT, OWN = "short side (image to image)", "own size (reconstruction)"
@@ -298,7 +296,7 @@ def test_each_frame_hears_of_its_place_between_the_images(host: Any) -> None:
 
 
 def test_variation_beside_the_hosts_own(host: Any) -> None:
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     loaded = graph("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))
     image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
@@ -362,7 +360,7 @@ def test_reconstruction_is_the_librarys(host: Any) -> None:
 
 def test_what_is_outside_the_mask_is_the_image(host: Any) -> None:
     """Both stages masked, and the host's composite: pixel for pixel."""
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     image = graph("EmptyImage", width=200, height=130, batch_size=1, color=0x3366CC)
     spot = graph("SolidMask", value=1.0, width=60, height=50)
@@ -402,7 +400,7 @@ def test_what_is_outside_the_mask_is_the_image(host: Any) -> None:
 
 
 def test_the_hosts_own_encoders_scalers_and_composites(host: Any) -> None:
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     image = graph("EmptyImage", width=300, height=200, batch_size=2, color=0x3366CC)
     scaled = graph("ImageScale", image=image, upscale_method="lanczos", width=288, height=192, crop="center")
@@ -434,7 +432,7 @@ def test_the_hosts_own_encoders_scalers_and_composites(host: Any) -> None:
 
 
 def test_two_passes_with_the_hosts_latent_scaling(host: Any) -> None:
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     first = parts.cascade()
     larger = graph("LatentUpscaleBy", samples=first, upscale_method="bilinear", scale_by=2.0)

@@ -14,9 +14,9 @@ import torch
 
 from cascade.checkpoints import convert
 from tests.nodes import networks
+from tests.nodes.graphs import sampled
 from tests.nodes.hosting import Anything, Failed, Graph, Refused
 from tests.nodes.networks import file_name
-from tests.nodes.test_sampling import sampled
 
 OUTPUTS = ("stage_c", "stage_b", "clip", "vae", "encoder", "clip_vision", "report")
 
