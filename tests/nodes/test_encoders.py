@@ -120,13 +120,13 @@ def test_the_host_encodes_for_stage_c(host: Any) -> None:
 
 
 def test_half_a_coder_says_what_is_missing(host: Any) -> None:
-    with pytest.raises(Exception, match="load the previewer as well"):
+    with pytest.raises(host.errors.CascadeError, match="load the previewer as well"):
         host.call(
             "CascadePreviewDecode", samples={"samples": torch.zeros(1, 16, 4, 4)}, encoder=coder(host, previewer="none")
         )
     alone = coder(host, vae_name=file_name("previewer"), previewer="auto")
     host.call("CascadePreviewDecode", samples={"samples": torch.zeros(1, 16, 4, 4)}, encoder=alone)
-    with pytest.raises(Exception, match="load the EfficientNet encoder as well"):
+    with pytest.raises(host.errors.CascadeError, match="load the EfficientNet encoder as well"):
         alone.encode(images())
 
 
@@ -148,12 +148,12 @@ def test_saved_vaes_have_the_hosts_names(host: Any, tmp_path: Path) -> None:
     [(torch.full((1, 4, 8, 8), torch.nan), "dtype bf16"), (torch.zeros(1, 16, 8, 8), "those of Stage C")],
 )
 def test_what_cannot_be_decoded_is_explained(host: Any, samples: Tensor, cure: str) -> None:
-    with pytest.raises(Exception, match=cure):
+    with pytest.raises(host.errors.CascadeError, match=cure):
         host.call("CascadeDecode", samples={"samples": samples}, vae=stage_a(host), tiling="never", tile_size=512)
 
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
-    with pytest.raises(Exception, match="connect Stage A"):
+    with pytest.raises(host.errors.CascadeError, match="connect Stage A"):
         host.call(
             "CascadeDecode",
             samples={"samples": torch.zeros(1, 4, 8, 8)},

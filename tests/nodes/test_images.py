@@ -78,7 +78,7 @@ def test_images_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
     ],
 )
 def test_what_is_no_image_is_said(host: Any, image: Tensor, message: str) -> None:
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(host.errors.CascadeError, match=message):
         encode(host, image)
 
 
@@ -89,14 +89,14 @@ def test_masks_of_any_size_mark_what_is_drawn(host: Any) -> None:
     assert small["noise_mask"].shape == (1, 1, 6, 6)
     assert large["noise_mask"].shape == (1, 1, 64, 64)
     assert small["noise_mask"].unique().tolist() == [0, 0.5]
-    with pytest.raises(Exception, match=r"The mask is empty.*invert"):
+    with pytest.raises(host.errors.CascadeError, match=r"The mask is empty.*invert"):
         encode(host, image, mask=torch.zeros(1, 64, 64))
 
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
-    with pytest.raises(Exception, match="connect the encoder and previewer"):
+    with pytest.raises(host.errors.CascadeError, match="connect the encoder and previewer"):
         host.call("CascadeEncodeImage", image=images(), encoder=stage_a(host), resize_mode=SHORT, short_side=256)
-    with pytest.raises(Exception, match="connect Stage A"):
+    with pytest.raises(host.errors.CascadeError, match="connect Stage A"):
         encode(host, images(), vae=coder(host))
 
 
@@ -237,9 +237,9 @@ def test_latents_are_mixed(host: Any) -> None:
     assert relative_error(steps["samples"][4:], second) < 1e-5
     large = mix(host, random(1, 4, 16, 16), random(1, 4, 16, 16, seed=2))
     assert large["samples"].shape == (1, 4, 16, 16)
-    with pytest.raises(Exception, match="Stage C's latents, which have 16 channels; these have 4"):
+    with pytest.raises(host.errors.CascadeError, match="Stage C's latents, which have 16 channels; these have 4"):
         mix(host, first, random(1, 4, 6, 6))
-    with pytest.raises(Exception, match="another model's"):
+    with pytest.raises(host.errors.CascadeError, match="another model's"):
         mix(host, random(1, 8, 6, 6), first)
 
 
@@ -291,7 +291,7 @@ def test_each_frame_hears_of_its_place_between_the_images(host: Any) -> None:
     for row, image in ((0, first), (2, second), (4, third)):
         alone = stage_c(host, positive=vary(host, image1=image))
         assert relative_error(frames[row : row + 1], alone) < 1e-4
-    with pytest.raises(Exception, match="two images or more"):
+    with pytest.raises(host.errors.CascadeError, match="two images or more"):
         vary(host, image1=first, frames=3)
 
 

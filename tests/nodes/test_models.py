@@ -161,7 +161,7 @@ def test_other_types_stay_close(host: Any, kind: str, dtype: str) -> None:
 
 def test_a_conditioning_of_another_model_is_explained(host: Any) -> None:
     other = [[torch.zeros(1, 7, 768), {"pooled_output": torch.zeros(1, 768)}]]
-    with pytest.raises(Exception, match=r"reads text embeddings of width 24, the conditioning has 768"):
+    with pytest.raises(host.errors.CascadeError, match=r"reads text embeddings of width 24, the conditioning has 768"):
         sample(ours(host, "stage_c"), "stage_c", other, other)
 
 
@@ -170,12 +170,12 @@ def test_the_list_of_models_is_left_as_it_was(host: Any, tmp_path: Path) -> None
     ours.__wrapped__(host, "stage_b")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no")
-    with pytest.raises(Exception, match="broken"):
+    with pytest.raises(host.errors.CascadeError, match="broken"):
         host.pack("nodes.host.models").load_stage("stage_b", broken)
     assert comfy.supported_models.models == before
 
 
 def test_a_wrong_file_is_named(host: Any) -> None:
     path = host.models / "diffusion_models" / networks.file_name("stage_b")
-    with pytest.raises(Exception, match=r"this is Stage B, custom.*diffusion_models.*Wanted here: Stage C"):
+    with pytest.raises(host.errors.CascadeError, match=r"this is Stage B, custom.*diffusion_models.*Wanted here: Stage C"):
         host.pack("nodes.host.models").load_stage("stage_c", path)

@@ -193,25 +193,25 @@ def broken(host: Any, kind: str) -> Any:
 
 
 def test_infinite_latents_stop_with_a_cure(host: Any) -> None:
-    with pytest.raises(Exception, match=r"Stage C's result is not finite.*dtype bf16 or fp32"):
+    with pytest.raises(host.errors.CascadeError, match=r"Stage C's result is not finite.*dtype bf16 or fp32"):
         stage_c(host, model=broken(host, "stage_c"))
-    with pytest.raises(Exception, match=r"Stage B's result is not finite.*dtype bf16 or fp32"):
+    with pytest.raises(host.errors.CascadeError, match=r"Stage B's result is not finite.*dtype bf16 or fp32"):
         stage_b(host, random(1, 16, 5, 6), model=broken(host, "stage_b"))
-    with pytest.raises(Exception, match=r"Stage C's latent is not finite"):
+    with pytest.raises(host.errors.CascadeError, match=r"Stage C's latent is not finite"):
         stage_b(host, torch.full((1, 16, 5, 6), torch.nan))
 
 
 def test_wrong_models_and_latents_are_explained(host: Any) -> None:
-    with pytest.raises(Exception, match=r"takes a Stage C model; the one that is connected is Stage B"):
+    with pytest.raises(host.errors.CascadeError, match=r"takes a Stage C model; the one that is connected is Stage B"):
         stage_c(host, model=model(host, "stage_b"))
     with pytest.raises(
         Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
     ):
         stage_c(host, latent_image={"samples": torch.zeros(1, 4, 8, 8)})
     for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
-        with pytest.raises(Exception, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"):
+        with pytest.raises(host.errors.CascadeError, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"):
             stage_c(host, latent_image={"samples": torch.zeros(shape)})
-    with pytest.raises(Exception, match=r"start_percent 0.5 must not be above end_percent 0.1"):
+    with pytest.raises(host.errors.CascadeError, match=r"start_percent 0.5 must not be above end_percent 0.1"):
         stage_c(host, start_percent=0.5, end_percent=0.1)
 
 
