@@ -23,7 +23,6 @@ if ROOT not in sys.path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-schemas", action="store_true", help="write tests/nodes/schemas.json anew")
-    parser.addoption("--update-images", action="store_true", help="make the images of templates and pages anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:

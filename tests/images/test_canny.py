@@ -36,10 +36,14 @@ def test_full_size_edges_are_opencvs_to_the_pixel(name: str) -> None:
     assert np.array_equal(found[:, 0].numpy() > 0, EDGES[f"{name}_edges"])
 
 
+@pytest.mark.numeric
 def test_edges_as_learned_are_those_of_a_224_square_brought_back() -> None:
     drawn = images("drawn")
     expected = torch.from_numpy(EDGES["drawn_edges_224"]).float()[:, None]
-    assert torch.equal(canny(drawn), F.interpolate(expected, drawn.shape[-2:], mode="bilinear"))
+    expected = F.interpolate(expected, drawn.shape[-2:], mode="bilinear")
+    # Where a shrunk pixel is a whole number but for rounding, the processor decides what it is cut off to.
+    assert ((canny(drawn) - expected).abs() > 1e-6).float().mean() < 1e-3
+    assert ((canny(drawn, size=222) - expected).abs() > 1e-6).float().mean() > 1e-3
 
 
 @pytest.mark.parametrize(("size", "name"), [(224, "canny_224"), (None, "canny")])

@@ -16,6 +16,7 @@ from cascade.images import (
 from tests.support import golden, relative_error
 
 
+@pytest.mark.numeric
 def test_the_golden_hints() -> None:
     data = golden("filters")
     assert torch.equal(inpaint_hint(data["images"], data["mask"]), data["inpaint"])

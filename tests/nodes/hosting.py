@@ -143,6 +143,11 @@ class Host:
         root = self.classes["CascadeLoadStageC"].__module__.removesuffix(".nodes.loaders")
         return importlib.import_module(f"{root}.{module}")
 
+    @property
+    def errors(self) -> Any:
+        """The pack's `cascade.errors` as the host loaded it: its classes are others than those of `import cascade`."""
+        return self.pack("cascade.errors")
+
     def run(self, graph: Graph, *, fresh: bool = False, **wanted: Any) -> SimpleNamespace:
         """Run a prompt; the values of `wanted` (name = output) come back as attributes.
 

@@ -65,6 +65,10 @@ FOLDERS = {
 }
 
 
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def file_name(kind: str) -> str:
     return f"small_{kind}.safetensors"
 

@@ -226,7 +226,7 @@ def released_file(host: Any) -> str:
 
 def test_the_released_trainers_file_and_its_token(host: Any) -> None:
     file, encoder = released_file(host), clip(host)
-    with pytest.raises(Exception, match="without a name"):
+    with pytest.raises(host.errors.CascadeError, match="without a name"):
         load(host, file, model(host), encoder)
     changed, known, _ = load(host, file, model(host), encoder, token_names="[fernando] = ^dog</w>")
     assert relative_error(encoded(known, "a [fernando] here")[0], encoded(encoder, "a dog here")[0]) < 1e-5
@@ -269,7 +269,7 @@ def test_a_merged_checkpoint_is_what_was_attached(host: Any) -> None:
     assert Path(path).parent == (host.models / "diffusion_models").resolve()
     again = host.call("CascadeLoadStageC", unet_name=Path(path).name, weight_dtype="fp32", previewer="none")[0]
     assert relative_error(predicted(again), predicted(changed)) < 1e-4
-    with pytest.raises(Exception, match="nothing to merge"):
+    with pytest.raises(host.errors.CascadeError, match="nothing to merge"):
         host.call("CascadeMergeLora", model=model(host), filename_prefix="merged")
 
 
@@ -285,7 +285,7 @@ def test_an_extracted_lora_is_the_difference(host: Any) -> None:
         "CascadeSaveLora", lora_name="some.safetensors", lora=found, filename_prefix="extracted", format="onetrainer"
     )
     assert read_lora(path).format == "onetrainer"
-    with pytest.raises(Exception, match="equal"):
+    with pytest.raises(host.errors.CascadeError, match="equal"):
         host.call("CascadeExtractLora", base_model=base, tuned_model=base, rank=4)
 
 
@@ -314,7 +314,7 @@ def test_an_embedding_alone(host: Any) -> None:
     known, words = host.call("CascadeLoadEmbedding", clip=clip(host), embedding_name=put(host, some_lora()), token="")
     assert words == WORD
     assert not known.patcher.patches
-    with pytest.raises(Exception, match="no learned tokens"):
+    with pytest.raises(host.errors.CascadeError, match="no learned tokens"):
         host.call(
             "CascadeLoadEmbedding",
             clip=clip(host),
@@ -408,23 +408,25 @@ def test_two_loras_that_define_one_token_differently(host: Any) -> None:
     one, other = (Lora({}, (Token("[w]", torch.full((1, WIDTH), value)),)) for value in (1.0, 2.0))
     first = load(host, put(host, one, "a.safetensors"), None, clip(host))[1]
     load(host, "a.safetensors", None, first)
-    with pytest.raises(Exception, match=r"a\.safetensors and .*b\.safetensors both define the token \[w\]"):
+    with pytest.raises(
+        host.errors.CascadeError, match=r"a\.safetensors and .*b\.safetensors both define the token \[w\]"
+    ):
         load(host, put(host, other, "b.safetensors"), None, first)
 
 
 def test_a_lora_that_would_do_nothing_is_refused(host: Any) -> None:
     file = put(host, Lora({"stage_c": {QUERY: low(64, 64)}}))
-    with pytest.raises(Exception, match="connect model"):
+    with pytest.raises(host.errors.CascadeError, match="connect model"):
         load(host, file, None, clip(host))
     words = put(host, Lora({}, some_lora().tokens), "words.safetensors")
-    with pytest.raises(Exception, match="connect clip"):
+    with pytest.raises(host.errors.CascadeError, match="connect clip"):
         load(host, words, model(host), None)
     assert "not added: connect clip" in load(host, put(host, some_lora()), model(host), None)[2]
 
 
 def test_a_stage_b_is_refused(host: Any) -> None:
     stage_b = host.call("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")[0]
-    with pytest.raises(Exception, match="Stage C"):
+    with pytest.raises(host.errors.CascadeError, match="Stage C"):
         load(host, put(host, some_lora()), stage_b, None)
 
 
@@ -448,7 +450,7 @@ def test_saved_files_are_numbered_and_replace_none(host: Any) -> None:
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", "  ", "a/../../b", "x\0y"])
 def test_files_are_written_nowhere_else(host: Any, name: str) -> None:
     put(host, some_lora())
-    with pytest.raises(Exception, match="no name for a file"):
+    with pytest.raises(host.errors.CascadeError, match="no name for a file"):
         host.call("CascadeSaveLora", lora_name="some.safetensors", filename_prefix=name, format="cascade")
 
 

@@ -106,5 +106,5 @@ def test_the_identity_template_says_what_is_missing(host: Any, monkeypatch: pyte
     import sys
 
     monkeypatch.setitem(sys.modules, "insightface.app", None)
-    with pytest.raises(Exception, match="has no face detector"):
+    with pytest.raises(host.errors.CascadeError, match="has no face detector"):
         host.run(Graph(to_prompt(workflow("Face Identity"), host.classes)))

@@ -17,7 +17,8 @@ from cascade import models
 from cascade.checkpoints import save_model
 from cascade.models import ControlNet, ControlNetConfig
 from tests.nodes import networks
-from tests.nodes.test_models import conditioning, native, noise, ours, sample
+from tests.nodes.model_pairs import conditioning, native, ours, sample
+from tests.nodes.networks import random
 from tests.support import relative_error
 
 BLOCKS = (0, 2, 3, 5)
@@ -221,7 +222,7 @@ def test_nets_of_different_length_add_up_whichever_comes_first(host: Any, tmp_pa
 def test_lists_are_as_long_as_the_network_has_blocks(host: Any) -> None:
     made = control(host, "small").copy().set_cond_hint(hint("small").movedim(-1, 1))
     made.pre_run(ours(host, "stage_c").model, lambda percent: 1.0 - percent)
-    found = made.get_control(noise(SIZE), torch.tensor([0.5]), {}, 1)
+    found = made.get_control(random(*SIZE), torch.tensor([0.5]), {}, 1)
     assert [residual is not None for residual in found["input"][::-1]] == [i in BLOCKS for i in range(6)]
     assert found["input"][0].shape[:2] == (2, WIDTH)
 
@@ -257,7 +258,7 @@ def test_a_hint_of_the_wrong_kind_names_the_right_node(
             conditioning(), conditioning(), net, image, 1.0, 0.0, 1.0
         ),
     }
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(host.errors.CascadeError, match=words):
         given_to[node]()
 
 
@@ -269,19 +270,21 @@ def test_a_net_for_another_stage_c(host: Any, tmp_path: Path) -> None:
     ):
         config = ControlNetConfig(**{"in_channels": 5, "width": WIDTH, "blocks": (0,), "backbone": "simple", **changes})
         save_model(filled(config), tmp_path / "other.safetensors")
-        with pytest.raises(Exception, match=words):
+        with pytest.raises(host.errors.CascadeError, match=words):
             run(ours(host, "stage_c"), applied(host, load(tmp_path / "other.safetensors")[0], hint("small")))
 
 
 def test_the_hosts_own_net_for_another_stage_c(host: Any) -> None:
     other = comfy.ldm.cascade.controlnet.ControlNet(5, 32, [0], "simple").requires_grad_(False)
     adapter = comfy.controlnet.T2IAdapter(other, 5, 1, "nearest-exact")
-    with pytest.raises(Exception, match="made for a Stage C of width 32, this one's is 64"):
+    with pytest.raises(host.errors.CascadeError, match="made for a Stage C of width 32, this one's is 64"):
         run(ours(host, "stage_c"), applied(host, adapter, hint("small")))
 
 
 def test_the_hosts_own_net_refuses_a_hint_of_another_kind(host: Any) -> None:
-    with pytest.raises(Exception, match=r"reads edges; the hint that is connected is a color image.*Canny Hint"):
+    with pytest.raises(
+        host.errors.CascadeError, match=r"reads edges; the hint that is connected is a color image.*Canny Hint"
+    ):
         applied(host, native_control("canny"), torch.rand(1, 64, 64, 3))
 
 
@@ -293,9 +296,9 @@ def test_files_of_other_kinds_are_named(host: Any, tmp_path: Path) -> None:
     }
     for words, tensors in others.items():
         save_file(tensors, tmp_path / "other.safetensors")
-        with pytest.raises(Exception, match=words):
+        with pytest.raises(host.errors.CascadeError, match=words):
             load(tmp_path / "other.safetensors")
-    with pytest.raises(Exception, match=r"this is Stage B.*Wanted here: ControlNet"):
+    with pytest.raises(host.errors.CascadeError, match=r"this is Stage B.*Wanted here: ControlNet"):
         load(host.models / "diffusion_models" / networks.file_name("stage_b"))
 
 
@@ -303,12 +306,12 @@ def test_blocks_that_the_file_does_not_tell(host: Any, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file(network("small").state_dict(), path)
     load = host.pack("nodes.host.control").load_control
-    with pytest.raises(Exception, match="does not define its blocks"):
+    with pytest.raises(host.errors.CascadeError, match="does not define its blocks"):
         load(path)
     made, report = load(path, BLOCKS)
     assert made.config.blocks == BLOCKS
     assert "blocks 0, 2, 3, 5" in report
-    with pytest.raises(Exception, match=r"do not fit"):
+    with pytest.raises(host.errors.CascadeError, match=r"do not fit"):
         load(path, (0, 2))
 
 
@@ -321,14 +324,14 @@ def test_the_report_says_what_it_is(host: Any) -> None:
         _, report = host.call("CascadeLoadControlNet", control_net_name=f"{kind}.safetensors", blocks="0, 2,3 5")
         assert words in report
         assert f"width {WIDTH}" in report
-    with pytest.raises(Exception, match="blocks are whole numbers"):
+    with pytest.raises(host.errors.CascadeError, match="blocks are whole numbers"):
         host.call("CascadeLoadControlNet", control_net_name="canny.safetensors", blocks="all")
 
 
 def test_a_start_after_the_end_and_no_net(host: Any) -> None:
-    with pytest.raises(Exception, match=r"start_percent 0\.8 is after end_percent 0\.2"):
+    with pytest.raises(host.errors.CascadeError, match=r"start_percent 0\.8 is after end_percent 0\.2"):
         applied(host, control(host, "small"), hint("small"), start_percent=0.8, end_percent=0.2)
-    with pytest.raises(Exception, match="There is no ControlNet"):
+    with pytest.raises(host.errors.CascadeError, match="There is no ControlNet"):
         applied(host, None, hint("small"))
 
 

@@ -16,18 +16,10 @@ from cascade.models import STAGE_A
 from tests.nodes import networks
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name
+from tests.nodes.node_calls import clip, coder, images, stage_a
 from tests.support import relative_error
 
 LONG = "a red circle and a blue square, " * 20
-
-
-def images(height: int = 64, width: int = 96, batch: int = 1) -> Tensor:
-    """In the host's form [B, H, W, 3]."""
-    return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(2))
-
-
-def clip(host: Any, dtype: str = "fp32") -> Any:
-    return host.call("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype=dtype)[0]
 
 
 @pytest.mark.parametrize("prompt", ["", "a large red circle", LONG])
@@ -81,10 +73,6 @@ def test_images_are_what_the_library_makes_of_them(host: Any) -> None:
     assert relative_error(found.image_embeds, expected[:, 0]) < 0.02
 
 
-def stage_a(host: Any, dtype: str = "fp32") -> Any:
-    return host.call("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype=dtype)[0]
-
-
 def test_stage_a_is_the_librarys_in_the_hosts_convention(host: Any) -> None:
     net: Any = networks.network("stage_a")
     image = images()
@@ -111,10 +99,6 @@ def test_decoding_in_tiles_is_asked_for_or_needed(host: Any) -> None:
     assert torch.equal(host.call("CascadeDecode", samples=latent, vae=vae, tiling="auto", tile_size=128)[0], tiled)
 
 
-def coder(host: Any, vae_name: str = file_name("effnet"), previewer: str = file_name("previewer")) -> Any:
-    return host.call("CascadeLoadEncoder", vae_name=vae_name, previewer=previewer, weight_dtype="fp32")[0]
-
-
 def test_encoder_and_previewer(host: Any) -> None:
     vae, image = coder(host), images(96, 128)
     with torch.no_grad():
@@ -136,13 +120,13 @@ def test_the_host_encodes_for_stage_c(host: Any) -> None:
 
 
 def test_half_a_coder_says_what_is_missing(host: Any) -> None:
-    with pytest.raises(Exception, match="load the previewer as well"):
+    with pytest.raises(host.errors.CascadeError, match="load the previewer as well"):
         host.call(
             "CascadePreviewDecode", samples={"samples": torch.zeros(1, 16, 4, 4)}, encoder=coder(host, previewer="none")
         )
     alone = coder(host, vae_name=file_name("previewer"), previewer="auto")
     host.call("CascadePreviewDecode", samples={"samples": torch.zeros(1, 16, 4, 4)}, encoder=alone)
-    with pytest.raises(Exception, match="load the EfficientNet encoder as well"):
+    with pytest.raises(host.errors.CascadeError, match="load the EfficientNet encoder as well"):
         alone.encode(images())
 
 
@@ -164,12 +148,12 @@ def test_saved_vaes_have_the_hosts_names(host: Any, tmp_path: Path) -> None:
     [(torch.full((1, 4, 8, 8), torch.nan), "dtype bf16"), (torch.zeros(1, 16, 8, 8), "those of Stage C")],
 )
 def test_what_cannot_be_decoded_is_explained(host: Any, samples: Tensor, cure: str) -> None:
-    with pytest.raises(Exception, match=cure):
+    with pytest.raises(host.errors.CascadeError, match=cure):
         host.call("CascadeDecode", samples={"samples": samples}, vae=stage_a(host), tiling="never", tile_size=512)
 
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
-    with pytest.raises(Exception, match="connect Stage A"):
+    with pytest.raises(host.errors.CascadeError, match="connect Stage A"):
         host.call(
             "CascadeDecode",
             samples={"samples": torch.zeros(1, 4, 8, 8)},

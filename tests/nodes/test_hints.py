@@ -62,9 +62,9 @@ def test_masks_of_other_sizes(host: Any, shape: tuple[int, ...]) -> None:
 
 
 def test_masks_that_cannot_be_used(host: Any) -> None:
-    with pytest.raises(Exception, match="mask is empty"):
+    with pytest.raises(host.errors.CascadeError, match="mask is empty"):
         host.call("CascadeInpaintHint", image=random_image(), mask=torch.zeros(1, 64, 64))
-    with pytest.raises(Exception, match="3 masks for 2 images"):
+    with pytest.raises(host.errors.CascadeError, match="3 masks for 2 images"):
         host.call("CascadeInpaintHint", image=random_image(2), mask=torch.ones(3, 96, 128))
 
 
@@ -79,7 +79,7 @@ def test_outpainting(host: Any, encoder: Any) -> None:
     assert torch.equal(hint[:, 32:, :128, :3], random_image())
     assert 0 < float(mask[0, 34, 60]) < 1
     assert latent["samples"].shape == (1, 16, 3, 5)
-    with pytest.raises(Exception, match="all margins are 0"):
+    with pytest.raises(host.errors.CascadeError, match="all margins are 0"):
         host.call("CascadeOutpaintHint", image=random_image(), **dict.fromkeys(margins, 0), feathering=0)
 
 
@@ -90,7 +90,7 @@ def test_super_resolution(host: Any, encoder: Any) -> None:
     assert stage_c["samples"].shape == (1, 16, 5, 6)
     assert stage_b["samples"].shape == (1, 4, 48, 64)
     stage_a = host.pack("nodes.host.autoencoders").load_stage_a(host.models / "vae" / file_name("stage_a"), "fp32")
-    with pytest.raises(Exception, match="connect the encoder and previewer"):
+    with pytest.raises(host.errors.CascadeError, match="connect the encoder and previewer"):
         host.call("CascadeSuperResolutionHint", image=random_image(), encoder=stage_a, scale_by=2)
 
 
@@ -138,13 +138,13 @@ def test_twelve_faces_are_four(host: Any) -> None:
     ],
 )
 def test_faces_that_cannot_be_used(host: Any, given: Any, words: str) -> None:
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(host.errors.CascadeError, match=words):
         host.call("CascadeIdentityHint", image=random_image(), max_faces=4, **given)
 
 
 def test_no_detector(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "insightface.app", None)
-    with pytest.raises(Exception, match=r"has no face detector.*pip install insightface"):
+    with pytest.raises(host.errors.CascadeError, match=r"has no face detector.*pip install insightface"):
         host.call("CascadeIdentityHint", image=random_image(), max_faces=4)
 
 
@@ -166,7 +166,7 @@ def test_insightface_where_it_is(host: Any, monkeypatch: pytest.MonkeyPatch) -> 
     module.FaceAnalysis = Analysis  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "insightface", ModuleType("insightface"))
     monkeypatch.setitem(sys.modules, "insightface.app", module)
-    with pytest.raises(Exception, match=r"its networks are not. Put buffalo_l"):
+    with pytest.raises(host.errors.CascadeError, match=r"its networks are not. Put buffalo_l"):
         host.call("CascadeIdentityHint", image=random_image(), max_faces=4)
     folder = importlib.import_module("folder_paths").models_dir
     place = host.pack("nodes.host.faces").Path(folder) / "insightface" / "models" / "buffalo_l"
@@ -188,5 +188,5 @@ def test_crop_and_stitch(host: Any) -> None:
     outside = mask[0] == 0
     assert torch.equal(back[0][outside], image[0][outside])
     assert float(back[:, 90:110, 140:170].max()) == 0
-    with pytest.raises(Exception, match="mask is empty"):
+    with pytest.raises(host.errors.CascadeError, match="mask is empty"):
         host.call("CascadeCropToMask", image=image, mask=mask * 0, width=64, height=64, context=0.5, feathering=0)

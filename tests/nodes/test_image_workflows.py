@@ -12,8 +12,7 @@ from PIL import Image
 
 from cascade.tiny.analysis import describe
 from tests.nodes.image_checks import AT_ITS_SIZE, needs_tiny, wrong
-from tests.nodes.test_workflows import run, with_values
-from tests.nodes.workflows import prompt_of, workflow
+from tests.nodes.workflows import prompt_of, run, with_values, workflow
 
 SIZES = {
     "Image to Image": (256, 256),

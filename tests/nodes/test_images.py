@@ -20,12 +20,10 @@ from cascade.pipelines import (
     latent_sizes,
 )
 from tests.nodes import networks
+from tests.nodes.graphs import SETTINGS, LoadedGraph
 from tests.nodes.hosting import Failed, Graph
-from tests.nodes.networks import file_name, library_sample
-from tests.nodes.test_encoders import coder, images, stage_a
-from tests.nodes.test_interplay import Parts as Graphs
-from tests.nodes.test_sampling import NEGATIVE, POSITIVE, conditioning, model, random, stage_b, stage_c
-from tests.nodes.test_text_to_image import SETTINGS
+from tests.nodes.networks import file_name, library_sample, random
+from tests.nodes.node_calls import NEGATIVE, POSITIVE, coder, conditioning, images, model, stage_a, stage_b, stage_c
 from tests.support import relative_error
 
 SHORT, OWN = "short side (image to image)", "own size (reconstruction)"
@@ -80,7 +78,7 @@ def test_images_of_any_kind(host: Any, shape: tuple[int, ...]) -> None:
     ],
 )
 def test_what_is_no_image_is_said(host: Any, image: Tensor, message: str) -> None:
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(host.errors.CascadeError, match=message):
         encode(host, image)
 
 
@@ -91,14 +89,14 @@ def test_masks_of_any_size_mark_what_is_drawn(host: Any) -> None:
     assert small["noise_mask"].shape == (1, 1, 6, 6)
     assert large["noise_mask"].shape == (1, 1, 64, 64)
     assert small["noise_mask"].unique().tolist() == [0, 0.5]
-    with pytest.raises(Exception, match=r"The mask is empty.*invert"):
+    with pytest.raises(host.errors.CascadeError, match=r"The mask is empty.*invert"):
         encode(host, image, mask=torch.zeros(1, 64, 64))
 
 
 def test_the_wrong_vae_is_explained(host: Any) -> None:
-    with pytest.raises(Exception, match="connect the encoder and previewer"):
+    with pytest.raises(host.errors.CascadeError, match="connect the encoder and previewer"):
         host.call("CascadeEncodeImage", image=images(), encoder=stage_a(host), resize_mode=SHORT, short_side=256)
-    with pytest.raises(Exception, match="connect Stage A"):
+    with pytest.raises(host.errors.CascadeError, match="connect Stage A"):
         encode(host, images(), vae=coder(host))
 
 
@@ -239,9 +237,9 @@ def test_latents_are_mixed(host: Any) -> None:
     assert relative_error(steps["samples"][4:], second) < 1e-5
     large = mix(host, random(1, 4, 16, 16), random(1, 4, 16, 16, seed=2))
     assert large["samples"].shape == (1, 4, 16, 16)
-    with pytest.raises(Exception, match="Stage C's latents, which have 16 channels; these have 4"):
+    with pytest.raises(host.errors.CascadeError, match="Stage C's latents, which have 16 channels; these have 4"):
         mix(host, first, random(1, 4, 6, 6))
-    with pytest.raises(Exception, match="another model's"):
+    with pytest.raises(host.errors.CascadeError, match="another model's"):
         mix(host, random(1, 8, 6, 6), first)
 
 
@@ -293,12 +291,12 @@ def test_each_frame_hears_of_its_place_between_the_images(host: Any) -> None:
     for row, image in ((0, first), (2, second), (4, third)):
         alone = stage_c(host, positive=vary(host, image1=image))
         assert relative_error(frames[row : row + 1], alone) < 1e-4
-    with pytest.raises(Exception, match="two images or more"):
+    with pytest.raises(host.errors.CascadeError, match="two images or more"):
         vary(host, image1=first, frames=3)
 
 
 def test_variation_beside_the_hosts_own(host: Any) -> None:
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     loaded = graph("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))
     image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
@@ -362,7 +360,7 @@ def test_reconstruction_is_the_librarys(host: Any) -> None:
 
 def test_what_is_outside_the_mask_is_the_image(host: Any) -> None:
     """Both stages masked, and the host's composite: pixel for pixel."""
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     image = graph("EmptyImage", width=200, height=130, batch_size=1, color=0x3366CC)
     spot = graph("SolidMask", value=1.0, width=60, height=50)
@@ -402,7 +400,7 @@ def test_what_is_outside_the_mask_is_the_image(host: Any) -> None:
 
 
 def test_the_hosts_own_encoders_scalers_and_composites(host: Any) -> None:
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     image = graph("EmptyImage", width=300, height=200, batch_size=2, color=0x3366CC)
     scaled = graph("ImageScale", image=image, upscale_method="lanczos", width=288, height=192, crop="center")
@@ -434,7 +432,7 @@ def test_the_hosts_own_encoders_scalers_and_composites(host: Any) -> None:
 
 
 def test_two_passes_with_the_hosts_latent_scaling(host: Any) -> None:
-    parts = Graphs()
+    parts = LoadedGraph()
     graph = parts.graph
     first = parts.cascade()
     larger = graph("LatentUpscaleBy", samples=first, upscale_method="bilinear", scale_by=2.0)

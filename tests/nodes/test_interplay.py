@@ -13,58 +13,14 @@ from torch import Tensor
 
 from cascade.checkpoints import save_model
 from tests.nodes import networks
-from tests.nodes.hosting import Graph, Outputs
+from tests.nodes.graphs import SETTINGS, LoadedGraph
+from tests.nodes.hosting import Outputs
+from tests.nodes.model_pairs import native
 from tests.nodes.networks import file_name
-from tests.nodes.test_models import native
-from tests.nodes.test_text_to_image import SETTINGS
 from tests.support import relative_error
 
 
-class Parts:
-    """A graph with Stage C (and, where asked for, Stage B) loaded and a prompt encoded."""
-
-    def __init__(self) -> None:
-        self.graph = Graph()
-        self.model = self.graph(
-            "CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none"
-        )
-        self.clip = self.graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
-        self.text = self.encoded("a red circle on the left")
-        self.latent = self.graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)
-
-    def encoded(self, positive: str, clip: Any = None) -> Outputs:
-        return self.graph("CascadeTextEncode", clip=clip or self.clip, positive=positive, negative="")
-
-    def ksampler(self, **changes: Any) -> Outputs:
-        given = {
-            "model": self.model,
-            "positive": self.text[0],
-            "negative": self.text[1],
-            "latent_image": self.latent[0],
-            "seed": 5,
-            "steps": 2,
-            "cfg": 4.0,
-            "sampler_name": "euler",
-            "scheduler": "simple",
-            "denoise": 1.0,
-        }
-        return self.graph("KSampler", **{**given, **changes})
-
-    def cascade(self, **changes: Any) -> Outputs:
-        given = {
-            "model": self.model,
-            "positive": self.text[0],
-            "negative": self.text[1],
-            "latent_image": self.latent[0],
-            "seed": 5,
-            "steps": 2,
-            "cfg": 4.0,
-            "shift": 2.0,
-        }
-        return self.graph("CascadeSampleStageC", **{**given, **SETTINGS, **changes})
-
-
-def samples(host: Any, parts: Parts, **wanted: Any) -> list[Tensor]:
+def samples(host: Any, parts: LoadedGraph, **wanted: Any) -> list[Tensor]:
     result = host.run(parts.graph, **wanted)
     found = [getattr(result, name)["samples"] for name in wanted]
     assert all(torch.isfinite(each).all() for each in found)
@@ -72,7 +28,7 @@ def samples(host: Any, parts: Parts, **wanted: Any) -> list[Tensor]:
 
 
 def test_conditionings_combined_placed_masked_and_timed(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph, (one, two) = parts.graph, (parts.text[0], parts.encoded("a blue square on the right")[0])
     mask = graph("SolidMask", value=1.0, width=32, height=48)
     combinations = {
@@ -118,7 +74,7 @@ def test_conditionings_combined_placed_masked_and_timed(host: Any) -> None:
 
 def test_the_hosts_other_samplers(host: Any) -> None:
     """The same run through each of the host's ways to sample."""
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     conds = {"positive": parts.text[0], "negative": parts.text[1]}
     advanced = graph(
@@ -147,7 +103,7 @@ def test_the_hosts_other_samplers(host: Any) -> None:
 
 
 def test_latents_of_the_host(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     empty = graph("StableCascade_EmptyLatentImage", width=256, height=256, compression=42, batch_size=2)
     first = parts.cascade(latent_image=empty[0])
@@ -169,7 +125,7 @@ def test_latents_of_the_host(host: Any) -> None:
 
 
 def test_noise_masks_of_the_host(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     mask = parts.graph("SolidMask", value=0.0, width=48, height=40)
     done = parts.cascade()
     masked = parts.graph("SetLatentNoiseMask", samples=done, mask=mask)
@@ -220,7 +176,7 @@ def loras(host: Any) -> list[str]:
 
 
 def test_loras(host: Any, loras: list[str]) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     wanted: dict[str, Any] = {"plain": parts.ksampler()}
     for file in loras:
         loaded = parts.graph(
@@ -239,7 +195,7 @@ def test_loras(host: Any, loras: list[str]) -> None:
 
 def test_hooks(host: Any, loras: list[str]) -> None:
     """A LoRA for one conditioning alone, whose strength changes on the way: cached conditions must follow."""
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
 
     def hooked(*strengths: float) -> Outputs:
@@ -283,7 +239,7 @@ def others(host: Any) -> Iterator[list[str]]:
 
 
 def test_model_merging_of_the_host(host: Any, others: list[str]) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     other, half = (graph("CascadeLoadStageC", unet_name=name, weight_dtype="fp32", previewer="none") for name in others)
     merged = graph("ModelMergeSimple", model1=parts.model, model2=other, ratio=0.5)
@@ -299,7 +255,7 @@ def test_model_merging_of_the_host(host: Any, others: list[str]) -> None:
 
 
 def test_model_patches_of_the_host(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     plain, shifted, rescaled, skipped = samples(
         host,
@@ -324,7 +280,7 @@ def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[int] = []
     denoise = nets.HostStageC.denoise
     monkeypatch.setattr(nets.HostStageC, "denoise", lambda *a, **k: calls.append(1) or denoise(*a, **k), raising=False)
-    parts = Parts()
+    parts = LoadedGraph()
     cached = parts.graph(
         "EasyCache", model=parts.model, reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False
     )
@@ -333,7 +289,7 @@ def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_image_variation(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     vision = graph("CascadeLoadImageEncoder", clip_name=file_name("image_encoder"))
     image = graph("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8800)
@@ -353,7 +309,7 @@ def test_image_variation(host: Any) -> None:
 
 
 def test_the_hosts_own_graph_for_stage_b_and_images(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     model = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")
     vae = graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="fp32")
@@ -385,7 +341,7 @@ def test_the_hosts_own_models_in_our_samplers(host: Any, node: str) -> None:
 
 
 def test_a_saved_checkpoint_is_loaded_again(host: Any) -> None:
-    parts = Parts()
+    parts = LoadedGraph()
     graph = parts.graph
     vae = graph("CascadeLoadEncoder", vae_name=file_name("effnet"), previewer="auto", weight_dtype="fp32")
     graph("CheckpointSave", model=parts.model, clip=parts.clip, vae=vae, filename_prefix="saved")

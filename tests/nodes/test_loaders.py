@@ -14,9 +14,9 @@ import torch
 
 from cascade.checkpoints import convert
 from tests.nodes import networks
+from tests.nodes.graphs import sampled
 from tests.nodes.hosting import Anything, Failed, Graph, Refused
 from tests.nodes.networks import file_name
-from tests.nodes.test_sampling import sampled
 
 OUTPUTS = ("stage_c", "stage_b", "clip", "vae", "encoder", "clip_vision", "report")
 
@@ -68,7 +68,7 @@ def test_what_is_missing_is_said_where_it_is_wanted(host: Any, monkeypatch: pyte
     host.run(graph)
     with pytest.raises(Failed, match="found no Stage C: put one into ComfyUI's diffusion_models folder"):
         host.run(graph, model=loaded[0])
-    with pytest.raises(Exception, match="no network of Stable Cascade"):
+    with pytest.raises(host.errors.CascadeError, match="no network of Stable Cascade"):
         checkpoint(host, "search my folders")
 
 
@@ -78,7 +78,7 @@ def test_files_that_are_not_offered_are_refused(host: Any, name: str) -> None:
     loaded = graph("CascadeLoadStageB", unet_name=name, weight_dtype="default")
     with pytest.raises(Refused, match="not in list"):
         host.run(graph, model=loaded)
-    with pytest.raises(Exception, match=r"not in ComfyUI's|is missing"):
+    with pytest.raises(host.errors.CascadeError, match=r"not in ComfyUI's|is missing"):
         host.call("CascadeLoadStageB", unet_name=name, weight_dtype="default")
 
 

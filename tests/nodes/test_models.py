@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,79 +17,15 @@ import torch
 from torch import Tensor
 
 from tests.nodes import networks
+from tests.nodes.model_pairs import SHAPES, TEXT, conditioning, native, ours, sample
+from tests.nodes.networks import random
 from tests.support import relative_error
 
 KINDS = ["stage_c", "stage_b"]
-SHAPES = {"stage_c": (2, 16, 6, 5), "stage_b": (2, 4, 24, 20)}
-TEXT = networks.WIDTH
-
-
-@cache
-def native(kind: str) -> Any:
-    """The host's own MODEL with the small network's weights."""
-    config = networks.CONFIGS[kind]
-    levels = config.levels
-    sizes = {
-        "stable_cascade_stage": kind[-1],
-        "c_cond": config.condition_channels,
-        "c_hidden": [level.width for level in levels],
-        "nhead": [level.heads for level in levels],
-        "blocks": [[level.depth for level in levels], [level.depth for level in levels[::-1]]],
-        "block_repeat": [[level.down_repeats for level in levels], [level.up_repeats for level in levels[::-1]]],
-        "level_config": [level.pattern for level in levels],
-        "dtype": torch.float32,
-    }
-    if kind == "stage_c":
-        sizes |= {"c_clip_text": TEXT, "c_clip_text_pooled": TEXT, "c_clip_img": networks.IMAGE}
-        found = comfy.supported_models.Stable_Cascade_C(sizes)
-    else:
-        sizes |= {"c_clip": TEXT, "dropout": [0.0] * len(levels)}
-        found = comfy.supported_models.Stable_Cascade_B(sizes)
-    found.set_inference_dtype(torch.float32, None)
-    with torch.inference_mode(False):
-        model = found.get_model({}, "")
-        missing, unexpected = model.diffusion_model.load_state_dict(networks.network(kind).state_dict(), strict=False)
-        assert (missing, unexpected) == ([], [])
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
-
-
-@cache
-def ours(host: Any, kind: str, **settings: Any) -> Any:
-    path = host.models / "diffusion_models" / networks.file_name(kind)
-    return host.pack("nodes.host.models").load_stage(kind, path, **settings)
-
-
-def conditioning(length: int = 7, seed: int = 1, batch: int = 1, **extras: Any) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    text = torch.randn(batch, length, TEXT, generator=generator)
-    pooled = torch.randn(batch, TEXT, generator=generator)
-    return [[text, {"pooled_output": pooled, **extras}]]
-
-
-def noise(shape: tuple[int, ...], seed: int = 3) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def sample(model: Any, kind: str, positive: Any, negative: Any, cfg: float = 4.0, **options: Any) -> Tensor:
-    settings = {"sampler_name": "ddpm", "scheduler": "simple", "seed": 5} | options
-    latent = torch.zeros(settings.pop("shape", SHAPES[kind]))
-    with torch.inference_mode():
-        return comfy.sample.sample(
-            model,
-            noise(latent.shape),
-            settings.pop("steps", 3),
-            cfg,
-            positive=positive,
-            negative=negative,
-            latent_image=latent,
-            disable_pbar=True,
-            **settings,
-        )
 
 
 def prior(kind: str, seed: int = 9) -> dict[str, Tensor]:
-    return {"stable_cascade_prior": noise((1, 16, 3, 2), seed)} if kind == "stage_b" else {}
+    return {"stable_cascade_prior": random(1, 16, 3, 2, seed=seed)} if kind == "stage_b" else {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,14 +64,14 @@ def test_a_whole_graph_is_the_hosts_own(host: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_call_is_the_same_as_the_hosts_own(host: Any, kind: str) -> None:
     models = [native(kind).model, ours(host, kind).model]
-    x, sigma = noise(SHAPES[kind]), torch.tensor([3.0, 0.7])
+    x, sigma = random(*SHAPES[kind]), torch.tensor([3.0, 0.7])
     conds = {
-        "clip_text": noise((2, 9, TEXT)),
-        "clip_text_pooled": noise((2, 1, TEXT)),
-        "clip_img": noise((2, 3, networks.IMAGE)),
+        "clip_text": random(2, 9, TEXT),
+        "clip_text_pooled": random(2, 1, TEXT),
+        "clip_img": random(2, 3, networks.IMAGE),
     }
     if kind == "stage_b":
-        conds = {"effnet": noise((2, 16, 12, 10)), "clip": noise((2, 1, TEXT))}
+        conds = {"effnet": random(2, 16, 12, 10), "clip": random(2, 1, TEXT)}
     expected, found = (model.apply_model(x, sigma, sca=torch.tensor([0.3, 0.0]), **conds) for model in models)
     assert relative_error(found, expected) < 1e-4
 
@@ -161,7 +96,7 @@ def test_text_of_unequal_length_changes_nothing(host: Any) -> None:
 def test_an_area_of_stage_b_gets_its_own_part_of_stage_c(host: Any) -> None:
     model = ours(host, "stage_b")
     spatial = host.pack("nodes.host.models").CondSpatial
-    whole = noise((1, 16, 12, 10))
+    whole = random(1, 16, 12, 10)
     cropped = spatial(whole, (24, 20)).process_cond(2, area=[8, 10, 4, 6]).cond
     assert torch.equal(cropped, whole[..., 2:6, 3:8].repeat(2, 1, 1, 1))
     everything = conditioning(**prior("stage_b"))
@@ -207,7 +142,7 @@ def test_conditions_of_a_patched_model_are_its_own(host: Any) -> None:
     before = sample(model, "stage_c", *conds)
     patched = model.clone()
     name = "diffusion_model.down_blocks.0.2.kv_mapper.1.weight"
-    patched.add_patches({name: (noise((64, 32)) * 0.5,)})
+    patched.add_patches({name: (random(64, 32) * 0.5,)})
     changed = sample(patched, "stage_c", *conds)
     assert relative_error(changed, before) > 1e-3
     assert torch.equal(sample(model, "stage_c", *conds), before)
@@ -226,7 +161,7 @@ def test_other_types_stay_close(host: Any, kind: str, dtype: str) -> None:
 
 def test_a_conditioning_of_another_model_is_explained(host: Any) -> None:
     other = [[torch.zeros(1, 7, 768), {"pooled_output": torch.zeros(1, 768)}]]
-    with pytest.raises(Exception, match=r"reads text embeddings of width 24, the conditioning has 768"):
+    with pytest.raises(host.errors.CascadeError, match=r"reads text embeddings of width 24, the conditioning has 768"):
         sample(ours(host, "stage_c"), "stage_c", other, other)
 
 
@@ -235,12 +170,14 @@ def test_the_list_of_models_is_left_as_it_was(host: Any, tmp_path: Path) -> None
     ours.__wrapped__(host, "stage_b")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no")
-    with pytest.raises(Exception, match="broken"):
+    with pytest.raises(host.errors.CascadeError, match="broken"):
         host.pack("nodes.host.models").load_stage("stage_b", broken)
     assert comfy.supported_models.models == before
 
 
 def test_a_wrong_file_is_named(host: Any) -> None:
     path = host.models / "diffusion_models" / networks.file_name("stage_b")
-    with pytest.raises(Exception, match=r"this is Stage B, custom.*diffusion_models.*Wanted here: Stage C"):
+    with pytest.raises(
+        host.errors.CascadeError, match=r"this is Stage B, custom.*diffusion_models.*Wanted here: Stage C"
+    ):
         host.pack("nodes.host.models").load_stage("stage_c", path)

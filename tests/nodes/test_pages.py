@@ -44,7 +44,7 @@ def test_pages_tell_all_inputs_and_outputs_in_order(host: Any) -> None:
 
 
 def test_every_page_has_an_image_of_the_node(host: Any) -> None:
-    """`pytest tests/browser --update-images` takes them."""
+    """`python -m tests.browser.make_images` makes them."""
     for name in our_nodes(host):
         assert f"](images/{name}.jpg)" in (PAGES / f"{name}.md").read_text(encoding="utf-8"), name
 

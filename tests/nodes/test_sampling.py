@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import comfy.model_management
@@ -11,53 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cascade.conditioning import StageBInputs, StageCInputs, TextEmbedding
+from cascade.conditioning import StageBInputs, StageCInputs
 from cascade.diffusion import Guidance
 from cascade.pipelines import SamplingSettings
 from tests.nodes import networks
+from tests.nodes.graphs import SETTINGS, cascade, sampled
 from tests.nodes.hosting import Failed, Graph
-from tests.nodes.networks import file_name, library_sample
-from tests.nodes.test_text_to_image import SETTINGS, cascade
+from tests.nodes.networks import file_name, library_sample, random
+from tests.nodes.node_calls import NEGATIVE, POSITIVE, conditioning, model, stage_b, stage_c
 from tests.support import relative_error
 
-TEXT = networks.WIDTH
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def embedding(seed: int) -> TextEmbedding:
-    return TextEmbedding(random(1, 9, TEXT, seed=seed), random(1, 1, TEXT, seed=seed + 100))
-
-
-def conditioning(text: TextEmbedding, **extras: Any) -> Any:
-    return [[text.hidden, {"pooled_output": text.pooled[:, 0], **extras}]]
-
-
 DEFAULT = Guidance()
-POSITIVE, NEGATIVE = embedding(1), embedding(2)
-
-
-@cache
-def model(host: Any, kind: str) -> Any:
-    extra = {"previewer": "none"} if kind == "stage_c" else {}
-    node = {"stage_c": "CascadeLoadStageC", "stage_b": "CascadeLoadStageB"}[kind]
-    return host.call(node, unet_name=file_name(kind), weight_dtype="fp32", **extra)[0]
-
-
-def stage_c(host: Any, batch: int = 1, **changes: Any) -> Tensor:
-    settings = {"seed": 7, "steps": 4, "cfg": 4.0, "shift": 2.0, **SETTINGS, **changes}
-    given = {"latent_image": {"samples": torch.zeros(batch, 16, 5, 6)}, "model": model(host, "stage_c")}
-    conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
-    return host.call("CascadeSampleStageC", **{**given, **conds, **settings})[0]["samples"]
-
-
-def stage_b(host: Any, small: Tensor, **changes: Any) -> Tensor:
-    settings = {"seed": 7, "steps": 3, "cfg": 1.1, "shift": 1.0, **SETTINGS, **changes}
-    conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
-    given = {"model": model(host, "stage_b"), "stage_c": {"samples": small}}
-    return host.call("CascadeSampleStageB", **{**given, **conds, **settings})[0]["samples"]
 
 
 def library_stage_c(
@@ -230,48 +193,28 @@ def broken(host: Any, kind: str) -> Any:
 
 
 def test_infinite_latents_stop_with_a_cure(host: Any) -> None:
-    with pytest.raises(Exception, match=r"Stage C's result is not finite.*dtype bf16 or fp32"):
+    with pytest.raises(host.errors.CascadeError, match=r"Stage C's result is not finite.*dtype bf16 or fp32"):
         stage_c(host, model=broken(host, "stage_c"))
-    with pytest.raises(Exception, match=r"Stage B's result is not finite.*dtype bf16 or fp32"):
+    with pytest.raises(host.errors.CascadeError, match=r"Stage B's result is not finite.*dtype bf16 or fp32"):
         stage_b(host, random(1, 16, 5, 6), model=broken(host, "stage_b"))
-    with pytest.raises(Exception, match=r"Stage C's latent is not finite"):
+    with pytest.raises(host.errors.CascadeError, match=r"Stage C's latent is not finite"):
         stage_b(host, torch.full((1, 16, 5, 6), torch.nan))
 
 
 def test_wrong_models_and_latents_are_explained(host: Any) -> None:
-    with pytest.raises(Exception, match=r"takes a Stage C model; the one that is connected is Stage B"):
+    with pytest.raises(host.errors.CascadeError, match=r"takes a Stage C model; the one that is connected is Stage B"):
         stage_c(host, model=model(host, "stage_b"))
     with pytest.raises(
         Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
     ):
         stage_c(host, latent_image={"samples": torch.zeros(1, 4, 8, 8)})
     for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
-        with pytest.raises(Exception, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"):
+        with pytest.raises(
+            host.errors.CascadeError, match=rf"batch x 16 x height x width .* these are {shown}.*Empty Latent"
+        ):
             stage_c(host, latent_image={"samples": torch.zeros(shape)})
-    with pytest.raises(Exception, match=r"start_percent 0.5 must not be above end_percent 0.1"):
+    with pytest.raises(host.errors.CascadeError, match=r"start_percent 0.5 must not be above end_percent 0.1"):
         stage_c(host, start_percent=0.5, end_percent=0.1)
-
-
-def sampled(previewer: str, steps: int = 4) -> Graph:
-    """A graph that samples Stage C with the host's own KSampler."""
-    graph = Graph()
-    clip = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
-    text = graph("CascadeTextEncode", clip=clip, positive="a circle", negative="")
-    result = graph(
-        "KSampler",
-        model=graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer=previewer),
-        positive=text[0],
-        negative=text[1],
-        latent_image=graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)[0],
-        seed=1,
-        steps=steps,
-        cfg=4.0,
-        sampler_name="dpmpp_2m",
-        scheduler="simple",
-        denoise=1.0,
-    )
-    graph("Kept", name="latent", value=result)
-    return graph
 
 
 @pytest.fixture

@@ -9,56 +9,10 @@ import torch
 
 from cascade import tiny
 from cascade.pipelines import Parts, Settings, generate
-from tests.nodes.hosting import Graph, Outputs
-from tests.nodes.networks import file_name
+from tests.nodes.graphs import SETTINGS, cascade
+from tests.nodes.hosting import Graph
 
 TINY = "tiny cascade (included)"
-SETTINGS = {
-    "sampler_name": "ddpm",
-    "denoise": 1.0,
-    "cfg_rescale": 0.7,
-    "cfg_end": 0.0,
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "rescale_scope": "per image",
-}
-"""Inputs that both samplers share, at their defaults."""
-
-
-def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:
-    """Text to image with our nodes: the image, and Stage C's sampler."""
-    clip = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
-    text = graph("CascadeTextEncode", clip=clip, positive="a (red:1.3) circle", negative="blurry")
-    model = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer="auto")
-    latent = graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1)
-    stage_c = graph(
-        "CascadeSampleStageC",
-        model=model,
-        positive=text[0],
-        negative=text[1],
-        latent_image=latent[0],
-        seed=7,
-        steps=3,
-        cfg=4.0,
-        shift=2.0,
-        **SETTINGS,
-    )
-    decoder = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="default")
-    stage_b = graph(
-        "CascadeSampleStageB",
-        model=decoder,
-        positive=text[0],
-        negative=text[1],
-        stage_c=stage_c,
-        latent_image=latent[1],
-        seed=7,
-        steps=2,
-        cfg=1.1,
-        shift=1.0,
-        **SETTINGS,
-    )
-    vae = graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="default")
-    return graph("CascadeDecode", samples=stage_b, vae=vae, tiling="auto", tile_size=1024), stage_c
 
 
 def test_text_to_image(host: Any) -> None:

@@ -75,7 +75,7 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert saved.training["images"] == 3
     assert loss.shape == (1, 420, 900, 3)
     assert samples.shape == (1, 128, 256, 3)
-    assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["file"][1]["options"]
+    assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["lora_name"][1]["options"]
 
 
 def test_rates_and_resolution_by_the_size_of_the_model(host: Any, folder: str) -> None:
@@ -92,13 +92,13 @@ def test_rates_and_resolution_by_the_size_of_the_model(host: Any, folder: str) -
 def test_it_is_used_in_the_same_graph(host: Any, folder: str) -> None:
     graph = Graph()
     trained = graph("CascadeTrainLora", **settings(host, "in_graph", folder=folder))
-    stage = graph("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")
-    text = graph("CascadeLoadTextEncoder", file=file_name("text_encoder"), dtype="fp32")
+    stage = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none")
+    text = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
     used = graph(
         "CascadeLoadLora",
         model=stage,
         clip=text,
-        file="tiny cascade (included)",
+        lora_name="tiny cascade (included)",
         lora=trained,
         strength_model=1.0,
         strength_clip=1.0,
@@ -170,7 +170,7 @@ def test_other_images_are_another_run(host: Any, folder: str) -> None:
 def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
     import comfy.model_management as management
 
-    model = host.call("CascadeLoadStageC", file=file_name("stage_c"), dtype="fp32", previewer="none")[0]
+    model = host.call("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none")[0]
     management.load_models_gpu([model])
     weights = {name: value.clone() for name, value in model.model.state_dict().items()}
     layers = {"target_modules": "all", "text_encoder_modules": "all", "use_dora": True}

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from cascade.tiny.analysis import describe
-from tests.nodes.hosting import Graph
 from tests.nodes.image_checks import AT_ITS_SIZE, needs_tiny, wrong
 from tests.nodes.networks import file_name
 from tests.nodes.workflows import (
@@ -22,10 +21,10 @@ from tests.nodes.workflows import (
     is_widget,
     nodes_of,
     prompt_of,
+    run,
     specs_of,
-    to_prompt,
     values_of,
-    widgets_of,
+    with_values,
     workflow,
 )
 
@@ -109,14 +108,6 @@ def test_missing_files_are_offered_with_their_folder(host: Any) -> None:
         assert model["url"].startswith("https://huggingface.co/stabilityai/stable-cascade/resolve/main/")
 
 
-def run(host: Any, flow: dict[str, Any]) -> list[Image.Image]:
-    """Run a template; what it saved, in order."""
-    saved = Path(host.base) / "output"
-    before = set(saved.rglob("*.png"))
-    host.run(Graph(to_prompt(flow, host.classes)))
-    return [Image.open(path).convert("RGB") for path in sorted(set(saved.rglob("*.png")) - before)]
-
-
 def test_the_released_template_runs_with_files_of_its_kinds(host: Any) -> None:
     flow = copy.deepcopy(workflow("Text to Image (Stable Cascade)"))
     for node in nodes_of(flow):
@@ -135,17 +126,6 @@ def test_templates_draw_what_their_prompts_say(host: Any, name: str) -> None:
     flow = workflow(name)
     [image] = run(host, flow)
     assert wrong(prompt_of(flow), np.asarray(image), AT_ITS_SIZE) == []
-
-
-def with_values(flow: dict[str, Any], host: Any, kind: str, **values: Any) -> dict[str, Any]:
-    """A template with other values in the nodes of a kind."""
-    flow = copy.deepcopy(flow)
-    for node in nodes_of(flow):
-        if node["type"] == kind:
-            names = list(widgets_of(specs_of(host.classes[kind])))
-            pairs = zip(names, node["widgets_values"], strict=True)
-            node["widgets_values"] = [values.get(name or "", value) for name, value in pairs]
-    return flow
 
 
 def newest(host: Any, prefix: str) -> np.ndarray:

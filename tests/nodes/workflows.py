@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from tests.nodes.hosting import Graph
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "workflows"
@@ -74,3 +79,22 @@ def to_prompt(flow: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
         inputs = {**values_of(node, specs_of(classes[node["type"]])), **links}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def run(host: Any, flow: dict[str, Any]) -> list[Image.Image]:
+    """Run a template; what it saved, in order."""
+    saved = Path(host.base) / "output"
+    before = set(saved.rglob("*.png"))
+    host.run(Graph(to_prompt(flow, host.classes)))
+    return [Image.open(path).convert("RGB") for path in sorted(set(saved.rglob("*.png")) - before)]
+
+
+def with_values(flow: dict[str, Any], host: Any, kind: str, **values: Any) -> dict[str, Any]:
+    """A template with other values in the nodes of a kind."""
+    flow = copy.deepcopy(flow)
+    for node in nodes_of(flow):
+        if node["type"] == kind:
+            names = list(widgets_of(specs_of(host.classes[kind])))
+            pairs = zip(names, node["widgets_values"], strict=True)
+            node["widgets_values"] = [values.get(name or "", value) for name, value in pairs]
+    return flow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from tests.server.prompts import cascade, draws
 from tests.server.serving import Server
-from tests.server.test_prompts import cascade, draws
 
 WARM_UP = 12
 """Prompts after which everything that is kept for later has been loaded and made."""

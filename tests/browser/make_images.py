@@ -1,0 +1,115 @@
+"""Makes the images of README, help pages and templates again: `python -m tests.browser.make_images`.
+
+It runs every template on ComfyUI's page, in Chromium; COMFYUI_PATH is ComfyUI's folder. About 15 minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser.driving import Page, launch
+from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, ROOT, nodes_of, workflow
+from tests.server.serving import Server, start
+
+GRAPH = ROOT / "docs" / "images" / "graph.png"
+HELP = ROOT / "web" / "docs" / "images"
+TINY = "tiny cascade (included)"
+TEMPLATE = "Text to Image (tiny, no download)"
+MARGIN = 60
+WINDOW = {"width": 2400, "height": 1600}
+WIDEST = 1600
+SHEET = 512
+"""Width of the image beside a template."""
+
+
+def main() -> int:
+    host = os.environ.get("COMFYUI_PATH")
+    if not host:
+        print("error: COMFYUI_PATH must name the folder of a ComfyUI", file=sys.stderr)
+        return 1
+    server = start(host, small=False)
+    try:
+        with sync_playwright() as playwright:
+            browser = launch(playwright)
+            shown: set[str] = set()
+            for name in NAMES:
+                template(server, browser, name, shown)
+            browser.close()
+    finally:
+        server.stop()
+    return 0
+
+
+def template(server: Server, browser: Browser, name: str, shown: set[str]) -> None:
+    """The image beside a template, and those of its nodes that are not in `shown`, to which they are added."""
+    print(name, flush=True)
+    page = Page(browser, server)
+    page.open(with_tiny(workflow(name)))
+    kinds = {node["type"] for node in nodes_of(workflow(name)) if node["type"].startswith("Cascade")} - shown
+    for kind in sorted(kinds):
+        left, top, width, height = page.box(kind)
+        area = (left - MARGIN, top - MARGIN / 2, width + 2 * MARGIN, height + MARGIN)
+        page.photograph(area).save(HELP / f"{kind}.jpg", quality=85, optimize=True)
+    shown |= kinds
+    if name in ELSEWHERE:
+        graph(page).save(FOLDER / f"{name}.jpg", quality=85, optimize=True)
+    else:
+        sheet(saved(server, page)).save(FOLDER / f"{name}.jpg", quality=90)
+        if name == TEMPLATE:
+            page.image("SaveImage")
+            graph(page).save(GRAPH, optimize=True)
+    page.tab.close()
+    if page.problems:
+        raise RuntimeError(f"{name}: {page.problems}")
+
+
+def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:
+    """The template with the tiny cascade in place of files to be fetched, which the page would report as missing."""
+    for node in nodes_of(flow):
+        fetched = {model["name"] for model in node["properties"].pop("models", ())}
+        node["widgets_values"] = [TINY if value in fetched else value for value in node.get("widgets_values", ())]
+    return flow
+
+
+def saved(server: Server, page: Page) -> list[Image.Image]:
+    """Run what the page shows; what it saved, in order."""
+    output = server.base / "output"
+    before = set(output.rglob("*.png"))
+    if (event := page.run()) != "execution_success":
+        raise RuntimeError(f"{event}\n{server.log()[-4000:]}")
+    return [Image.open(path).convert("RGB") for path in sorted(set(output.rglob("*.png")) - before)]
+
+
+def graph(page: Page) -> Image.Image:
+    """The whole graph, in a window so large that the page shows all texts."""
+    page.tab.set_viewport_size(WINDOW)
+    boxes = [box for _, box in page.boxes()]
+    left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - MARGIN
+    right, bottom = (max(box[side] + box[side + 2] for box in boxes) + MARGIN for side in (0, 1))
+    image = page.photograph((left, top, right - left, bottom - top))
+    image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    return image
+
+
+def sheet(images: list[Image.Image]) -> Image.Image:
+    """All images: square ones in rows of two, others below each other."""
+    columns = min(2, len(images)) if all(each.width == each.height for each in images) else 1
+    cell = SHEET // columns
+    small = [each.resize((cell, round(each.height * cell / each.width)), Image.Resampling.LANCZOS) for each in images]
+    rows = [small[i : i + columns] for i in range(0, len(small), columns)]
+    whole = Image.new("RGB", (SHEET, sum(row[0].height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        for i, each in enumerate(row):
+            whole.paste(each, (i * cell, top))
+        top += row[0].height
+    return whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())
