@@ -76,3 +76,7 @@ class InvalidSize(CascadeError):
 
 class MissingPart(CascadeError):
     """A network that a task requires was not given or not found."""
+
+
+class InvalidSettings(CascadeError, ValueError):
+    """Settings of a run that contradict themselves or lie outside their range."""

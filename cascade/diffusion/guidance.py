@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import InvalidSettings
 from .interval import Interval
 
 
@@ -39,7 +40,7 @@ class Guidance:
         for name in ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"guidance {name} must be a finite number, got {value}")
+                raise InvalidSettings(f"guidance {name} must be a finite number, got {value}")
         _ = self.interval
 
     @cached_property

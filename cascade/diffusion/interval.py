@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import InvalidSettings
+
 ROUNDING = 1e-5
 """How far outside an interval a step may lie and still belong to it: noise levels lose digits in float32."""
 
@@ -12,7 +14,7 @@ ROUNDING = 1e-5
 class Interval:
     """A part of a sampling run, in ComfyUI's direction: 0 is the start of sampling (noise), 1 its end (clean image).
 
-    Raises ValueError where it ends before it starts.
+    Raises InvalidSettings where it ends before it starts.
     """
 
     start_percent: float = 0.0
@@ -20,7 +22,9 @@ class Interval:
 
     def __post_init__(self) -> None:
         if not self.start_percent <= self.end_percent:
-            raise ValueError(f"start_percent {self.start_percent:g} must not be above end_percent {self.end_percent:g}")
+            raise InvalidSettings(
+                f"start_percent {self.start_percent:g} must not be above end_percent {self.end_percent:g}"
+            )
 
     def __contains__(self, percent: float) -> bool:
         """Whether a step at `percent` belongs to it. Both ends do, as in ComfyUI and in the released code."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..errors import InvalidSettings
 from .guidance import Guidance
 from .process import RELEASED_DIFFUSION, Diffusion
 from .samplers import SAMPLERS, Factors, Step
@@ -25,7 +26,7 @@ class SamplingSettings:
     start_percent, end_percent: the part of the whole way from noise (0) to a clean image (1) that is sampled. Image to
         image with a strength s starts at 1 - s.
 
-    Raises ValueError for steps < 1, shift <= 0 and parts other than 0 <= start_percent < end_percent <= 1.
+    Raises InvalidSettings for steps < 1, shift <= 0 and parts other than 0 <= start_percent < end_percent <= 1.
     """
 
     steps: int
@@ -38,11 +39,11 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+            raise InvalidSettings(f"steps must be at least 1, got {self.steps}")
         if not self.shift > 0:
-            raise ValueError(f"shift must be above 0, got {self.shift}")
+            raise InvalidSettings(f"shift must be above 0, got {self.shift}")
         if not 0 <= self.start_percent < self.end_percent <= 1:
-            raise ValueError(
+            raise InvalidSettings(
                 "a run must have 0 <= start_percent < end_percent <= 1, got start_percent "
                 f"{self.start_percent:g}, end_percent {self.end_percent:g}"
             )

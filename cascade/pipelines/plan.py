@@ -13,6 +13,7 @@ from typing import Generic, Literal, TypeVar
 from torch import Tensor
 
 from ..diffusion import RELEASED_DIFFUSION, Guidance, SamplingSettings, SeededNoise
+from ..errors import InvalidSettings
 from ..images import Box, blended
 from ..models import StageBConfig
 from ..models.blocks import resize
@@ -45,7 +46,7 @@ class Start:
 class Tiles:
     """Overlapping tiles for images that are too large for memory in one piece; sizes in pixels.
 
-    Raises ValueError for tiles that overlap by more than half.
+    Raises InvalidSettings for tiles that overlap by more than half.
     """
 
     tile_size: int = 1024
@@ -53,7 +54,9 @@ class Tiles:
 
     def __post_init__(self) -> None:
         if self.overlap > self.tile_size // 2:
-            raise ValueError(f"tiles of {self.tile_size} pixels can overlap by at most half, not by {self.overlap}")
+            raise InvalidSettings(
+                f"tiles of {self.tile_size} pixels can overlap by at most half, not by {self.overlap}"
+            )
 
     def needed(self, size: Sequence[int]) -> bool:
         """Whether Stage B's latents of this size [..., h, w] are larger than a tile."""
