@@ -143,7 +143,7 @@ def _image_hint(channels: int, image: Tensor, size: tuple[int, int], mask: Tenso
     if channels == IMAGE:
         return fitted
     if mask is None:
-        raise CascadeError("--control: an inpainting ControlNet needs --mask, white where to generate anew.")
+        raise CascadeError("--control: an inpainting ControlNet needs --mask, white where to generate again.")
     return inpaint_hint(fitted, resize_mask(as_mask(mask), size))
 
 

@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
         type=strength,
         default=0.7,
         metavar="F",
-        help="how much of --image Stage C generates anew, above 0 up to 1 (all of it); default %(default)s",
+        help="how much of --image Stage C generates again, above 0 up to 1 (all of it); default %(default)s",
     )
     group.add_argument(
         "--strength-b",
@@ -87,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
         "--mask",
         type=Path,
         metavar="FILE",
-        help="mask over --image, and over the HINT of an inpainting ControlNet: white is generated anew, black stays "
+        help="mask over --image, and over the HINT of an inpainting ControlNet: white is generated again, black stays "
         "as it is",
     )
     group.add_argument(

@@ -92,8 +92,8 @@ AIMS = {
     "reconstruction, same shapes": 0.95,
     "Stage A alone, PSNR": 34.0,
     "image variation, same color and shape": 0.85,
-    "negative prompt of a color, color is away": None,
-    "the same without the negative prompt": None,
+    "a color in the negative prompt does not appear": None,
+    "that color does not appear without a negative prompt": None,
 }
 """The questions in the order of the table, and the score to reach."""
 
@@ -295,9 +295,9 @@ def _keep_away(parts: Parts, count: int, seed: int) -> Iterator[Judged]:
     without = list(colors(""))
     for color in grammar.COLORS:
         for present in colors(color):
-            yield Judged("negative prompt of a color, color is away", float(color not in present))
+            yield Judged("a color in the negative prompt does not appear", float(color not in present))
         for present in without:
-            yield Judged("the same without the negative prompt", float(color not in present))
+            yield Judged("that color does not appear without a negative prompt", float(color not in present))
 
 
 def _batches(scenes: Sequence[Scene]) -> Iterator[tuple[int, Sequence[Scene]]]:

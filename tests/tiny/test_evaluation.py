@@ -65,7 +65,7 @@ def reached(result: Evaluation) -> dict[str, float]:
 def test_a_perfect_model_reaches_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     result = evaluate(draw_with(monkeypatch), prompts=45)
     shares = {row.question: row.reached for row in result.rows if not row.decibels}
-    assert shares.pop("the same without the negative prompt") < 1
+    assert shares.pop("that color does not appear without a negative prompt") < 1
     assert {question: share for question, share in shares.items() if share < 1} == {}
     assert reached(result)["Stage A alone, PSNR"] == pytest.approx(100, abs=0.01)
     assert all(row.answers for row in result.rows)
