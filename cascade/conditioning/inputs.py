@@ -1,4 +1,4 @@
-"""What Stage C and Stage B are told, with and without the prompt."""
+"""The conditions of Stage C and Stage B, with and without the prompt."""
 
 from __future__ import annotations
 

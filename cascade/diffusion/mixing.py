@@ -35,7 +35,7 @@ def lerp(first: Tensor, second: Tensor, blend_factor: Tensor | float) -> Tensor:
 def slerp(first: Tensor, second: Tensor, blend_factor: Tensor | float) -> Tensor:
     """The way along the sphere from `first` to `second` (Shoemake 1985), its radius going evenly from one to the other.
 
-    Each image is one vector. A straight way would lead through weak latents, which a network draws pale and blurred.
+    Each image is one vector. A straight line leads through latents of small length, which give pale, blurred images.
     blend_factor: a number, or [B]. Opposite and zero vectors have no such path: they are mixed along the line.
     """
     blend_factor = _broadcast(blend_factor, first)

@@ -23,7 +23,7 @@ def digest(data: bytes) -> int:
 class SeededNoise:
     """`noise(like, step)`: standard normal noise of like's shape [B, ...], dtype and device, image i from seeds[i].
 
-    A function of seed, step, stream and shape alone, drawn on the CPU: the same on any device, alone or in a batch, and
+    A function of seed, step, stream and shape alone, made on the CPU: the same on any device, alone or in a batch, and
     in whatever order the steps are asked for. Two runs for one image stay independent with a stream each ("stage_b").
     """
 

@@ -36,9 +36,9 @@ class Crop:
         if images.shape[-2:] != size:
             # Shrinking averages; what grows beyond [0, 1] by bicubic's overshoot is cut.
             images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-        drawn = self.whole.expand(max(len(images), len(self.whole)), -1, -1, -1).clone()
-        drawn[..., top:bottom, left:right] = images
-        return composite(drawn, self.whole, self.whole_mask)
+        changed = self.whole.expand(max(len(images), len(self.whole)), -1, -1, -1).clone()
+        changed[..., top:bottom, left:right] = images
+        return composite(changed, self.whole, self.whole_mask)
 
 
 def crop_to_mask(

@@ -24,7 +24,7 @@ def inpaint_hint(images: Tensor, mask: Tensor) -> Tensor:
 
 
 class Padded(NamedTuple):
-    """Images [B, 3, H, W] with a margin, and the mask [1, 1, H, W] of what is to be drawn."""
+    """Images [B, 3, H, W] with a margin, and the mask [1, 1, H, W] of the part to generate."""
 
     images: Tensor
     mask: Tensor

@@ -104,7 +104,7 @@ def generate(
     """One image for each prompt, from the seed at the same place. Alone or in a batch, it is the same to rounding.
 
     parts: "text_encoder", "stage_c", "stage_b", "stage_a"; with a source "effnet", for variations "image_encoder" too.
-    negative: what to keep away; the empty prompt is the released unconditional one.
+    negative: what the images should not show; the empty prompt is the released unconditional one.
     source: images to start from, with or without a mask.
     variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several such.
     variation_weights: how much each of several counts; a negative one leads away from it. Default: 1 each.
