@@ -408,7 +408,9 @@ def test_two_loras_that_define_one_token_differently(host: Any) -> None:
     one, other = (Lora({}, (Token("[w]", torch.full((1, WIDTH), value)),)) for value in (1.0, 2.0))
     first = load(host, put(host, one, "a.safetensors"), None, clip(host))[1]
     load(host, "a.safetensors", None, first)
-    with pytest.raises(host.errors.CascadeError, match=r"a\.safetensors and .*b\.safetensors both define the token \[w\]"):
+    with pytest.raises(
+        host.errors.CascadeError, match=r"a\.safetensors and .*b\.safetensors both define the token \[w\]"
+    ):
         load(host, put(host, other, "b.safetensors"), None, first)
 
 
