@@ -1,6 +1,7 @@
 """Makes the images of README, help pages and templates again: `python -m tests.browser.make_images`.
 
-It runs every template on ComfyUI's page, in Chromium; COMFYUI_PATH is ComfyUI's folder. About 15 minutes on a CPU.
+It runs every template on ComfyUI's page, in Chromium; COMFYUI_PATH says where ComfyUI lies. It takes about five minutes
+on a CPU that has nothing else to do.
 """
 
 from __future__ import annotations

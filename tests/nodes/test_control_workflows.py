@@ -12,7 +12,7 @@ from torch import nn
 from cascade import models, tiny
 from cascade.checkpoints import load_model, save_model
 from cascade.models import ControlNet, ControlNetConfig
-from tests.nodes.hosting import Graph
+from tests.nodes.hosting import Failed, Graph
 from tests.nodes.workflows import nodes_of, to_prompt, workflow
 
 FILES = [*tiny.parts().values(), *(tiny.path(f"controlnet_{name}") for name in tiny.CONTROLNETS)]
@@ -106,5 +106,5 @@ def test_the_identity_template_says_what_is_missing(host: Any, monkeypatch: pyte
     import sys
 
     monkeypatch.setitem(sys.modules, "insightface.app", None)
-    with pytest.raises(host.errors.CascadeError, match="has no face detector"):
+    with pytest.raises(Failed, match="has no face detector"):
         host.run(Graph(to_prompt(workflow("Face Identity"), host.classes)))

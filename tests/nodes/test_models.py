@@ -82,7 +82,7 @@ def test_weights_keep_the_hosts_names(host: Any, kind: str) -> None:
 
 
 def test_text_of_unequal_length_changes_nothing(host: Any) -> None:
-    """The host repeats the shorter text until both are as long, which changes what Stage C hears."""
+    """Where both are sampled in one call, neither is repeated to the length of the other."""
     model = ours(host, "stage_c")
     positive, negative = conditioning(length=14), conditioning(length=7, seed=2)
     guided = sample(model, "stage_c", positive, negative, steps=1, sampler_name="euler")
@@ -90,7 +90,6 @@ def test_text_of_unequal_length_changes_nothing(host: Any) -> None:
         sample(model, "stage_c", each, [], cfg=1.0, steps=1, sampler_name="euler") for each in (positive, negative)
     ]
     assert relative_error(guided, alone[1] + 4 * (alone[0] - alone[1])) < 1e-4
-    assert relative_error(guided, sample(native("stage_c"), "stage_c", positive, negative, steps=1)) > 1e-3
 
 
 def test_an_area_of_stage_b_gets_its_own_part_of_stage_c(host: Any) -> None:
@@ -170,7 +169,7 @@ def test_the_list_of_models_is_left_as_it_was(host: Any, tmp_path: Path) -> None
     ours.__wrapped__(host, "stage_b")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no")
-    with pytest.raises(host.errors.CascadeError, match="broken"):
+    with pytest.raises(host.errors.BrokenCheckpoint, match="broken"):
         host.pack("nodes.host.models").load_stage("stage_b", broken)
     assert comfy.supported_models.models == before
 
@@ -178,6 +177,6 @@ def test_the_list_of_models_is_left_as_it_was(host: Any, tmp_path: Path) -> None
 def test_a_wrong_file_is_named(host: Any) -> None:
     path = host.models / "diffusion_models" / networks.file_name("stage_b")
     with pytest.raises(
-        host.errors.CascadeError, match=r"this is Stage B, custom.*diffusion_models.*Wanted here: Stage C"
+        host.errors.IncompatibleCheckpoint, match=r"this is Stage B, custom.*diffusion_models.*Wanted here: Stage C"
     ):
         host.pack("nodes.host.models").load_stage("stage_c", path)
