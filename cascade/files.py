@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temporary)` create a file or a folder beside `path`, flush it to the disk, and move it to `path`.
+    """Let `write(temporary)` create a file or a folder next to `path`, flush it to the disk, and move it to `path`.
 
     A crash at any moment leaves either what was there before or all of the new. If writing fails, the temporary is
     removed. Missing parent folders are created. A symbolic link at `path` is replaced; its target stays as it is.

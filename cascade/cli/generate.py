@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     controls = load_controls(args)
     if args.mask is not None and args.image is None and not reads(controls, INPAINTING):
-        raise CascadeError("--mask needs --image, the image that it lies over, or an inpainting ControlNet.")
+        raise CascadeError("--mask needs --image, the image that it belongs to, or an inpainting ControlNet.")
     image = None if args.image is None else read_image(args.image)
     mask = None if args.mask is None else read_image(args.mask)[:, :1]
     shape = controls[0].hint if image is None and controls else image

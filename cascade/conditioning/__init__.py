@@ -1,4 +1,4 @@
-"""Text and images as the embeddings that Stage C and Stage B listen to."""
+"""Text and image embeddings, the conditions of Stage C and Stage B."""
 
 from __future__ import annotations
 

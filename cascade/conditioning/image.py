@@ -1,4 +1,4 @@
-"""Images to image embeddings, through CLIP's vision tower."""
+"""Images to image embeddings, with CLIP's vision model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ImageEncoder:
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:
-    """CLIP's: short side to `size` (bicubic), the square in the middle, normalized. [B, 3, size, size]."""
+    """As in CLIP: short side to `size` (bicubic), cropped to a centered square, normalized. [B, 3, size, size]."""
     height, width = images.shape[-2:]
     scale = size / min(height, width)
     resized = (max(size, int(height * scale)), max(size, int(width * scale)))
@@ -43,6 +43,6 @@ def preprocess(images: Tensor, size: int) -> Tensor:
 
 
 def combine_images(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """Several image embeddings [B, 1, c], each times its weight, as one `clip_img` [B, k, c]."""
+    """k image embeddings [B, 1, c], each multiplied by its weight, as one `clip_img` [B, k, c]."""
     scale = [1.0] * len(embeddings) if weights is None else weights
     return torch.cat([weight * embedding for weight, embedding in zip(scale, embeddings, strict=True)], dim=1)

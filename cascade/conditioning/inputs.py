@@ -24,7 +24,7 @@ class StageCInputs:
 
     @classmethod
     def without_image(cls, text: TextEmbedding, channels: int) -> StageCInputs:
-        """Text alone: the image embedding is zeros, `channels` wide."""
+        """Only text: the image embedding is zeros of this many channels."""
         return cls.of(text, text.pooled.new_zeros(len(text.pooled), 1, channels))
 
     def unconditional(self, text: TextEmbedding) -> StageCInputs:

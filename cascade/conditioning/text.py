@@ -1,4 +1,4 @@
-"""Prompts to text embeddings, through CLIP's text tower."""
+"""Prompts to text embeddings, with CLIP's text model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LENGTH = 77
-"""Tokens the text tower reads at once, the start and the end token among them."""
+"""Tokens that the text model reads at once, including the start and the end token."""
 
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """What the text tower says about some prompts.
+    """The text model's embeddings of a batch of prompts.
 
     hidden: [B, n, c], the last hidden state before the final layer norm; n is 77 for each chunk of the prompt.
     pooled: [B, 1, c'], the projected text embedding at the end token.
@@ -42,11 +42,11 @@ class TextEmbedding:
 class TextEncoder:
     """Wraps a `transformers.CLIPTextModelWithProjection`; the model stays where and in the dtype it is.
 
-    A prompt of more than 75 tokens is read in chunks of 75, each with a start and an end token of its own; the hidden
-    states follow one another along n, and the pooled embedding is the first chunk's, as in ComfyUI.
+    A prompt of more than 75 tokens is split into chunks of 75, each with its own start and end token; their hidden
+    states are concatenated along n, and the pooled embedding is the first chunk's, as in ComfyUI.
 
-    Without a tokenizer it takes the one that knows the learned words of the LoRAs on the model, if there are any
-    (`adapters.attach` leaves it there as `learned_tokenizer`), else CLIP's own.
+    Without `tokenizer_` it uses the model's `learned_tokenizer` with the learned tokens of its LoRAs, if there is one
+    (`adapters.attach` sets it), else CLIP's own.
     """
 
     def __init__(self, model: nn.Module, tokenizer_: Tokenizer | None = None) -> None:
@@ -60,10 +60,11 @@ class TextEncoder:
         return [ids[i : i + size] for i in range(0, max(len(ids), 1), size)]
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, both [B, chunks, 77], padded with the end token, which the mask then hides.
+        """Token ids and attention mask, both [B, chunks, 77], padded with the end token; the mask excludes the padding.
 
-        Prompts of fewer chunks than the longest get the chunk of the empty prompt. That changes what Stage C makes of
-        them (its text shares one softmax with the image), so encode prompts of one length together where it matters.
+        Prompts of fewer chunks than the longest get the chunk of the empty prompt. This changes Stage C's
+        result (text and image share one softmax): to avoid it, encode only prompts of the same number of chunks
+        together.
         """
         split = [self.chunks(prompt) for prompt in prompts]
         longest = max(len(chunks) for chunks in split)

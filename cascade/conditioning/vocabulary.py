@@ -1,6 +1,6 @@
-"""CLIP's tokenizer, built from the vocabulary that ships beside this file: no hub, no network, no cache.
+"""CLIP's tokenizer, built from the vocabulary in this folder: no hub, no network, no cache.
 
-The same rules as transformers' CLIPTokenizer, but the same in every version of transformers a host may bring.
+It has the rules of transformers' CLIPTokenizer, independent of the installed version of transformers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 
 def byte_characters() -> list[str]:
-    """The 256 characters that stand for the bytes, in the order of their ids (Radford et al., GPT-2).
+    """The 256 characters that represent the bytes, in the order of their ids (Radford et al., GPT-2).
 
-    Printable bytes stand for themselves; the others are moved up past 255, so that no token holds a blank.
+    Printable bytes represent themselves; the others get characters above 255, so that no token contains a space.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = len(set(range(256)) - set(printable))

@@ -3,16 +3,16 @@
 schedules         t -> log_snr
 scalings          log_snr -> (a, b) of x = a x0 + b epsilon
 targets           what the network predicts, and x0 and epsilon from it
-noise_conditions  log_snr -> r, the network's view of the noise level
+noise_conditions  log_snr -> r, the noise level as the network reads it
 loss_weights      log_snr -> factor of the training loss
-process           the five above as one setting (`Diffusion`), for training and sampling alike
+process           the five above as one object (`Diffusion`), for training and for sampling
 interval          a part of a sampling run
 guidance          classifier-free guidance
 samplers          one step
-settings          how a stage is sampled, and the noise levels that follow from it
+settings          how a stage is sampled, and its noise levels
 noise             seeded noise for each image
 sampling          the loop (`sample`)
-mixing            between latents or embeddings: weighted, straight, along the sphere
+mixing            blends of latents or embeddings: weighted sum, lerp, slerp
 """
 
 from __future__ import annotations

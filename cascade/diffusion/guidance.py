@@ -18,7 +18,7 @@ from .interval import Interval
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the conditional and the unconditional prediction become one.
+    """How the conditional and the unconditional prediction are combined.
 
     cfg: guidance scale; 1 is the conditional prediction alone.
     cfg_rescale: how much of the rescaling is applied that gives the result the standard deviation of the conditional

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from ..errors import InvalidSettings
 
 ROUNDING = 1e-5
-"""How far outside an interval a step may lie and still belong to it: noise levels lose digits in float32."""
+"""How far outside an interval a step may be and still belong to it: noise levels are rounded to float32."""
 
 
 @dataclass(frozen=True)
 class Interval:
     """A part of a sampling run, in ComfyUI's direction: 0 is the start of sampling (noise), 1 its end (clean image).
 
-    Raises InvalidSettings where it ends before it starts.
+    Raises ValueError if it ends before it starts.
     """
 
     start_percent: float = 0.0

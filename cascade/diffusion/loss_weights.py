@@ -24,14 +24,14 @@ class LossWeight:
         return self.weight(log_snr + 2 * math.log(shift)).clamp(-1e9, 1e9)
 
     def learn(self, log_snr: Tensor, loss: Tensor) -> None:
-        """Take in the losses [B] at log_snr [B]; only adaptive weights do anything with them."""
+        """Update with the losses [B] at log_snr [B]; only adaptive weights use them."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was learned; empty for fixed weights."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """The inverse of `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class Sigmoid(LossWeight):
 
 @dataclass(frozen=True)
 class Adaptive(LossWeight):
-    """1 / the running mean loss of a log_snr bucket: every noise level counts alike. 1 until `learn` was called.
+    """1 / the running mean loss of a log_snr bucket: every noise level has the same weight. 1 until `learn` was called.
 
-    The outermost two buckets take what lies beyond `bounds`. `decay` is the weight of the old mean.
+    The first and the last bucket are for levels beyond `bounds`. `decay` is the weight of the old mean.
     """
 
     bounds: tuple[float, float] = (-10.0, 10.0)

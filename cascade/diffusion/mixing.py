@@ -1,4 +1,4 @@
-"""Between latents, or between embeddings: mixes of tensors [B, ...], image by image."""
+"""Blends of latents or embeddings: tensors [B, ...], each image by itself."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import torch
 from torch import Tensor
 
 BlendMode = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(first, second, blend_factor [B]) -> what lies between them."""
+"""(first, second, blend_factor [B]) -> the blend."""
 
 
 def weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum, weights as they are: they need not add up to 1, and may be negative."""
+    """The weighted sum. Weights may be negative, and need not add up to 1."""
     return torch.stack([weight * x for weight, x in zip(weights, tensors, strict=True)]).sum(dim=0)
 
 
 def blend(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum, as long as the parts are: for embeddings, of which the direction says what is there.
+    """The weighted sum with the mean length of the parts: for embeddings, whose direction is the content.
 
-    Its length is the mean of theirs, by the weights' sizes. Zeros where all weights are 0.
+    The mean is weighted by the absolute weights. Zeros if all weights are 0.
     """
     total = sum(map(abs, weights)) or 1.0
-    wanted = weighted([_length(x) for x in tensors], [abs(weight) / total for weight in weights])
+    length = weighted([_length(x) for x in tensors], [abs(weight) / total for weight in weights])
     mixed = weighted([x.float() for x in tensors], weights)
-    return (mixed * wanted / _length(mixed).clamp_min(1e-12)).to(tensors[0].dtype)
+    return (mixed * length / _length(mixed).clamp_min(1e-12)).to(tensors[0].dtype)
 
 
 def lerp(first: Tensor, second: Tensor, blend_factor: Tensor | float) -> Tensor:
-    """The straight way from `first` (blend_factor 0) to `second` (blend_factor 1). blend_factor: a number, or [B]."""
+    """Linear interpolation from `first` (blend_factor 0) to `second` (1). blend_factor: a number, or [B]."""
     return torch.lerp(first.float(), second.float(), _broadcast(blend_factor, first)).to(first.dtype)
 
 
 def slerp(first: Tensor, second: Tensor, blend_factor: Tensor | float) -> Tensor:
-    """The way along the sphere from `first` to `second` (Shoemake 1985), its radius going evenly from one to the other.
+    """Spherical interpolation from `first` to `second` (Shoemake 1985), with linearly interpolated length.
 
-    Each image is one vector. A straight line leads through latents of small length, which give pale, blurred images.
-    blend_factor: a number, or [B]. Opposite and zero vectors have no such path: they are mixed along the line.
+    Each image is one vector. Linear interpolation gives shorter vectors, which a network decodes to pale, blurred
+    images.
+    blend_factor: a number, or [B]. Opposite and zero vectors are interpolated linearly.
     """
     blend_factor = _broadcast(blend_factor, first)
     radii = [_length(x) for x in (first, second)]
@@ -47,13 +48,13 @@ def slerp(first: Tensor, second: Tensor, blend_factor: Tensor | float) -> Tensor
         ((1 - blend_factor) * angle).sin() * directions[0] + (blend_factor * angle).sin() * directions[1]
     ) / sine.clamp_min(1e-12)
     curved = on_sphere * torch.lerp(radii[0], radii[1], blend_factor)
-    # A float32 cosine does not tell smaller angles from none.
+    # In float32 the cosine of a smaller angle cannot be distinguished from 1.
     curve = (sine > 2e-3) & (radii[0] > 0) & (radii[1] > 0)
     return torch.where(curve, curved, torch.lerp(first.float(), second.float(), blend_factor)).to(first.dtype)
 
 
 def sequence(tensors: Tensor, count: int, blend_mode: BlendMode = slerp) -> Tensor:
-    """`count` tensors [count, ...] on the way from the first of tensors [n, ...] past all to the last, n 2 or more."""
+    """`count` evenly spaced blends [count, ...] from the first of tensors [n, ...] through all to the last, n >= 2."""
     places = torch.linspace(0, len(tensors) - 1, count)
     before = places.long().clamp(max=len(tensors) - 2)
     return blend_mode(tensors[before], tensors[before + 1], places - before)

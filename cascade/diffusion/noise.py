@@ -1,4 +1,4 @@
-"""Noise that belongs to an image, not to its place in a batch."""
+"""Noise that depends on the image's seed, not on its position in a batch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def digest(data: bytes) -> int:
 class SeededNoise:
     """`noise(like, step)`: standard normal noise of like's shape [B, ...], dtype and device, image i from seeds[i].
 
-    A function of seed, step, stream and shape alone, made on the CPU: the same on any device, alone or in a batch, and
-    in whatever order the steps are asked for. Two runs for one image stay independent with a stream each ("stage_b").
+    It depends only on seed, step, stream and shape, and is computed on the CPU: the same on any device, alone or in a
+    batch, and in any order of steps. Different streams ("stage_c", "stage_b") make the two runs for one image
+    independent.
     """
 
     seeds: Sequence[int]
@@ -32,7 +33,7 @@ class SeededNoise:
 
     @classmethod
     def of(cls, x: Tensor) -> SeededNoise:
-        """Seeds from the content of each image of x [B, ...], for callers that have no seeds."""
+        """Seeds computed from each image of x [B, ...], for callers without seeds."""
         return cls([digest(image.detach().cpu().float().numpy().tobytes()) for image in x])
 
     def start(self, *shape: int) -> Tensor:

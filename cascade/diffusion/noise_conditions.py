@@ -1,4 +1,4 @@
-"""Noise conditions: the number r [B] that gives the network the noise level log_snr [B]."""
+"""Noise conditions: the number r [B] from which the network reads the noise level log_snr [B]."""
 
 from __future__ import annotations
 

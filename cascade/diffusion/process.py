@@ -1,4 +1,4 @@
-"""A diffusion process: the choices that a network is trained with and that sampling has to share."""
+"""A diffusion process: the choices that training and sampling of a network must share."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Diffusion:
     def training_batch(
         self, x0: Tensor, t: Tensor, epsilon: Tensor, *, shift: float = 1.0, loss_shift: float = 1.0
     ) -> TrainingBatch:
-        """Noise x0 [B, ...] with epsilon to the times t [B] in (0, 1], drawn uniformly whichever the schedule."""
+        """Add noise epsilon to x0 [B, ...] at times t [B] in (0, 1], which are sampled uniformly for every schedule."""
         log_snr = self.schedule(t.to(x0.device), shift)
         a, b = self.scaling(log_snr)
         return TrainingBatch(
@@ -59,7 +59,7 @@ class Diffusion:
         )
 
     def learn(self, log_snr: Tensor, loss: Tensor) -> None:
-        """Show the unweighted losses [B] at log_snr [B] to the schedule and the loss weight; fixed ones ignore it."""
+        """Pass the unweighted losses [B] at log_snr [B] to the schedule and the loss weight; fixed ones ignore them."""
         self.schedule.learn(log_snr, loss)
         self.loss_weight.learn(log_snr, loss)
 
@@ -69,9 +69,9 @@ class Diffusion:
         return {f"{part}.{name}": value for part, owner in parts for name, value in owner.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`. KeyError when the state is that of another choice of parts."""
+        """The inverse of `state_dict`. Raises KeyError for the state of other parts."""
         if state.keys() != self.state_dict().keys():
-            raise KeyError(f"diffusion state has {sorted(state)}, wanted {sorted(self.state_dict())}")
+            raise KeyError(f"diffusion state has {sorted(state)}, expected {sorted(self.state_dict())}")
         for part, owner in (("schedule", self.schedule), ("loss_weight", self.loss_weight)):
             owner.load_state_dict({name: state[f"{part}.{name}"] for name in owner.state_dict()})
 

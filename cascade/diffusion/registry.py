@@ -19,5 +19,5 @@ class Registry(dict[str, Callable[..., T]]):
         raise KeyError(f"unknown {self.kind} {name!r}; known are: {', '.join(self)}")
 
     def resolve(self, choice: str | T, **arguments: Any) -> T:
-        """A name is built from its factory; anything else is taken as the finished object."""
+        """A name is built from its factory; anything else is returned as it is."""
         return self[choice](**arguments) if isinstance(choice, str) else choice

@@ -34,7 +34,7 @@ class DDIM:
 
 
 def lcm(x0: Tensor, epsilon: Tensor, here: Factors, there: Factors, noise: Callable[[], Tensor]) -> Tensor:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1; Luo et al. 2023): fresh noise on x0."""
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1; Luo et al. 2023): new noise on x0."""
     return there[0] * x0 + there[1] * noise()
 
 

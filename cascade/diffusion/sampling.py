@@ -36,10 +36,10 @@ class OnStep(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run keeps of an image, in whole or in part.
+    """The part of an image that a run keeps.
 
     x0: [B, ...]. mask: [B, 1, ...], 0 where x0 is kept, 1 where all is generated, soft in between. epsilon: the noise
-    of the run's start, [B, ...]: where x0 is kept, the network gets it with as much of that noise as the rest has.
+    of the run's start, [B, ...]: the network gets the kept part with this noise, at the level of the step.
     """
 
     x0: Tensor
@@ -47,11 +47,11 @@ class Kept:
     epsilon: Tensor
 
     def noised(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """x at a noise level, with the kept part of x0 in its place."""
+        """x at a noise level, with the kept part of x0 inserted."""
         return self.mask * x + (1 - self.mask) * (level.a * self.x0 + level.b * self.epsilon)
 
     def restored(self, x0: Tensor) -> Tensor:
-        """A predicted x0 with the kept part in its place."""
+        """A predicted x0 with the kept part inserted."""
         return self.mask * x0 + (1 - self.mask) * self.x0
 
 
@@ -69,14 +69,14 @@ def sample(
     on_step: OnStep | None = None,
     diffusion: Diffusion = RELEASED_DIFFUSION,
 ) -> Tensor:
-    """Take x [B, ...], noised to the first level of the settings, through all levels; the x0 predicted at the last.
+    """Sample from x [B, ...] at the first noise level of the settings to the last; returns the x0 predicted there.
 
     network: called with x in the dtype given and r [B] in float32; the arithmetic in between is float32 at least.
     cond, uncond: see `NetworkArguments`. One call of 2 B where both have the same shapes, else two calls. Without
         `uncond`, or where the guidance scale is 1, only the conditional call is made.
-    noise: (like, step) -> standard normal noise. The default makes each image's noise from a seed made of its x; give
+    noise: (like, step) -> standard normal noise. By default each image's seed is computed from its x; pass
         `SeededNoise(seeds)` for seeds of your own.
-    kept: see `Kept`; None where all is generated.
+    kept: see `Kept`; None if all is generated.
     diffusion: how the network was trained.
 
     Raises KeyError for an unknown sampler or schedule.
@@ -101,7 +101,7 @@ def sample(
 def _epsilon(
     diffusion: Diffusion, state: Tensor, prediction: Tensor, x0: Tensor, level: NoiseLevel, kept: Kept | None
 ) -> Tensor:
-    """The noise in the state; from x0 and the state where a part of x0 is not the network's."""
+    """The noise in the state; computed from x0 and the state if a part of x0 is kept."""
     if kept is not None:
         return (state - level.a * x0) / level.b
     return diffusion.target.epsilon(state, prediction, level.log_snr, level.a, level.b)
@@ -144,7 +144,7 @@ class Unjoinable(Exception):
 
 
 def join_arguments(cond: NetworkArguments, uncond: NetworkArguments, batch: int) -> NetworkArguments | None:
-    """Both as one batch, cond first; None where structure, shapes or dtypes differ or a tensor is not of this batch."""
+    """Both as one batch, cond first; None if structure, shapes or dtypes differ or a tensor has another batch size."""
     if cond.keys() != uncond.keys():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Scalings: the factors (a, b) of a noised image x = a x0 + b epsilon with a^2 / b^2 = exp(log_snr)."""
+"""Scalings: the factors (a, b) of a noisy image x = a x0 + b epsilon with a^2 / b^2 = exp(log_snr)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Noise schedules: log_snr = log(a^2 / b^2) as a falling function of the time t in [0, 1] (t = 0 clean, t = 1 noise).
 
-Every schedule is such a function, those for training too: a distribution of log_snr is written as its quantile
-function, so a uniform t draws from it. Training therefore draws `t = 1 - torch.rand(batch)` whichever schedule is used.
+Schedules for training are such functions too: the quantile function of a distribution of log_snr, so that a uniform t
+gives samples of it. Training therefore uses `t = 1 - torch.rand(batch)` with every schedule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .registry import Registry
 
 
 def as_float(value: Tensor | float) -> Tensor:
-    """Float32 at least: half precision cannot tell neighboring times apart."""
+    """Float32 at least: in half precision neighboring times are equal."""
     value = torch.as_tensor(value)
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
@@ -47,21 +47,21 @@ class Schedule:
     def __call__(self, t: Tensor | float, shift: float = 1.0) -> Tensor:
         """log_snr - 2 log(shift), kept within the unshifted limits.
 
-        A shift of s suits an image s times as wide (Hoogeboom et al. 2023, "simple diffusion", section 3.1).
+        A shift of s is for an image s times as wide (Hoogeboom et al. 2023, "simple diffusion", section 3.1).
         """
         if not shift > 0:
             raise ValueError(f"shift must be above 0, got {shift}")
         return (self.log_snr(as_float(t).clamp(0, 1)) - 2 * math.log(shift)).clamp(*self.limits)
 
     def learn(self, log_snr: Tensor, loss: Tensor) -> None:
-        """Take in the losses [B] at log_snr [B]; only adaptive schedules do anything with them."""
+        """Update with the losses [B] at log_snr [B]; only adaptive schedules use them."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was learned; empty for fixed schedules."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """The inverse of `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ class CosineSchedule(Schedule):
         """The t of these noise levels, without the clamp: t of log_snr's shape, outside [0, 1] beyond the clamp."""
         log_snr = log_snr + 2 * math.log(shift)
         offset = math.pi / 2 * self.s / (1 + self.s)
-        # The angle arccos(a cos(offset)) by its sine and cosine, since arccos loses digits near 1.
+        # The angle arccos(a cos(offset)) from its sine and cosine, because arccos is inexact near 1.
         a_squared = torch.sigmoid(log_snr)
         sine = (torch.sigmoid(-log_snr) + a_squared * math.sin(offset) ** 2).sqrt()
         angle = torch.atan2(sine, a_squared.sqrt() * math.cos(offset))
         return angle * (2 / math.pi) * (1 + self.s) - self.s
 
     def percent(self, log_snr: float, shift: float = 1.0) -> float:
-        """How far a run with this shift has come at a noise level: 0 at its start (noise), 1 at its end (clean)."""
+        """The part of a run with this shift that is done at a noise level: 0 at its start (noise), 1 at its end."""
         noisiest, _ = self.limits
-        if log_snr <= noisiest + 1e-4:  # several t share the clamped level; a run starts there
+        if log_snr <= noisiest + 1e-4:  # several t have the clamped level; a run starts there
             return 0.0
         t = self.inverse(torch.tensor(log_snr, dtype=torch.float64), shift).item()
         return 1 - min(max(t, 0.0), 1.0)
@@ -189,7 +189,7 @@ class EDMTrainSchedule(Schedule):
 
 @dataclass(frozen=True)
 class AdaptiveSchedule(Schedule):
-    """More often where the loss is high: the density of a log_snr bucket is its running mean loss.
+    """More samples where the loss is high: the density of a log_snr bucket is its running mean loss.
 
     Uniform until `learn` was called. `decay` is the weight of the old mean.
     """
@@ -208,7 +208,7 @@ class AdaptiveSchedule(Schedule):
 
     def log_snr(self, t: Tensor) -> Tensor:
         edges = torch.linspace(*self.bounds, self.buckets + 1, dtype=torch.float64)
-        # A bucket without loss keeps a trace of probability, or it would never be seen again.
+        # A bucket without loss keeps a small probability, or it would never be sampled again.
         density = self.losses.double().clamp(min=1e-6 * self.losses.double().mean().item() + 1e-30)
         cumulative = torch.cumsum(torch.cat([torch.zeros(1, dtype=torch.float64), density / density.sum()]), dim=0)
         return interpolate((1 - t).cpu().double(), cumulative, edges).to(t)
@@ -241,7 +241,7 @@ class InterpolatedSchedule(Schedule):
 def running_mean(means: Tensor, bucket: Tensor, value: Tensor, decay: float) -> None:
     """means[bucket] <- decay * old + (1 - decay) * mean of the values [B] there, in place; other buckets stay.
 
-    Values that are not finite are left out: one overflowing step must not spoil what was learned.
+    Values that are not finite are ignored: one overflow must not destroy the means.
     """
     bucket, value = bucket.detach().cpu().reshape(-1), value.detach().to("cpu", means.dtype).reshape(-1)
     good = torch.isfinite(value)

@@ -1,4 +1,4 @@
-"""How one stage is sampled, and the noise levels that follow from it."""
+"""How one stage is sampled, and its noise levels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .schedules import SCHEDULES, Schedule
 class SamplingSettings:
     """How one stage is sampled.
 
-    steps: equal steps of the time t from the start of the run to its end.
+    steps: steps of equal time t from the start of the run to its end.
     guidance: see `Guidance`.
-    shift: see `Schedule.__call__`; larger images want more. Released: 2 for Stage C, 1 for Stage B.
+    shift: see `Schedule.__call__`; higher for larger images. Released: 2 for Stage C, 1 for Stage B.
     sampler_name: a name of `SAMPLERS`, or what their factories make.
     schedule: a name of `SCHEDULES`, or what their factories make; None: the one of the diffusion process.
-    start_percent, end_percent: the part of the whole way from noise (0) to a clean image (1) that is sampled. Image to
+    start_percent, end_percent: the part of the schedule from noise (0) to a clean image (1) that is sampled. Image to
         image with a strength s starts at 1 - s.
 
     Raises InvalidSettings for steps < 1, shift <= 0 and parts other than 0 <= start_percent < end_percent <= 1.
@@ -49,7 +49,7 @@ class SamplingSettings:
             )
 
     def with_strength(self, strength: float) -> SamplingSettings:
-        """For image to image: 1 goes all the way from noise, less starts from the image with as much noise as fits."""
+        """For image to image: 1 samples from pure noise, less starts from the image with less noise."""
         return replace(self, start_percent=1 - strength)
 
     @property
@@ -61,7 +61,7 @@ class SamplingSettings:
         """The level of each step, noisiest first. Raises KeyError for an unknown schedule."""
         start, part = self.start_percent, self.end_percent - self.start_percent
         percents = [start + part * i / self.steps for i in range(self.steps)]
-        # On the CPU in float64: plain numbers from here on.
+        # On the CPU in float64; the results are plain numbers.
         times = torch.tensor([1 - percent for percent in percents], dtype=torch.float64)
         log_snr = SCHEDULES.resolve(self.schedule or diffusion.schedule)(times, self.shift)
         a, b = diffusion.scaling(log_snr)

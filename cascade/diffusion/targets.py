@@ -1,4 +1,4 @@
-"""Targets: what the network predicts, and how x0 and epsilon follow from the prediction.
+"""Targets: what the network predicts, and how x0 and epsilon are computed from it.
 
 x0, epsilon, noised, prediction: [B, ...]. a and b: numbers, [B], or anything that broadcasts.
 `target(x0, epsilon, log_snr, a, b)` is the training target.

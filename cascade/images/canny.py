@@ -1,4 +1,4 @@
-"""Canny edges as the released ControlNet learned them: OpenCV's numbers, without OpenCV."""
+"""Canny edges as in the released ControlNet's training: the same as OpenCV's, without OpenCV."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from scipy import ndimage
 from torch import Tensor
 
 LEARNED_SIZE = 224
-"""Side in pixels of the square at which the released ControlNet was shown edges."""
+"""Side in pixels of the square at which edges were found in the released ControlNet's training."""
 
 
 def canny(images: Tensor, *, size: int | None = LEARNED_SIZE, low: float = 100.0, high: float = 200.0) -> Tensor:
     """Edges [B, 1, H, W] in [0, 1] of images [B, 3, H, W] in [0, 1] (Canny 1986).
 
     Args:
-        size: the images are shrunk (or grown) to a square of this side first, and the edges are brought back to the
-            images' size, both bilinear: the edges that the released net was trained on, several pixels wide at 1024.
-            None: at full size, one pixel wide.
-        low, high: gradients |dx| + |dy| on a scale of 0 to 255 per pixel of a Sobel filter. From `high` on an edge
-            begins, down to `low` it goes on.
+        size: the images are scaled to a square of this side first, and the edges are scaled back to the images' size,
+            both bilinear: as in the released training, several pixels wide at 1024. None: at full size, one pixel wide.
+        low, high: gradients |dx| + |dy| of a Sobel filter on 8-bit pixels. An edge starts above `high`, and continues
+            above `low`.
     """
     whole = images.shape[-2:]
     if size is not None:
         images = F.interpolate(images.float(), (size, size), mode="bilinear")
-    # Cut off, not rounded, as the released training's images were.
+    # Truncated, not rounded, as in the released training.
     pixels = (images.detach().float().clamp(0, 1) * 255).to(torch.uint8).movedim(1, -1).cpu().numpy()
     found = torch.from_numpy(np.stack([_edges(image, low, high) for image in pixels])).float()
     edges = found[:, None].to(images.device)
@@ -38,7 +37,7 @@ def _edges(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """Edges [h, w] of an image uint8 [h, w, 3]."""
     dx, dy = _slope(image.astype(np.int32), 1), _slope(image.astype(np.int32), 0)
     norm = np.abs(dx) + np.abs(dy)
-    # Of the channels the one with the steepest slope, at each pixel.
+    # At each pixel, the channel with the steepest slope.
     steepest = norm.argmax(axis=-1)[..., None]
     dx, dy, norm = (np.take_along_axis(values, steepest, axis=-1)[..., 0] for values in (dx, dy, norm))
     candidates = (norm > np.floor(low)) & _ridge(dx, dy, norm)
@@ -48,7 +47,7 @@ def _edges(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _slope(pixels: np.ndarray, axis: int) -> np.ndarray:
-    """Sobel's filter along an axis of [h, w, channels]; beyond the border the image goes on as it ends."""
+    """Sobel's filter along an axis of [h, w, channels]; beyond the border the last pixel is repeated."""
     smooth = ndimage.correlate1d(pixels, [1, 2, 1], axis=1 - axis, mode="nearest")
     return ndimage.correlate1d(smooth, [-1, 0, 1], axis=axis, mode="nearest")
 

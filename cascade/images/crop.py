@@ -1,4 +1,4 @@
-"""The part of an image around a mask, to be worked on at full resolution, and back into the image."""
+"""Crops the part of an image around a mask, to change it at full resolution, and puts it back."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Crop:
     whole_mask: Tensor
 
     def stitch(self, images: Tensor) -> Tensor:
-        """The whole images [B, 3, H, W], with `images` [B, 3, h', w'] where the mask is; elsewhere they are as they
-        were, bit for bit."""
+        """The whole images [B, 3, H, W], with `images` [B, 3, h', w'] inside the mask; outside it they are unchanged,
+        bit for bit."""
         left, top, right, bottom = self.box
         size = (bottom - top, right - left)
         images = images.to(self.whole)
         if images.shape[-2:] != size:
-            # Shrinking averages; what grows beyond [0, 1] by bicubic's overshoot is cut.
+            # Shrinking averages; the overshoot of bicubic scaling beyond [0, 1] is clipped.
             images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-        changed = self.whole.expand(max(len(images), len(self.whole)), -1, -1, -1).clone()
-        changed[..., top:bottom, left:right] = images
-        return composite(changed, self.whole, self.whole_mask)
+        pasted = self.whole.expand(max(len(images), len(self.whole)), -1, -1, -1).clone()
+        pasted[..., top:bottom, left:right] = images
+        return composite(pasted, self.whole, self.whole_mask)
 
 
 def crop_to_mask(
@@ -46,8 +46,8 @@ def crop_to_mask(
 ) -> Crop:
     """The part of images [B, 3, H, W] around what a mask [B or 1, 1, H, W] marks, at width x height.
 
-    The part has the proportions of width x height (as far as the images reach), and reaches beyond the mask by
-    `context` of its longer side on each side. `feather` softens the mask outwards for the way back.
+    The part has the proportions of width x height (as far as the images allow). It extends beyond the mask on each side
+    by `context` times the mask's longer side. `feather` softens the mask outwards for `Crop.stitch`.
 
     Raises:
         ValueError: an empty mask, or one of another size than the images.
@@ -86,7 +86,7 @@ def soften(mask: Tensor, pixels: int) -> Tensor:
 
 
 def composite(images: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    """`images` where the mask is 1, `source` bit for bit where it is 0, in between a mixture."""
+    """`images` where the mask is 1, `source` bit for bit where it is 0, in between a blend."""
     mask = mask.to(source)
     return torch.where(mask > 0, source + (images.to(source) - source) * mask, source)
 
@@ -99,7 +99,7 @@ def _within(mask: Tensor, box: tuple[int, int, int, int]) -> Tensor:
 
 
 def _span(start: int, end: int, length: int, limit: int) -> tuple[int, int]:
-    """A span of `length` around start to end, moved to lie in [0, limit], shortened where it cannot."""
+    """A span of `length` around start to end, moved to fit [0, limit], shortened if it is too long."""
     length = min(length, limit)
     first = min(max((start + end - length) // 2, 0), limit - length)
     return first, first + length

@@ -1,4 +1,4 @@
-"""What the released ControlNets read: images, masks, latents and faces as hints."""
+"""Hints for the released kinds of ControlNet: images, masks, latents and faces."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRID = 32
-"""Pixels to a side of what the encoder and the ControlNets take together."""
+"""Pixels along a side for each position of the encoder's and the ControlNets' output."""
 MAX_FACES = 4
 
 
 def inpaint_hint(images: Tensor, mask: Tensor) -> Tensor:
     """[B, 4, H, W] of images [B, 3, H, W] and masks [B or 1, 1, H, W], 1 where to fill: white there, the mask fourth.
 
-    The nets know masks of 0 and 1 alone; what lies between goes to the nearer.
+    The nets were trained with masks of 0 and 1 only; other values are rounded.
     """
     mask = mask.to(images).round().expand(len(images), -1, -1, -1)
     return torch.cat([images * (1 - mask) + mask, mask], dim=1)
 
 
 class Padded(NamedTuple):
-    """Images [B, 3, H, W] with a margin, and the mask [1, 1, H, W] of the part to generate."""
+    """Images [B, 3, H, W] with a margin, and the mask [1, 1, H, W] of what is to be generated."""
 
     images: Tensor
     mask: Tensor
 
 
 def outpaint(images: Tensor, left: int, top: int, right: int, bottom: int, *, feather: int = 0) -> Padded:
-    """Images [B, 3, h, w] with margins of so many pixels, in which the image's border goes on.
+    """Images [B, 3, h, w] with margins of so many pixels, filled with the image's border pixels.
 
     The mask is 1 in the margins and falls to 0 over `feather` pixels inside the image, along padded sides only.
     """
@@ -47,7 +47,7 @@ def outpaint(images: Tensor, left: int, top: int, right: int, bottom: int, *, fe
 def _margin(length: int, before: int, after: int, feather: int, like: Tensor) -> Tensor:
     """The mask along one side [before + length + after]."""
     places = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
-    # Distance from the nearest padded end; where nothing is padded, far away.
+    # Distance from the nearest padded end; `feather` where nothing is padded.
     far = torch.full_like(places, float(feather))
     distance = torch.minimum(places if before else far, length - places if after else far)
     inside = (1 - distance / feather).clamp(0, 1) if feather else torch.zeros_like(places)
@@ -55,7 +55,7 @@ def _margin(length: int, before: int, after: int, feather: int, like: Tensor) ->
 
 
 def shrink(images: Tensor, factor: int = 2) -> Tensor:
-    """Images [B, c, H, W] a `factor`-th of their sides, by the nearest pixel as the released training shrank them."""
+    """Images [B, c, H, W] with sides divided by `factor`, by the nearest pixel as in the released training."""
     return F.interpolate(images, scale_factor=1 / factor, mode="nearest")
 
 
@@ -65,11 +65,11 @@ def enlarge(images: Tensor, factor: int = 2) -> Tensor:
 
 
 def super_resolution_hint(small: Tensor, encode: Callable[[Tensor], Tensor], factor: int = 2) -> Tensor:
-    """[B, 16, h, w]: the encoder's latents of images at a `factor`-th of the size that is wanted, repeated.
+    """[B, 16, h, w]: the encoder's latents of images whose size is that of the result / `factor`, repeated.
 
     Args:
         small: images [B, 3, H, W] in [0, 1].
-        encode: images to latents, a 32nd of their sides.
+        encode: images to latents, with sides divided by 32.
     """
     return enlarge(encode(small), factor)
 
@@ -77,10 +77,11 @@ def super_resolution_hint(small: Tensor, encode: Callable[[Tensor], Tensor], fac
 def fit_hint(hint: Tensor, height: int, width: int, *, image: bool) -> Tensor:
     """A hint [B, c, H, W] as a ControlNet reads it for latents of height x width.
 
-    Its middle, in the latents' proportions; for an image (`ControlNetConfig.reads_images`) 32 pixels to a side of
-    one latent, bilinear, else the latents' own grid up to a multiple of 8, by the nearest number, as ComfyUI does it.
+    It is cropped around its center to the latents' proportions. An image (`ControlNetConfig.reads_images`) is scaled to
+    32 x 32 pixels for each position, bilinear; other hints to the latents' size rounded up to a multiple of 8, nearest,
+    as in ComfyUI.
     """
-    # The released sizes are rounded up, so proportions differ a little even where both are meant to be the same.
+    # The released sizes are rounded up, so proportions differ a little even where they should be the same.
     if image:
         return F.interpolate(_middle(hint, height, width), (height * GRID, width * GRID), mode="bilinear")
     height, width = -(-height // 8) * 8, -(-width // 8) * 8
@@ -88,7 +89,7 @@ def fit_hint(hint: Tensor, height: int, width: int, *, image: bool) -> Tensor:
 
 
 def _middle(hint: Tensor, height: int, width: int) -> Tensor:
-    """As much of a hint's middle as has these proportions."""
+    """The largest part around a hint's center with these proportions."""
     rows, columns = hint.shape[-2:]
     left = max(0, round((columns - rows * width / height) / 2))
     top = max(0, round((rows - columns * height / width) / 2))
@@ -105,8 +106,8 @@ class Faces(NamedTuple):
 def identity_hint(faces: Sequence[Faces], height: int, width: int, *, limit: int = MAX_FACES) -> Tensor:
     """[B, 512, ceil(height / 32), ceil(width / 32)]: each face's embedding in its box, zeros elsewhere.
 
-    Of more than `limit` faces in an image the largest are taken; where boxes overlap the larger face stands in front.
-    A face smaller than a field of the grid, or outside the image, gets the field that is nearest to it.
+    The largest `limit` faces of an image are used; where boxes overlap, the larger face is in front. A face that is
+    smaller than a position of the grid, or outside the image, gets the closest position.
 
     Raises:
         ValueError: boxes and embeddings of unequal number or width, or no face in any image.
@@ -131,6 +132,6 @@ def identity_hint(faces: Sequence[Faces], height: int, width: int, *, limit: int
 
 
 def _fields(start: Tensor, end: Tensor, count: int) -> tuple[int, int]:
-    """The fields of a grid of `count` between two places in pixels, one at least."""
+    """The positions of a grid of `count` between two coordinates in pixels, at least one."""
     first = min(max(round(float(start) / GRID), 0), count - 1)
     return first, min(max(round(float(end) / GRID), first + 1), count)

@@ -13,7 +13,7 @@ from ..errors import InvalidImage
 def as_mask(mask: Tensor) -> Tensor:
     """[B, 1, H, W] float32 in [0, 1] of [H, W], [B, H, W] or [B, 1, H, W].
 
-    Raises InvalidImage for a mask that is empty: nothing would be generated again.
+    Raises InvalidImage for an empty mask: nothing would be generated again.
     """
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().nan_to_num().clamp(0, 1)
     if not bool(mask.any()):
@@ -24,15 +24,15 @@ def as_mask(mask: Tensor) -> Tensor:
 
 
 def mask_of_latent(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask [B, 1, H, W] for latents of size (h, w): the largest value that a position covers.
+    """A mask [B, 1, H, W] for latents of size (h, w): the largest value in the area of a position.
 
-    So that a spot smaller than a position is generated again as well.
+    So a spot that is smaller than a position is generated again too.
     """
     return F.adaptive_max_pool2d(mask, tuple(size))
 
 
-def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask [B, 1, H, W] stretched over an image of size (H', W')."""
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask [B, 1, H, W] scaled to an image of size (H', W')."""
     if mask.shape[-2:] == tuple(size):
         return mask
     return F.interpolate(mask, tuple(size), mode="bilinear", antialias=True).clamp(0, 1)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """[1, 3, H, W] in [0, 1]; turned the way its camera held it, transparency dropped, 16 bits to a channel kept."""
+    """[1, 3, H, W] in [0, 1]; rotated by its EXIF orientation, without alpha, in 16 bits if it has them."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
-        # Pillow cuts what is above 255 when it converts these.
+        # Pillow clips values above 255 when it converts these modes.
         gray = torch.from_numpy(np.array(upright).astype(np.float32)) / 65535
         return gray.clamp(0, 1).expand(1, 3, *gray.shape).clone()
     return torch.from_numpy(np.array(upright.convert("RGB"))).movedim(-1, 0)[None].float() / 255

@@ -1,4 +1,4 @@
-"""Resizing and normalizing as the released models were used."""
+"""Resizing and normalizing as in the released code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 EFFNET_FACTOR = 32
-"""Pixels of the encoder's image to a side of one latent."""
+"""Pixels of the encoder's image along a side for each position of the latent."""
 COMPRESSION = 42.67
 """Pixels of an image per position of Stage C's latent, along a side, as released.
 
-The encoder gets 3/4 of each side, and makes one position of 32 pixels."""
+The encoder gets the image at 3/4 of each side, and makes one position of 32 pixels."""
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -34,18 +34,18 @@ def resize_short_side(images: Tensor, size: int) -> Tensor:
 def three_quarters(images: Tensor, compression: float = COMPRESSION) -> Tensor:
     """The released reconstruction size: 3/4 of each side, down to a multiple of 32 (at least 32), nearest pixel.
 
-    compression: pixels of an image per position of the latent; another than the released one gives another size.
+    compression: pixels of an image per position of the latent; other values than the released one give other sizes.
     """
-    # 42.67 stands for 32 / (3/4), which decimals do not hold.
+    # 42.67 means 32 / (3/4), which has no exact decimal form.
     part = 3 / 4 if math.isclose(compression, COMPRESSION, abs_tol=0.005) else EFFNET_FACTOR / compression
-    # A whole number of positions that rounding made a little smaller is meant.
+    # The small number corrects rounding just below a whole number of positions.
     latents = (max(1, int(side * part / EFFNET_FACTOR + 1e-6)) for side in images.shape[-2:])
     height, width = (EFFNET_FACTOR * side for side in latents)
     return F.interpolate(images, (height, width), mode="nearest")
 
 
 def fit(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize [B, 3, H, W] to cover (height, width), antialiased, and take the middle; itself where it has that size."""
+    """Resize [B, 3, H, W] to cover (height, width), antialiased, and crop around the center."""
     have = images.shape[-2:]
     if have == (height, width):
         return images
@@ -57,7 +57,7 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_for_latent(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [B, 3, H, W] at the size of which the EfficientNet encoder makes latents of size (h, w).
+    """Images [B, 3, H, W] at the size that the EfficientNet encoder encodes to latents of size (h, w).
 
     Bilinear and antialiased, as released for image to image (short side 768 where the latents' is 24).
     """
@@ -66,16 +66,16 @@ def resize_for_latent(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def stage_c_input(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """What the EfficientNet encoder wants of images [B, 3, H, W] in [0, 1] for latents of size (h, w)."""
+    """The EfficientNet encoder's input for images [B, 3, H, W] in [0, 1] and latents of size (h, w)."""
     return normalize(resize_for_latent(images, size))
 
 
 def normalize(images: Tensor) -> Tensor:
-    """ImageNet's mean and deviation taken out of [B, 3, H, W] in [0, 1]."""
+    """[B, 3, H, W] in [0, 1], normalized by ImageNet's mean and standard deviation."""
     mean, std = images.new_tensor(MEAN), images.new_tensor(STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def effnet_input(images: Tensor, compression: float = COMPRESSION) -> Tensor:
-    """What the EfficientNet encoder wants of images [B, 3, H, W] in [0, 1] at their full size."""
+    """The EfficientNet encoder's input for images [B, 3, H, W] in [0, 1], for reconstruction."""
     return normalize(three_quarters(images, compression))

@@ -1,4 +1,4 @@
-"""Whatever is called an image, as the networks take it."""
+"""Images of any number of channels as RGB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import InvalidImage
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """[B, 3, H, W] float32 in [0, 1], of [B, c, H, W] in [0, 1]; what was given stays as it is.
+    """[B, 3, H, W] float32 in [0, 1], of [B, c, H, W] in [0, 1]; the input is not changed.
 
     Gray (c = 1, or 2 with alpha) becomes gray RGB, alpha (c = 2 or 4) is dropped, values outside are clipped.
 
@@ -25,6 +25,6 @@ def as_rgb(images: Tensor) -> Tensor:
     if not bool(finite.all()):
         broken = [i for i, good in enumerate(finite.flatten(1).all(dim=1).tolist()) if not good]
         raise InvalidImage(
-            f"Image {broken[0] + 1} of {len(images)} has values that are NaN or infinity: what made it went wrong."
+            f"Image {broken[0] + 1} of {len(images)} has values that are NaN or infinity: check what made it."
         )
     return colors.clamp(0, 1).expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""Large things in overlapping tiles: stitched, where the network sees only so far, else blended."""
+"""Large tensors in overlapping tiles: stitched if a result depends only on a limited area around it, else blended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Span(NamedTuple):
     stop: int
 
     def scaled(self, up: int, down: int = 1) -> Span:
-        """The same in a tensor that is up / down as large, rounded outwards at the end."""
+        """The same span in a tensor that is up / down times as large; the end is rounded up."""
         return Span(self.start * up // down, ceil(self.stop * up / down))
 
 
@@ -33,14 +33,14 @@ class Box(NamedTuple):
         return x[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
 
     def scaled(self, up: int, down: int = 1) -> Box:
-        """The same part of a tensor that is up / down as large."""
+        """The same part of a tensor that is up / down times as large."""
         return Box(self.rows.scaled(up, down), self.columns.scaled(up, down))
 
 
 def spans(length: int, side: int, overlap: int, align: int = 1) -> list[Span]:
     """Spans of about `side` that cover `length`, evenly, neighbors overlapping by `overlap` or more.
 
-    Starts are multiples of `align`. Raises ValueError where the tiles would not get on.
+    Starts are multiples of `align`. Raises ValueError if the overlap is too large for the tiles.
     """
     if length <= side:
         return [Span(0, length)]
@@ -62,12 +62,13 @@ def stitched(
     down: int = 1,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """`function(x)` tile by tile, the same to rounding: nothing that it makes depends on more than `margin` around.
+    """`function(x)` tile by tile, the same to rounding: results depend on at most `margin` positions around.
 
-    x: [..., H, W]. function: makes of a part of x one that is up / down as large. side, margin: in positions of x; what
-    is within `margin` of a tile's inner border is thrown away. on_tile: called with the tiles done and of how many.
+    x: [..., H, W]. function: turns a part of x into one that is up / down times as large. side, margin: in positions of
+    x; what is within `margin` of a tile's inner border is not used. on_tile: called with the number of tiles done and
+    of all.
 
-    Raises ValueError where the margins leave nothing of a tile.
+    Raises ValueError if the margins are too large for the tiles.
     """
     rows, columns = (_with_cores(length, side, 2 * margin, down) for length in x.shape[-2:])
     if len(rows) == len(columns) == 1:
@@ -79,13 +80,13 @@ def stitched(
             if result is None:
                 size = (ceil(length * up / down) for length in x.shape[-2:])
                 result = part.new_empty(*part.shape[:-2], *size)
-            wanted = Box(row_core, column_core).scaled(up, down)
+            used = Box(row_core, column_core).scaled(up, down)
             top, left = row.start * up // down, column.start * up // down
             inside = Box(
-                Span(wanted.rows.start - top, wanted.rows.stop - top),
-                Span(wanted.columns.start - left, wanted.columns.stop - left),
+                Span(used.rows.start - top, used.rows.stop - top),
+                Span(used.columns.start - left, used.columns.stop - left),
             )
-            wanted.of(result).copy_(inside.of(part))
+            used.of(result).copy_(inside.of(part))
             done += 1
             if on_tile is not None:
                 on_tile(done, len(rows) * len(columns))
@@ -94,9 +95,9 @@ def stitched(
 
 
 def _with_cores(length: int, side: int, overlap: int, align: int) -> list[tuple[Span, Span]]:
-    """Spans, and the part of each that is its own: the seams run through the middle of the overlaps.
+    """Spans, and the part of each that is used: the seams are in the middle of the overlaps.
 
-    They are as short as so many can be: what two share is worked out twice.
+    Spans are as short as their number allows, because overlaps are computed twice.
     """
     overlap += align - 1
     count = len(spans(length, side, overlap, align))
@@ -108,10 +109,10 @@ def _with_cores(length: int, side: int, overlap: int, align: int) -> list[tuple[
 
 
 def blended(function: Callable[[Tensor, Box], Tensor], x: Tensor, *, side: int, overlap: int, align: int = 1) -> Tensor:
-    """A function of x [B, c, H, W] that keeps its size, tile by tile, mixed where tiles overlap.
+    """A function of x [B, c, H, W] that keeps its size, tile by tile, blended where tiles overlap.
 
-    function: called with a part of x and where it lies. A tile's weight falls linearly to its inner borders, as in
-    MultiDiffusion (Bar-Tal et al. 2023, eq. 5). Raises ValueError where the tiles would not get on.
+    function: called with a part of x and its position. A tile's weight falls linearly to its inner borders, as in
+    MultiDiffusion (Bar-Tal et al. 2023, eq. 5). Raises ValueError if the overlap is too large for the tiles.
     """
     rows, columns = (spans(length, side, overlap, align) for length in x.shape[-2:])
     if len(rows) == len(columns) == 1:

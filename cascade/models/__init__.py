@@ -1,7 +1,7 @@
 """The networks, each a module with a frozen config and the released sizes as constants.
 
-A constructor builds structure and touches no weights: build on the meta device and assign tensors, or build and call
-`initialize`. Layers come from `ops` (torch.nn, or a host's factory), attention from `attention`.
+A constructor does not initialize weights: build on the meta device and assign tensors, or build and call `initialize`.
+Layers come from `ops` (torch.nn, or a host's factory), attention from `attention`.
 """
 
 from .blocks import Attention, scaled_dot_product_attention

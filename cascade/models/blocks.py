@@ -1,12 +1,12 @@
-"""The blocks of which the networks are made.
+"""The blocks of the networks.
 
-Tensors are [B, c, h, w] in the channels-last memory format, so that the moves between convolutions (channels first)
-and linear layers (channels last) are views and cost nothing.
+Tensors are [B, c, h, w] in the channels-last memory format, so that changes between convolutions (channels first)
+and linear layers (channels last) are views, without a copy.
 
-float16: what runs between the blocks (the residual stream) leaves half's range in the released Stage C, where a
-timestep's modulation multiplies it again and again. So in float16 the stream itself, the layers that read it without
-a norm before them, and the modulations are float32; everything else is float16. In float32 and bfloat16 nothing of
-this changes a number: `dtype`, which the blocks are handed, is then the stream's own.
+float16: in the released Stage C the values between the blocks (the residual stream) exceed float16's range, because the
+timestep's modulation multiplies them repeatedly. So in a float16 network the stream itself, the layers that read it
+without a norm, and the modulations are float32; everything else is float16. In float32 and bfloat16 this changes
+nothing: the argument `dtype` of the blocks is then the stream's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) ->
 
 
 def stream(x: Tensor) -> Tensor:
-    """The residual stream's form: channels last, and float32 where it came as float16."""
+    """The residual stream's form: channels last, and float32 if it is float16."""
     x = x.float() if x.dtype == torch.float16 else x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -44,7 +44,7 @@ def on_stream(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Bilinear with aligned corners, worked in float32; x itself where it has the size already."""
+    """Bilinear with aligned corners, computed in float32; x itself if it has this size already."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x.float(), size=tuple(size), mode="bilinear", align_corners=True).to(x.dtype)
@@ -80,7 +80,7 @@ class LayerNorm2d(nn.Module):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that takes its statistics to where its input is: a host's layer factory has none to offer."""
+    """Batch norm that moves its statistics to its input's device: a host's layer factory has no batch norm."""
 
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, affine=affine)
@@ -99,12 +99,12 @@ class BatchNorm2d(nn.BatchNorm2d):
 def spatial_norm(x: Tensor) -> Tensor:
     """The Euclidean norm of each channel of [B, h, w, c] in float32, [B, 1, 1, c].
 
-    The sum of squares leaves float16's range long before its root does.
+    The sum of squares exceeds float16's range much earlier than its root.
     """
     if x.device.type != "cpu":
         return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
-    # On a CPU that one runs over the image channel by channel and takes two to five times as long. What is added
-    # is too small to count, and keeps the root's slope finite where a channel is zero everywhere.
+    # On a CPU vector_norm reads the image channel by channel and takes two to five times as long. The constant is too
+    # small to change a result, and keeps the gradient of the root finite for a channel of zeros.
     return x.float().square().sum(dim=(1, 2), keepdim=True).add_(1e-30).sqrt()
 
 
@@ -123,7 +123,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 def channelwise(width_in: int, width: int, ops: Any) -> nn.Sequential:
-    """The MLP of residual and feed-forward blocks. Index 3 is dropout, which training may turn on."""
+    """The MLP of residual and feed-forward blocks. Index 3 is dropout, which a training can enable."""
     return nn.Sequential(
         ops.Linear(width_in, width * 4),
         nn.GELU(),
@@ -134,7 +134,7 @@ def channelwise(width_in: int, width: int, ops: Any) -> nn.Sequential:
 
 
 class ResBlock(nn.Module):
-    """Depthwise convolution, norm, channelwise MLP; `skip` [B, c_skip, h, w] joins between the norm and the MLP."""
+    """Depthwise convolution, norm, channelwise MLP; `skip` [B, c_skip, h, w] is concatenated between them."""
 
     def __init__(self, width: int, skip_width: int, kernel_size: int, ops: Any) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class TimestepBlock(nn.Module):
     """x (1 + a) + b, with a and b linear in the embeddings of the timestep and of its extra conditions."""
 
     number: int
-    """Place among the timestep blocks of the stack, which sets it."""
+    """Index among the timestep blocks of the stack, which sets it."""
 
     def __init__(self, width: int, timestep_channels: int, conditions: tuple[str, ...], ops: Any) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class TimestepBlock(nn.Module):
             setattr(self, f"mapper_{name}", ops.Linear(timestep_channels, width * 2))
 
     def steady(self, embeddings: dict[str, Tensor]) -> Tensor:
-        """The part [B, 2c] of the modulation that the extra conditions give: the same at every step of a run."""
+        """The part [B, 2c] of the modulation from the extra conditions: the same at every step of a run."""
         parts = [on_stream(getattr(self, f"mapper_{name}"), embeddings[name]) for name in self.conditions]
         return torch.stack(parts).sum(0)
 
@@ -186,7 +186,7 @@ class TimestepBlock(nn.Module):
 
 
 class Projections(nn.Module):
-    """The four matrices of multi-head attention; the released files hold the first three as one."""
+    """The four matrices of multi-head attention; in the released files the first three are one matrix."""
 
     def __init__(self, width: int, ops: Any) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class Projections(nn.Module):
 
 
 class Attention2d(nn.Module):
-    """Holds the projections under the name that the released files give them."""
+    """Contains the projections under their name in the released files."""
 
     def __init__(self, width: int, ops: Any) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class AttnBlock(nn.Module):
     """Attention of the image over the conditions' tokens and, usually, over itself, in one softmax."""
 
     number: int
-    """Place among the attention blocks of the stack, which sets it."""
+    """Index among the attention blocks of the stack, which sets it."""
 
     def __init__(
         self, width: int, heads: int, condition_channels: int, self_attention: bool, attention: Attention, ops: Any

@@ -1,4 +1,4 @@
-"""What every network's config shares: levels, and the way to and from plain data."""
+"""Base classes of the networks' configs: levels, and conversion to and from plain data."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def _frozen(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the stack that Stage B and Stage C share.
+    """One resolution of the stack of Stage B and Stage C.
 
     Args:
         width: channels.
-        heads: attention heads; 0 where the pattern has no attention.
-        depth: how often the pattern is repeated, on the way down and on the way up.
+        heads: attention heads; 0 if the pattern has no attention.
+        depth: repetitions of the pattern, in the down path and in the up path.
         pattern: the blocks in order: C residual convolution, T timestep, A attention, F feed-forward.
-        down_repeats: how often the whole level runs on the way down, with a 1 x 1 convolution between the runs.
-        up_repeats: the same on the way up.
+        down_repeats: runs of the whole level in the down path, with a 1 x 1 convolution between them.
+        up_repeats: the same in the up path.
     """
 
     width: int
@@ -74,11 +74,11 @@ class StackConfig(Config):
         latent_channels: channels of the latent, in and out.
         patch_size: pixels of the latent that are folded into channels before the first level.
         timestep_channels: size of a timestep's sinusoidal embedding.
-        timestep_conditions: names of the extra conditions that are embedded as timesteps are.
-        condition_channels: width of the tokens that attention reads beside the image's own.
+        timestep_conditions: names of the extra conditions that are embedded like timesteps.
+        condition_channels: width of the conditions' tokens that attention reads.
         condition_tokens: tokens made from one pooled text or image embedding.
         kernel_size: of the depthwise convolutions.
-        self_attention: whether attention reads the image beside the tokens.
+        self_attention: whether attention reads the image in addition to the tokens.
         levels: from the finest resolution to the coarsest.
     """
 
@@ -109,7 +109,7 @@ def reference_levels(
     """The reference's parallel lists (its up lists run from the coarsest level to the finest) as one list of levels.
 
     Raises:
-        ValueError: lists of unequal length, or other depths on the way up than on the way down.
+        ValueError: lists of unequal length, or different depths in the down path and the up path.
     """
     count = len(c_hidden)
     down_depths, up_depths = list(blocks[0]), list(reversed(blocks[1]))

@@ -85,7 +85,7 @@ CONTROLNET_IDENTITY = ControlNetConfig(in_channels=512, blocks=tuple(range(64)),
 
 
 class ControlResBlock(nn.Module):
-    """Two norms, activations and 3 x 3 convolutions beside the residual."""
+    """A residual block with two norms, activations and 3 x 3 convolutions."""
 
     def __init__(self, width: int, ops: Any) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def _backbone(config: ControlNetConfig, ops: Any) -> tuple[nn.Sequential, int]:
             effnet = EffnetConfig(
                 in_channels=config.in_channels, stem=config.stem, stages=config.stages, head=config.features
             )
-            # Where the reference replaced the first convolution by one for other channels, it left out the padding.
+            # The reference replaces the first convolution for other numbers of channels, without its padding.
             return effnet_features(effnet, ops, stem_padding=1 if config.in_channels == 3 else 0), effnet.head
         case "simple":
             width = config.in_channels
@@ -134,7 +134,7 @@ def _backbone(config: ControlNetConfig, ops: Any) -> tuple[nn.Sequential, int]:
 
 
 class ControlNet(nn.Module):
-    """ControlNet of the released kinds (after Zhang et al. 2023), which reads the hint alone, not the latents."""
+    """ControlNet of the released kinds (after Zhang et al. 2023), which reads only the hint, not the latents."""
 
     def __init__(self, config: ControlNetConfig, *, ops: Any = nn) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class ControlNet(nn.Module):
     def forward(self, hint: Tensor) -> list[Tensor | None]:
         """Residuals [B, width, h, w] for the hint [B, in_channels, H, W].
 
-        One entry for each residual block of Stage C up to the last that is controlled, None where there is none.
+        One entry for each residual block of Stage C up to the last controlled one; None for a block without control.
         """
         features = self.backbone(hint.contiguous(memory_format=torch.channels_last))
         residuals: list[Tensor | None] = [None] * (max(self.config.blocks) + 1)

@@ -1,4 +1,4 @@
-"""The EfficientNet encoder: images to the 16-channel latents in which Stage C works, a 32nd of their size."""
+"""The EfficientNet encoder: images to Stage C's 16-channel latents, with sides divided by 32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .layers import layer_factory
 
 @dataclass(frozen=True)
 class EffnetStage:
-    """Blocks of one width; the first changes the width and, where stride is 2, halves the size.
+    """Blocks of one width; the first changes the width and, with stride 2, halves the size.
 
     Args:
         fused: 3 x 3 convolutions in place of depthwise ones with squeeze and excitation.
@@ -80,7 +80,7 @@ EFFNET_V2_S = EffnetConfig()
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what the whole image holds (Hu et al. 2018)."""
+    """Channels weighted by the means over the whole image (Hu et al. 2018)."""
 
     def __init__(self, width: int, squeezed: int, ops: Any) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MBConv or fused MBConv (Tan and Le 2021, figure 2), with a residual where size and width stay."""
+    """MBConv or fused MBConv (Tan and Le 2021, figure 2), with a residual if size and width do not change."""
 
     def __init__(self, width_in: int, stage: EffnetStage, stride: int, ops: Any) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def effnet_features(config: EffnetConfig, ops: Any, stem_padding: int = 1) -> nn
 
 
 class EffnetEncoder(nn.Module):
-    """The encoder whose latents Stage C makes and Stage B reads."""
+    """The encoder of Stage C's latents, which Stage B reads."""
 
     def __init__(self, config: EffnetConfig, *, ops: Any = nn) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Starting weights for training. Constructors touch no weights; this does."""
+"""Initial weights for training. Constructors do not initialize weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stage_c import StageC
 
 @torch.no_grad()
 def initialize(net: nn.Module) -> nn.Module:
-    """Fills every weight and buffer of one of this room's networks, as the released trainings began; returns net.
+    """Initializes all weights and buffers of a network of `cascade.models`, as in the released trainings; returns net.
 
     Random numbers come from torch's global generator.
     """

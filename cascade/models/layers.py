@@ -1,4 +1,4 @@
-"""Layers whose constructors leave their weights as they come from memory."""
+"""Layers whose constructors do not initialize their weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class _Untouched:
-    """torch's layers fill their weights when they are built: seconds for a network whose tensors come from a file."""
+    """torch's constructors initialize weights: seconds for a network whose tensors are then loaded from a file."""
 
     def reset_parameters(self) -> None:
         pass
@@ -31,7 +31,7 @@ class LayerNorm(_Untouched, nn.LayerNorm):
 
 
 class _Layers:
-    """The factory that stands for `torch.nn`."""
+    """The factory that replaces `torch.nn`."""
 
     Linear, Conv2d, ConvTranspose2d, LayerNorm = Linear, Conv2d, ConvTranspose2d, LayerNorm
 

@@ -1,4 +1,4 @@
-"""The stack of levels that Stage B and Stage C share: down through the levels, and up again with skips."""
+"""The stack of Stage B and Stage C: a down path and an up path through the levels, with skips."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Conditions(NamedTuple):
 
     Attributes:
         keys_values: for each attention block, its keys and values [B, n, c] of the conditions' tokens.
-        modulations: for each timestep block, what the extra timestep conditions give [B, 2c].
+        modulations: for each timestep block, the modulation [B, 2c] from the extra timestep conditions.
         spatial: what is added to the embedded latent [B, c, h, w] (Stage B), or None (Stage C).
     """
 
@@ -53,7 +53,7 @@ class Rescale(nn.ModuleList):
 
 
 class Stack(nn.Module):
-    """Embedding, levels down, levels up, output. Subclasses say how levels are joined and what the conditions are."""
+    """Embedding, levels down, levels up, output. Subclasses define the changes between levels, and the conditions."""
 
     def __init__(self, config: StackConfig, ops: Any, attention: Attention) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Stack(nn.Module):
 
 
 class _Run:
-    """One pass through a stack: gives every block what it reads beside the image."""
+    """One pass through a stack: passes to each block what it reads in addition to the image."""
 
     def __init__(
         self, dtype: torch.dtype, embedding: Tensor, conditions: Conditions, residuals: Iterator[Tensor | None]

@@ -20,7 +20,7 @@ class StageAConfig(Config):
 
     Args:
         levels: resolutions; the image is folded by 2 at the first and halved between each two.
-        bottleneck_blocks: residual blocks at the coarsest resolution on the way up.
+        bottleneck_blocks: residual blocks at the coarsest resolution of the decoder.
         width: channels at the coarsest resolution, halved for each finer one.
         latent_channels: channels of the latents.
         codebook_size: entries of the quantizer, which training uses and encoding does not.
@@ -57,7 +57,7 @@ class StageAConfig(Config):
 
     @property
     def compression(self) -> int:
-        """Pixels of the image to a side of one latent."""
+        """Pixels of the image along a side for each position of the latent."""
         return 2**self.levels
 
     @property
@@ -74,9 +74,10 @@ class StageAConfig(Config):
 STAGE_A = StageAConfig()
 
 AT_ONCE_CPU, AT_ONCE_GPU = 4096, 65536
-"""Positions that go through a block's MLP at once where no gradient is wanted: its middle is four times as wide as all
-else, and for a whole image would be most of the memory that decoding takes. A CPU keeps so few in its cache, a GPU
-wants more to be busy."""
+"""Positions that go through a block's MLP at once, if no gradient is computed.
+
+Its hidden layer is four times as wide as the other layers, and for a whole image would take most of the memory of
+decoding. So few positions fit a CPU's cache; a GPU needs more to be used fully."""
 
 
 class ModulatedResBlock(nn.Module):

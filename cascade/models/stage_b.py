@@ -150,7 +150,7 @@ class StageB(Stack):
         """The prediction [B, 4, h, w].
 
         Args:
-            x: noised latents [B, 4, h, w], any size.
+            x: latents with noise [B, 4, h, w], any size.
             r: noise conditions [B] in [0, 1].
             effnet: the EfficientNet encoder's or Stage C's latents [B, 16, h', w'], any size; zeros for none.
             clip: pooled text embedding [B, 1, clip] or [B, clip].

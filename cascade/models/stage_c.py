@@ -38,7 +38,7 @@ class StageCConfig(StackConfig):
 
     def __post_init__(self) -> None:
         if len(self.switch_level) != len(self.levels) - 1:
-            raise ValueError(f"{len(self.levels)} levels want {len(self.levels) - 1} entries in switch_level")
+            raise ValueError(f"{len(self.levels)} levels need {len(self.levels) - 1} entries in switch_level")
 
     @classmethod
     def from_reference(
@@ -164,7 +164,7 @@ class StageC(Stack):
         """The prediction [B, 16, h, w].
 
         Args:
-            x: noised latents [B, 16, h, w], any size.
+            x: latents with noise [B, 16, h, w], any size.
             r: noise conditions [B] in [0, 1].
             clip_text: hidden states [B, n, clip_text], any n.
             clip_text_pooled: [B, 1, clip_text_pooled] or [B, clip_text_pooled].

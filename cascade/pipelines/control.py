@@ -22,7 +22,7 @@ class Control:
 
     net: of the Stage C's width.
     hint: [B or 1, c, H, W], as `images` makes it: one for each image, or one for all.
-    strength: a factor of its residuals; 0 is as without it.
+    strength: a factor of its residuals; 0 has no effect.
     start_percent, end_percent: the part of the run in which it acts, see `Interval`.
     """
 
@@ -58,7 +58,7 @@ class ControlRun:
         self.acting = [(control, _residuals(control, *size[-2:])) for control in controls if control.strength]
 
     def __call__(self, percent: float, batch: int) -> NetworkArguments:
-        """The argument `control` of Stage C at this part of the run, for a batch that may hold the images twice."""
+        """The argument `control` of Stage C at this part of the run, for a batch that may contain the images twice."""
         acting = [residuals for control, residuals in self.acting if percent in control.interval]
         if not acting:
             return {}
@@ -98,7 +98,7 @@ def read_hint(
 def added(lists: Iterable[Residuals]) -> list[Tensor | None]:
     """The sum of several lists of residuals, block by block; None where no list has one. Lists may differ in length.
 
-    A smaller residual is stretched to the size of the later one (ComfyUI's own ControlNets have a grid of their own).
+    A residual of another size is scaled to that of the later one (ComfyUI's own ControlNets may have another grid).
 
     Raises IncompatibleCheckpoint for residuals of different width.
     """
@@ -124,7 +124,7 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
 
 
 def for_batch(residual: Tensor, batch: int, groups: int = 1) -> Tensor:
-    """Residuals [hints, c, h, w] for a batch that holds the same images `groups` times: one hint is for all images."""
+    """Residuals [hints, c, h, w] for a batch that contains the same images `groups` times: a single hint is for all."""
     if len(residual) == 1:
         return residual.expand(batch, -1, -1, -1)
     images = batch // groups

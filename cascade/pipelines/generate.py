@@ -28,9 +28,9 @@ OnProgress = Callable[[str, int, int, Tensor], Any]
 class Settings:
     """Size of the images and how each stage is sampled; the defaults are the released ones.
 
-    enlarge: the images become so many times as large as width and height: Stage C first runs at these, then once more
-        on its enlarged latents with `enlarge_strength`, which keeps the composition and adds detail.
-    tiles: Stage B and Stage A work in such tiles; for images too large for memory.
+    enlarge: factor by which the images are larger than width and height: Stage C first runs at that size, then again on
+        its enlarged latents with `enlarge_strength`, which keeps the composition and adds detail.
+    tiles: tiles of Stage B and Stage A, for images too large for memory.
     """
 
     width: int = 1024
@@ -43,17 +43,17 @@ class Settings:
 
     @property
     def final(self) -> tuple[int, int]:
-        """Height and width of the images that come out."""
+        """Height and width of the resulting images."""
         return round(self.height * self.enlarge), round(self.width * self.enlarge)
 
     @property
     def sizes(self) -> LatentSizes:
-        """Of the latents of the images that come out. Raises InvalidSize."""
+        """The latents' sizes for the resulting images. Raises InvalidSize."""
         return latent_sizes(*self.final)
 
     @property
     def tile_size(self) -> int | None:
-        """Of Stage A, in pixels; None for no tiles."""
+        """Side of Stage A's tiles in pixels; None for no tiles."""
         return self.tiles and self.tiles.tile_size
 
 
@@ -64,9 +64,10 @@ RELEASED_SETTINGS = Settings()
 class ImageToImage:
     """Images to start from.
 
-    images: [B, 3, H, W] in [0, 1], one for each prompt. Another size than that of the settings is fitted to cover it.
-    strength: how far Stage C goes from the image to the prompt, in (0, 1].
-    strength_b: the same for Stage B, which below 1 starts from the images as Stage A encodes them: fine detail stays.
+    images: [B, 3, H, W] in [0, 1], one for each prompt. They are scaled and cropped to the settings' size.
+    strength: how much of the image Stage C generates again, in (0, 1]; 1 is all of it.
+    strength_b: the same for Stage B, which below 1 starts from Stage A's latents of the images, so that fine detail
+        stays.
     mask: [B or 1, 1, H, W] in [0, 1]; where it is 0 the image stays as it is, pixel for pixel.
     as_released: see `Start`.
     """
@@ -101,13 +102,13 @@ def generate(
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """One image for each prompt, from the seed at the same place. Alone or in a batch, it is the same to rounding.
+    """One image for each prompt, with the seed at the same index. It is the same alone or in a batch, to rounding.
 
     parts: "text_encoder", "stage_c", "stage_b", "stage_a"; with a source "effnet", for variations "image_encoder" too.
-    negative: what the images should not show; the empty prompt is the released unconditional one.
+    negative: what the images should not show; released: the empty prompt.
     source: images to start from, with or without a mask.
-    variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several such.
-    variation_weights: how much each of several counts; a negative one leads away from it. Default: 1 each.
+    variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several of these.
+    variation_weights: a weight for each of several; below 0: the opposite of the images. Default: 1 each.
     controls: ControlNets with their hints; their residuals are added up.
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize, InvalidImage,
@@ -139,7 +140,7 @@ def generate(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One call of a pipeline: what all its stages share, and the plan of each."""
+    """One call of a pipeline: what its stages share, and the plan of each stage."""
 
     texts: Sequence[TextEmbedding]
     negative: TextEmbedding
@@ -150,7 +151,7 @@ class Run:
     start_c: Start | None = None
     start_b: Start | None = None
     around: tuple[Tensor, Tensor] | None = None
-    """Images and the mask outside which they stay as they are."""
+    """Images, and the mask outside which they are kept."""
     on_progress: OnProgress | None = None
 
     def __call__(self, parts: Parts) -> Generated:
@@ -166,7 +167,7 @@ class Run:
         return Generated(images if self.around is None else composite(images, *self.around), stage_c, stage_b)
 
     def starting_from(self, parts: Parts, source: ImageToImage, sizes: LatentSizes) -> Run:
-        """The same from images, encoded for both stages."""
+        """The same run, starting from images that are encoded for both stages."""
         settings = self.settings
         images = fit(as_rgb(source.images), *settings.final)
         mask = None if source.mask is None else resize_mask(as_mask(source.mask), settings.final)
@@ -240,7 +241,7 @@ class Run:
         )
 
     def _groups(self) -> list[list[int]]:
-        """Places of the images that Stage C can sample together: those with text of one length."""
+        """Indices of the images that Stage C can sample together: those with text of the same length."""
         groups: dict[int, list[int]] = {}
         for i, text in enumerate(self.texts):
             groups.setdefault(text.hidden.shape[1], []).append(i)

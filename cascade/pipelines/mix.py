@@ -1,4 +1,4 @@
-"""Two images to the images between them."""
+"""Images between two images."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def mix(
 ) -> Generated:
     """An image for each blend factor, from `first` (0) to `second` (1), each [1, 3, H, W] in [0, 1] of any size.
 
-    Both the latents and the image embeddings are mixed by slerp. Stage C starts from the mixed latents, noised up to
-    `strength`, with the mixed embedding: so one object turns into the other, where a plain mix of latents (strength
-    near 0) shows both. All images have the noise of `seed`.
+    Both the latents and the image embeddings are blended by slerp. Stage C starts from the blended latents with noise
+    by `strength`, and is conditioned on the blended embedding: so one object changes into the other, while blended
+    latents alone (strength close to 0) give a double exposure. All images have the noise of `seed`.
 
-    parts: all that `generate` can use. Raises as `generate`.
+    parts: all those of `generate`. Raises as `generate`.
     """
     images = [fit(as_rgb(each), *settings.final) for each in (first, second)]
     sizes, amount = settings.sizes, len(blend_factors)

@@ -1,4 +1,4 @@
-"""The networks of a cascade, one in memory at a time."""
+"""The networks of a Stable Cascade, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ NetworkSource = str | Path | nn.Module | Callable[[], nn.Module]
 class Parts:
     """Where each network comes from: kind ("stage_c", "text_encoder", ...) -> file, loader or network.
 
-    A file is loaded on `device` in `dtype` when its turn comes and freed after it; so is what a loader returns. A
-    network that is given stays as it is, where it is. `loras` act on Stage C and the text encoder while they are used.
+    A file is loaded on `device` in `dtype` when it is used, and freed afterwards; so is what a loader returns. A
+    network that is passed itself is not moved or changed. `loras` act on Stage C and the text encoder while these are
+    used.
     """
 
     sources: Mapping[str, NetworkSource]

@@ -1,7 +1,7 @@
-"""One run of Stage C or Stage B as data: what every executor has to do in the same way.
+"""One run of Stage C or Stage B as data, for every executor.
 
 `stages` executes a plan with the library's own loop, `nodes.host.sampling` with ComfyUI's samplers. Whatever both must
-agree on (noise, noise levels, intervals, the level of a start, tiles) is a function of the plan.
+agree on (noise, noise levels, intervals, the noise level of a start, tiles) is a function of the plan.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ STAGE_B_SETTINGS = SamplingSettings(steps=10, guidance=Guidance(cfg=1.1), shift=
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run starts from, in place of noise alone; `SamplingSettings.start_percent` says how noisy.
+    """What a run starts from, instead of pure noise; `SamplingSettings.start_percent` sets its noise level.
 
     latents: [B, c, h, w], of the stage that runs.
     mask: [B or 1, 1, h, w]; where it is 0 the latents are kept, where it is 1 all is generated.
-    as_released: noise the latents with shift 1, whatever the run's shift, as the released code does. The run then takes
-        the latents for noisier than they are, and the result is weaker and smoother.
+    as_released: add the noise level of shift 1, whatever the run's shift, as the released code does. This is less noise
+        than the run expects, so more of the latents stays and the result is smoother.
     """
 
     latents: Tensor
@@ -76,8 +76,8 @@ class StagePlan(Generic[C]):
     seeds: one for each image of the batch.
     cond, uncond: the conditions with and without the prompt, in the executor's own form.
     controls: ControlNets with their hints (Stage C).
-    tiles: Stage B's network works in such tiles, each with its own part of Stage C's latents, mixed where they overlap.
-        Memory then depends on the tiles, but a tile does not see what is outside it.
+    tiles: Stage B's network works in these tiles, each with its own part of Stage C's latents, blended where they
+        overlap. Memory then depends on the tile size, but a tile's result does not depend on the rest of the image.
     """
 
     stage: Literal["stage_c", "stage_b"]
@@ -97,13 +97,13 @@ class StagePlan(Generic[C]):
 
     @property
     def start_log_snr(self) -> float:
-        """The noise level to which the start's latents are noised."""
+        """The noise level at which the start's latents get their noise."""
         shift = 1.0 if self.start is not None and self.start.as_released else self.settings.shift
         return float(RELEASED_DIFFUSION.schedule(1 - self.settings.start_percent, shift))
 
     @property
     def acting_tiles(self) -> Tiles | None:
-        """The tiles, where the latents are larger than one."""
+        """The tiles, if the latents are larger than one tile."""
         return self.tiles if self.tiles is not None and self.tiles.needed(self.size) else None
 
 
@@ -117,7 +117,7 @@ def in_tiles(
     """Stage B's prediction for latents x [B, 4, h, w], tile by tile.
 
     predict: called with a part of x and the same part of each spatial condition.
-    spatial: conditions that lie over the image [B, c, h', w'], such as Stage C's latents.
+    spatial: conditions with a position for each part of the image [B, c, h', w'], such as Stage C's latents.
     """
     patch, coarsest = config.patch_size, 2 ** (len(config.levels) - 1)
     grid = (-(-x.shape[-2] // patch), -(-x.shape[-1] // patch))
@@ -126,6 +126,6 @@ def in_tiles(
     def part(x: Tensor, box: Box) -> Tensor:
         return predict(x, {name: box.scaled(1, patch).of(condition) for name, condition in whole.items()})
 
-    # Tiles start where the coarsest level does, so that they are halved as the whole would be.
+    # Tiles start at multiples of the coarsest level's positions, so that they are halved as the whole image is.
     overlap = tiles.overlap // STAGE_B_FACTOR
     return blended(part, x, side=tiles.latent_size, overlap=overlap, align=patch * coarsest)

@@ -1,4 +1,4 @@
-"""Finds the networks of a cascade in people's folders by looking into the files."""
+"""Finds the networks of a Stable Cascade in folders, by the content of the files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Found:
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """What is named first, then the larger network, then the smaller file."""
+        """The path that was named first, then the larger network, then the smaller file."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         return -self.place, self.network.parameters, -size
 
@@ -38,11 +38,11 @@ class _Found:
 def find_parts(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
     """kind -> file or diffusers folder, from files and folders (searched with all that is in them).
 
-    Of several for one kind it takes that of the path named first, there the largest network. Networks that do not fit
-    together (a text encoder of another width) are left out. In folders only .safetensors files count, and what is not
-    of Stable Cascade or broken is passed over; a file that is named must be one.
+    Of several networks of a kind it takes the largest in the path that was named first. Networks that do not fit
+    together (a text encoder of another width) are left out. In folders only .safetensors files are read, and files that
+    are broken or not of Stable Cascade are skipped; a file that is named must be one.
 
-    Raises FileNotFoundError for a path that is not there, CheckpointError for a file named that is no network of ours.
+    Raises FileNotFoundError for a missing path, CheckpointError for a named file without a network of Stable Cascade.
     """
     found = [each for place, path in enumerate(paths) for each in _look(place, Path(path))]
     chosen: dict[str, _Found] = {}
@@ -82,7 +82,7 @@ def _networks(place: int, path: Path) -> Iterator[_Found]:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    """Folders with a config.json as a whole, as diffusers writes them, and every other .safetensors file."""
+    """Folders with a config.json (diffusers), and every other .safetensors file."""
     for where, folders, files in os.walk(folder, followlinks=True):
         weights = [name for name in sorted(files) if name.endswith(".safetensors")]
         if "config.json" in files and weights:

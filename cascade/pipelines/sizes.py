@@ -13,7 +13,7 @@ from ..images.resize import COMPRESSION
 STAGE_B_FACTOR = 4
 """Pixels of an image per position of Stage B's latent, along a side."""
 TRAINED_COMPRESSION = (32, 64)
-"""Pixels to a side of one of Stage C's latents in Stage B's training: encoder images of all to half the size."""
+"""Pixels along a side for each position of Stage C's latents in Stage B's training."""
 SMALLEST = 32
 LARGEST = 16384
 
@@ -47,9 +47,9 @@ def stage_b_size(stage_c: Sequence[int]) -> tuple[int, int]:
 
 
 def with_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of an image made so large that its short side is `short_side`; the long one rounded down.
+    """Height and width of an image scaled to this short side; the long side is rounded down.
 
-    Raises InvalidSize as `latent_sizes`, for an image that is too long for it.
+    Raises InvalidSize as `latent_sizes`, if the long side is too long.
     """
     scaled = short_side_size(height, width, short_side)
     latent_sizes(*scaled)
@@ -57,7 +57,7 @@ def with_short_side(height: int, width: int, short_side: int) -> tuple[int, int]
 
 
 def compression_warning(stage_c: Sequence[int], stage_b: Sequence[int]) -> str | None:
-    """What to say of latents [..., h, w] of both stages whose sizes do not fit as in training; None where they do."""
+    """A warning if the sizes of both stages' latents [..., h, w] do not fit together as in the training; else None."""
     most, least = TRAINED_COMPRESSION
     pairs = [(large * STAGE_B_FACTOR, small) for small, large in zip(stage_c[-2:], stage_b[-2:], strict=True)]
     # One latent more or less is rounding.

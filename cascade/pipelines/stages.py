@@ -1,4 +1,4 @@
-"""The steps of a job, each on one network: text, Stage C, Stage B, Stage A. They can be put together in other ways."""
+"""One function for each network: text encoder, Stage C, Stage B, Stage A, encoder. Pipelines are made of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OnStep = Callable[[int, int, Tensor], Any]
 
 
 def encode_prompts(model: nn.Module, prompts: Iterable[str]) -> dict[str, TextEmbedding]:
-    """prompt -> embedding of batch 1, as long as the prompt needs.
+    """prompt -> embedding of batch 1, of the length that the prompt needs.
 
-    Each by itself, so that a prompt's embedding, and with it its image, does not depend on the others.
+    Each is encoded separately, so that its embedding, and its image, does not depend on the other prompts.
     """
     encoder = TextEncoder(model)
     return {prompt: encoder.encode([prompt]) for prompt in dict.fromkeys(prompts)}
@@ -72,7 +72,7 @@ def encode_effnet(net: EffnetEncoder, images: Tensor, compression: float = COMPR
 def encode_stage_a(net: StageA, images: Tensor, tile_size: int | None = None) -> Tensor:
     """Stage B's latents [B, 4, h, w], float32, on the CPU, of images [B, 3, H, W] in [0, 1], one after another.
 
-    tile_size: side in pixels of tiles that are encoded by themselves: less memory, the same result to rounding.
+    tile_size: side in pixels of tiles that are encoded separately: less memory, the same result to rounding.
     """
     parameter = next(net.parameters())
     config, down = net.config, net.config.compression
@@ -91,9 +91,9 @@ def encode_stage_a(net: StageA, images: Tensor, tile_size: int | None = None) ->
 def decode(net: StageA, latents: Tensor, tile_size: int | None = None) -> Tensor:
     """Images [B, 3, 4 h, 4 w] in [0, 1], float32, on the CPU, of latents [B, 4, h, w].
 
-    One image after another: decoding takes the most memory of all, and is no faster in a batch.
+    One image after another: decoding takes the most memory of all stages, and a batch is not faster.
 
-    tile_size: side in pixels of tiles that are decoded by themselves: less memory, the same result to rounding.
+    tile_size: side in pixels of tiles that are decoded separately: less memory, the same result to rounding.
     """
     parameter = next(net.parameters())
 

@@ -1,4 +1,4 @@
-// The size node shows what its size means, in pixels and in latents.
+// Empty Latent shows its size in pixels and in latents.
 
 import { app } from "../../../scripts/app.js";
 import { addNote, onChange, onLoaded, valueOf } from "./note.js";

@@ -1,4 +1,4 @@
-// The loaders show what the chosen file is, as its header tells.
+// The loaders show what the chosen file is, according to its header.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -6,7 +6,7 @@ import { addNote, isOffered, onChange, onLoaded, valueOf } from "./note.js";
 
 const TINY = "tiny cascade (included)";
 const CHECKPOINT = "checkpoint";
-// Node -> the kind of file that it wants, and the input that names it.
+// Node -> the kind of file that it loads, and the input with its name.
 const LOADERS = {
   CascadeLoadStageC: ["stage_c", "unet_name"],
   CascadeLoadStageB: ["stage_b", "unet_name"],
@@ -30,7 +30,7 @@ app.registerExtension({
       const [lines, warning] = isOffered(node, input)
         ? await describe(kind, valueOf(node, input))
         : [[], "This file is not in ComfyUI's folders."];
-      // A slower answer to an earlier choice comes too late.
+      // Ignore a late answer to an earlier choice.
       if (mine === latest) show(lines, warning);
     };
     onChange(node, input, refresh);
@@ -48,7 +48,7 @@ async function describe(kind, file) {
   try {
     found = await (await api.fetchApi(`/stable_cascade/inspect?${query}`)).json();
   } catch {
-    // Shown to help, so a server that is away is no error of its own.
+    // The note is only a help: no error message if the server does not answer.
     return [[], ""];
   }
   if (found.problem) return [[], found.problem];

@@ -1,8 +1,8 @@
-// A few lines of text at the end of a node. They are not saved with the workflow, nor sent with the prompt.
+// A few lines of text at the end of a node. They are neither saved with the workflow nor sent with the prompt.
 
 /**
  * @param {object} node a node of the graph
- * @returns {(lines: string[], warning?: string) => void} shows other lines; the warning stands out
+ * @returns {(lines: string[], warning?: string) => void} shows these lines; the warning is colored
  */
 export function addNote(node) {
   const element = document.createElement("div");

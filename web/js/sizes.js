@@ -1,4 +1,4 @@
-// From the size of an image to the sizes of its latents: the rule of cascade/pipelines/sizes.py. Nothing of the page.
+// From the size of an image to the sizes of its latents: the rule of cascade/pipelines/sizes.py.
 
 const STAGE_C_FACTOR = 42.67;
 const STAGE_B_FACTOR = 4;
@@ -8,7 +8,7 @@ const FEWEST = 0.75e6;
 const MOST = 1.6e6;
 const LONGEST = 2.05;
 
-/** Width and height of a preset such as "1152 x 928 (5:4)", null for one that names no size. */
+/** Width and height of a preset such as "1152 x 928 (5:4)", null for a preset without a size. */
 export function sizeOfPreset(preset) {
   const found = /^(\d+) x (\d+)/.exec(preset ?? "");
   return found ? { width: Number(found[1]), height: Number(found[2]) } : null;
@@ -22,7 +22,7 @@ export function latentSizes(width, height) {
   };
 }
 
-/** What may go wrong at this size, "" where the models were trained. */
+/** A warning for sizes that the models were not trained at, else "". */
 export function warningFor(width, height) {
   if (width === TINY && height === TINY) return "";
   const pixels = width * height;
