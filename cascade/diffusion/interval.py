@@ -14,7 +14,7 @@ ROUNDING = 1e-5
 class Interval:
     """A part of a sampling run, in ComfyUI's direction: 0 is the start of sampling (noise), 1 its end (clean image).
 
-    Raises ValueError if it ends before it starts.
+    Raises InvalidSettings if it ends before it starts.
     """
 
     start_percent: float = 0.0
