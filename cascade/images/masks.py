@@ -31,7 +31,7 @@ def mask_of_latent(mask: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_max_pool2d(mask, tuple(size))
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     """A mask [B, 1, H, W] scaled to an image of size (H', W')."""
     if mask.shape[-2:] == tuple(size):
         return mask
