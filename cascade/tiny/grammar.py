@@ -116,8 +116,8 @@ def hint(caption: str) -> str | None:
     unknown = list(dict.fromkeys(word for word in re.findall(r"[^\s,.]+", text) if word not in known))
     if unknown:
         words = ", ".join(repr(word) for word in unknown[:4])
-        return f"The tiny cascade does not know {words}; it draws '{FORM}' or '{FORM_OF_TWO}'."
-    return f"The tiny cascade knows these words, but not in this order; it draws '{FORM}' or '{FORM_OF_TWO}'."
+        return f"The tiny cascade does not know {words}; it generates '{FORM}' or '{FORM_OF_TWO}'."
+    return f"The tiny cascade knows these words, but not in this order; it generates '{FORM}' or '{FORM_OF_TWO}'."
 
 
 def _normal(caption: str) -> str:

@@ -184,7 +184,7 @@ def test_variations_and_large_images(folder, photo, tmp_path):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--mask", "mask.png"], "--mask needs --image, the image that it lies over, or an inpainting ControlNet"),
+        (["--mask", "mask.png"], "--mask needs --image, the image that it belongs to, or an inpainting ControlNet"),
         (["--image", "nothing.png"], "nothing.png"),
         (["--image", __file__], "cannot be read as an image"),
         (["--weight", "2"], "Each --like has one --weight"),
