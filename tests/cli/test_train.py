@@ -11,6 +11,7 @@ from cascade import tiny
 from cascade.adapters import read_lora
 from cascade.checkpoints import load_model
 from cascade.cli import main
+from cascade.models import StageA
 from cascade.tiny import train as recipe
 from cascade.tiny.hearts import TOKEN
 
@@ -34,7 +35,9 @@ def test_one_training(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert "complete at step 2" in out
     assert "stage_a" in err
-    assert load_model(tmp_path / "out" / "stage_a.safetensors") is not None
+    trained = load_model(tmp_path / "out" / "stage_a.safetensors")
+    assert isinstance(trained, StageA)
+    assert trained.config.width == 8
     assert main(["train", str(settings), "--folder", str(tmp_path)]) == 0
     assert "complete at step 3" in capsys.readouterr().out
 
@@ -68,10 +71,10 @@ def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
     kinds = ["effnet", "image_encoder", "previewer", "stage_a", "stage_b", "stage_c", "text_encoder"]
     controls = [f"controlnet_{name}" for name in tiny.CONTROLNETS]
     assert sorted(p.stem for p in target.iterdir()) == sorted([*kinds, *controls, "lora_heart"])
-    for kind in kinds:
-        assert load_model(target / f"{kind}.safetensors", part=kind) is not None
-    for name in controls:
-        assert load_model(target / f"{name}.safetensors", part="controlnet") is not None
+    for name in [*kinds, *controls]:
+        made, shipped = (load_model(path) for path in (target / f"{name}.safetensors", tiny.path(name)))
+        assert type(made) is type(shipped), name
+        assert all(value.isfinite().all() for value in made.state_dict().values()), name
     for kind in [*kinds, *controls, "lora"]:
         trained = recipe.trained_or_shipped(kind, folder)
         assert trained.is_relative_to(folder)

@@ -17,6 +17,7 @@ from tests.nodes.graphs import SETTINGS, LoadedGraph
 from tests.nodes.hosting import Outputs
 from tests.nodes.model_pairs import native
 from tests.nodes.networks import file_name
+from tests.nodes.node_calls import model
 from tests.support import relative_error
 
 
@@ -257,10 +258,11 @@ def test_model_merging_of_the_host(host: Any, others: list[str]) -> None:
 def test_model_patches_of_the_host(host: Any) -> None:
     parts = LoadedGraph()
     graph = parts.graph
-    plain, shifted, rescaled, skipped = samples(
+    plain, eight, shifted, rescaled, skipped = samples(
         host,
         parts,
         plain=parts.ksampler(),
+        eight=parts.ksampler(steps=8),
         shifted=parts.ksampler(model=graph("ModelSamplingStableCascade", model=parts.model, shift=4.0)),
         rescaled=parts.ksampler(model=graph("RescaleCFG", model=parts.model, multiplier=0.7)),
         skipped=parts.ksampler(
@@ -272,7 +274,7 @@ def test_model_patches_of_the_host(host: Any) -> None:
     )
     assert relative_error(shifted, plain) > 1e-3
     assert relative_error(rescaled, plain) > 1e-3
-    assert torch.isfinite(skipped).all()
+    assert 1e-4 < relative_error(skipped, eight) < 1
 
 
 def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,10 +304,10 @@ def test_image_variation(host: Any) -> None:
         parts,
         plain=parts.ksampler(),
         one=parts.ksampler(positive=once),
-        two=parts.cascade(positive=twice),
+        two=parts.ksampler(positive=twice),
     )
     assert relative_error(one, plain) > 1e-3
-    assert torch.isfinite(two).all()
+    assert relative_error(two, one) > 1e-3
 
 
 def test_the_hosts_own_graph_for_stage_b_and_images(host: Any) -> None:
@@ -336,8 +338,11 @@ def test_the_hosts_own_models_in_our_samplers(host: Any, node: str) -> None:
     stage = "stage_c" if node.endswith("C") else "stage_b"
     small = {"samples": torch.randn(1, 16, 5, 6)}
     given = {"latent_image": small} if stage == "stage_c" else {"stage_c": small}
-    result = host.call(node, model=native(stage), positive=conditioning, negative=conditioning, **given, **settings)
-    assert torch.isfinite(result[0]["samples"]).all()
+    theirs, ours = (
+        host.call(node, model=each, positive=conditioning, negative=conditioning, **given, **settings)[0]["samples"]
+        for each in (native(stage), model(host, stage))
+    )
+    assert relative_error(theirs, ours) < 1e-3
 
 
 def test_a_saved_checkpoint_is_loaded_again(host: Any) -> None:

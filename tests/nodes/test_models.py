@@ -103,13 +103,13 @@ def test_an_area_of_stage_b_gets_its_own_part_of_stage_c(host: Any) -> None:
     right = [[c[0], {**c[1], "area": (24, 10, 0, 10)}] for c in everything]
     halves = sample(model, "stage_b", left + right, conditioning(seed=2), steps=1)
     other = conditioning(**prior("stage_b", seed=10))
-    assert torch.isfinite(halves).all()
     changed = sample(
         model, "stage_b", [[c[0], {**c[1], "area": (24, 10, 0, 0)}] for c in other] + right, [], steps=1, cfg=1
     )
     same = sample(model, "stage_b", left + right, [], steps=1, cfg=1)
     assert torch.equal(changed[..., 10:], same[..., 10:])
     assert not torch.equal(changed[..., :10], same[..., :10])
+    assert relative_error(halves, same) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)

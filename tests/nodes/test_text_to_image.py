@@ -16,12 +16,17 @@ TINY = "tiny cascade (included)"
 
 
 def test_text_to_image(host: Any) -> None:
-    graph = Graph()
-    image, stage_c = cascade(graph)
-    result = host.run(graph, image=image, stage_c=stage_c)
-    assert result.image.shape == (1, 192, 256, 3)
-    assert torch.isfinite(result.image).all()
-    assert result.stage_c["samples"].shape == (1, 16, 5, 6)
+    def made(**changes: Any) -> Any:
+        graph = Graph()
+        image, stage_c = cascade(graph)
+        graph.prompt[stage_c.node]["inputs"] |= changes
+        return host.run(graph, image=image, stage_c=stage_c)
+
+    first, again, other = made(), made(), made(seed=8)
+    assert first.image.shape == (1, 192, 256, 3)
+    assert first.stage_c["samples"].shape == (1, 16, 5, 6)
+    assert torch.equal(first.image, again.image)
+    assert float((first.image - other.image).abs().mean()) > 0.01
 
 
 @pytest.mark.skipif(not all(path.exists() for path in tiny.parts().values()), reason="the tiny weights are not here")
