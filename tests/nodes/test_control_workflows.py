@@ -12,6 +12,7 @@ from torch import nn
 from cascade import models, tiny
 from cascade.checkpoints import load_model, save_model
 from cascade.models import ControlNet, ControlNetConfig
+from cascade.tiny.analysis import describe
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.workflows import nodes_of, to_prompt, workflow
 
@@ -31,18 +32,36 @@ def ran(host: Any, flow: dict[str, Any], **wanted: tuple[str, int]) -> Any:
 
 @needs_tiny
 @pytest.mark.parametrize(
-    ("name", "last", "size"),
+    ("name", "last", "size", "background", "items"),
     [
-        ("Canny", ("CascadeDecode", 0), (256, 256)),
-        ("Super Resolution", ("CascadeDecode", 0), (256, 256)),
-        ("Outpaint", ("ImageCompositeMasked", 0), (256, 256)),
-        ("Inpaint (crop and stitch)", ("CascadeStitch", 0), (512, 512)),
+        ("Canny", ("CascadeDecode", 0), (256, 256), "purple", [("yellow", "star")]),
+        ("Super Resolution", ("CascadeDecode", 0), (256, 256), "white", [("purple", "square")]),
+        ("Outpaint", ("ImageCompositeMasked", 0), (256, 256), "yellow", [("red", None)]),
+        (
+            "Inpaint (crop and stitch)",
+            ("CascadeStitch", 0),
+            (512, 512),
+            "green",
+            [("white", "square"), ("red", "circle")],
+        ),
     ],
 )
-def test_it_makes_an_image(host: Any, name: str, last: tuple[str, int], size: tuple[int, int]) -> None:
+def test_its_image_shows_what_it_should(
+    host: Any,
+    name: str,
+    last: tuple[str, int],
+    size: tuple[int, int],
+    background: str,
+    items: list[tuple[str, str | None]],
+) -> None:
+    """Colors as in the prompts, and shapes; that of Outpaint is small and lies in the source."""
     image = ran(host, workflow(name), image=last).image
     assert image.shape == (1, *size, 3)
-    assert torch.isfinite(image).all()
+    step = size[0] // 256
+    found = describe(image[0, ::step, ::step])
+    assert found.background == background
+    assert [item.color for item in found.items] == [color for color, _ in items]
+    assert all(shape in (None, item.shape) for item, (_, shape) in zip(found.items, items, strict=True))
 
 
 @needs_tiny

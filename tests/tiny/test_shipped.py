@@ -15,7 +15,16 @@ from cascade.pipelines import Parts, generate
 from cascade.tiny import drawing, grammar
 from cascade.tiny.analysis import describe
 from cascade.tiny.control import evaluate_control
-from cascade.tiny.evaluation import LEARNED, OTHERS, SETTINGS, evaluate_lora, judge
+from cascade.tiny.evaluation import (
+    LEARNED,
+    OTHERS,
+    OTHERS_BEFORE,
+    SETTINGS,
+    Evaluation,
+    evaluate,
+    evaluate_lora,
+    judge,
+)
 
 PROMPTS = (
     "a large red circle on a blue background, left",
@@ -59,7 +68,7 @@ def test_images_are_as_the_prompts_say(drawn: list[tuple[str, Tensor]]) -> None:
     assert shares["place"] == 1, shares
     assert shares["size"] == 1, shares
     # One wrong outline in ten is what the model card allows.
-    assert shares["all that the prompt says"] >= 0.8, shares
+    assert shares["all that the prompt says"] >= 0.9, shares
 
 
 def test_the_analysis_would_notice_wrong_images(drawn: list[tuple[str, Tensor]]) -> None:
@@ -74,26 +83,62 @@ def test_the_analysis_would_notice_wrong_images(drawn: list[tuple[str, Tensor]])
     assert np.mean(answers) < 0.4
 
 
+SCORES = {
+    "background color": 1.0,
+    "shape color": 1.0,
+    "shape": 0.976,
+    "place": 1.0,
+    "size": 1.0,
+    "both of two shapes": 0.944,
+    "the right number of shapes": 1.0,
+    "all that the prompt says": 0.967,
+    "reconstruction, same shapes": 0.90,
+    "image variation, same color and shape": 0.60,
+    "negative prompt of a color, color is away": 1.0,
+}
+CONTROL_SCORES = {
+    "canny: overlap of the outlines (IoU)": 0.82,
+    "canny: the colors are the prompt's": 1.0,
+    "inpainting: the hole has what the prompt says": 0.975,
+    "inpainting: the rest is the source, bit for bit": 1.0,
+    "outpainting: the background goes on": 1.0,
+    "super resolution: the same colors and shapes": 0.95,
+}
+LORA_SCORES = {LEARNED: 0.90, OTHERS: 0.85}
+"""What the shipped weights reach in the fixed cases of the tests below, the first ones of the card's tables."""
+CASES = 40
+NOISE = 0.06
+"""What another processor may change: its rounding turns some images into others, with one or two of 40 answers."""
+
+
+def missed(found: Evaluation, scores: dict[str, float]) -> dict[str, float]:
+    """The questions whose score is lower than it was by more than the noise."""
+    reached = {row.question: row.reached for row in found.rows}
+    return {question: reached[question] for question, score in scores.items() if reached[question] < score - NOISE}
+
+
+@pytest.mark.slow
+def test_prompts_variations_and_reconstructions_are_as_good_as_the_card_says() -> None:
+    found = evaluate(Parts(tiny.parts()), prompts=60)
+    assert missed(found, SCORES) == {}
+    reached = {row.question: row.reached for row in found.rows}
+    assert reached["reconstruction (encoder, Stage B, Stage A), PSNR"] >= 27
+    assert reached["Stage A alone, PSNR"] >= 34
+
+
 @pytest.mark.slow
 def test_controlnets_show_in_the_images() -> None:
     nets = {name: load_model(tiny.path(f"controlnet_{name}"), dtype=torch.float32) for name in tiny.CONTROLNETS}
-    rows = evaluate_control(Parts(tiny.parts()), nets, cases=6).rows
-    reached = {row.question: row.reached for row in rows}
-    assert reached["canny: overlap of the outlines (IoU)"] >= 0.65, reached
-    assert reached["canny: the colors are the prompt's"] >= 0.8, reached
-    assert reached["inpainting: the hole has what the prompt says"] >= 0.8, reached
-    assert reached["inpainting: the rest is the source, bit for bit"] == 1, reached
-    assert reached["outpainting: the background goes on"] >= 0.8, reached
-    assert reached["super resolution: the same colors and shapes"] >= 0.6, reached
+    assert missed(evaluate_control(Parts(tiny.parts()), nets, cases=CASES), CONTROL_SCORES) == {}
 
 
 @pytest.mark.slow
 def test_the_lora_draws_what_nothing_else_draws() -> None:
-    lora = read_lora(tiny.path("lora"))
-    rows = evaluate_lora(Parts(tiny.parts()), lora, seeds=10, prompts=5).rows
-    reached = {row.question: row.reached for row in rows}
-    assert reached[LEARNED] >= 0.7, reached
-    assert reached[OTHERS] >= 0.6, reached
+    found = evaluate_lora(Parts(tiny.parts()), read_lora(tiny.path("lora")), seeds=50, prompts=CASES)
+    assert missed(found, LORA_SCORES) == {}
+    reached = {row.question: row.reached for row in found.rows}
+    # As the card promises: at most 3 points, which is one image of these.
+    assert reached[OTHERS] >= reached[OTHERS_BEFORE] - 0.03
 
 
 @pytest.mark.numeric
