@@ -94,7 +94,7 @@ SCORES = {
     "all that the prompt says": 0.967,
     "reconstruction, same shapes": 0.90,
     "image variation, same color and shape": 0.60,
-    "negative prompt of a color, color is away": 1.0,
+    "a color in the negative prompt does not appear": 1.0,
 }
 CONTROL_SCORES = {
     "canny: overlap of the outlines (IoU)": 0.82,
