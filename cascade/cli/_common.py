@@ -32,6 +32,8 @@ RELEASED_FILES = {
 NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
 """What a prompt needs."""
 SMALLEST_TILE = 256
+TINY_SIDE = 256
+"""Sides of the tiny cascade's images."""
 SAMPLING = ("steps", "sampler_name", "shift")
 GUIDANCE = ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent")
 """Options of a stage, with the names that they have in `SamplingSettings` and in its `Guidance`."""
@@ -250,7 +252,7 @@ def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settin
     from ..pipelines import Settings, latent_sizes, with_short_side
 
     released = Settings()
-    side = released.width if args.models else 256
+    side = released.width if args.models else TINY_SIDE
     height, width = (side, side) if image is None else with_short_side(image.shape[-2], image.shape[-1], side)
     width = width if args.width is None else args.width
     height = height if args.height is None else args.height

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CascadeError
 from ._common import (
     NEEDED,
+    TINY_SIDE,
     Bars,
     add_networks,
     add_stages,
@@ -28,6 +29,8 @@ from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_con
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..pipelines import HighRes, Parts
 
 DESCRIPTION = """Make images from a prompt: with the tiny cascade that ships with this package, or, with --models,
 with the released networks. --image starts from an image, --like makes variations of one or several, --control gives
@@ -109,6 +112,20 @@ def add_parser(subparsers: Any) -> None:
         metavar="TIMES",
         help="sample Stage C a second time on latents enlarged so many times, 0.25 to 16; default 1 (off)",
     )
+    group.add_argument(
+        "--high-res",
+        type=Path,
+        metavar="FILE",
+        help="high-res guides (ultrapixel_t2i.safetensors) for --width and --height of more than about 1.5 megapixels: "
+        "Stage C first makes the image at the usual size, then follows it at the large one",
+    )
+    group.add_argument(
+        "--high-res-weight",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="how strongly the guides act, 0 (not at all) to 1 (as trained) and above; default 1",
+    )
     add_tile(group)
     add_networks(parser)
 
@@ -144,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
             variation_of=like or None,
             variation_weights=args.weight,
             controls=controls,
+            high_res=_high_res(args, parts),
             settings=settings,
             on_progress=bars,
         )
@@ -159,6 +177,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CascadeError(
             f"Each --like has one --weight: {len(args.like or ())} of one, {len(args.weight)} of the other."
         )
+    if args.high_res is not None and args.enlarge != 1:
+        raise CascadeError("--high-res and --enlarge are two ways to a large image; use one of them.")
     if not 0.25 <= args.enlarge <= 16:
         raise CascadeError(f"--enlarge takes 0.25 to 16, not {args.enlarge:g}.")
 
@@ -177,6 +197,18 @@ def _source(args: argparse.Namespace, image: Tensor | None, mask: Tensor | None)
     )
 
 
+def _high_res(args: argparse.Namespace, parts: Parts) -> HighRes | None:
+    """The high-res guides that were asked for, where `parts` are."""
+    if args.high_res is None:
+        return None
+    from ..checkpoints import load_model
+    from ..pipelines import HighRes
+
+    guides = load_model(args.high_res, part="high_res_guides", dtype=parts.dtype, device=parts.device)
+    size = {} if args.models else {"resolution": TINY_SIDE}
+    return HighRes(guides=guides, weight=args.high_res_weight, **size)
+
+
 def _about_images(args: argparse.Namespace) -> dict[str, Any]:
     """What the recipe says of them; nothing without any."""
     about: dict[str, Any] = {}
@@ -187,4 +219,6 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about["mask"] = args.mask.name
     if args.like:
         about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
+    if args.high_res is not None:
+        about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
     return about | control_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})
