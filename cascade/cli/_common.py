@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -391,13 +391,15 @@ def stage_recipe(args: argparse.Namespace, stage: SamplingSettings, end: str = "
     return {"steps": stage.steps, "cfg": stage.guidance.cfg, **_given(args, (*SAMPLING, *GUIDANCE), end)}
 
 
-def save(image: Any, path: Path, recipe: dict[str, Any]) -> None:
+def save(image: Any, path: Path, recipe: Mapping[str, Any]) -> None:
     """Write an image; a PNG carries the recipe, from which it can be made again."""
-    if path.suffix.lower() != ".png":
-        image.save(path)
-        return
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
-    info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    image.save(path, pnginfo=info)
+    from ..files import write_atomically
+
+    options: dict[str, Any] = {"format": Image.registered_extensions()[path.suffix.lower()]}
+    if options["format"] == "PNG":
+        options["pnginfo"] = info = PngInfo()
+        info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    write_atomically(path, lambda temporary: image.save(temporary, **options))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError
+from . import _prompts
 from ._common import (
     NEEDED,
     TINY_SIDE,
@@ -42,6 +43,7 @@ EXAMPLES = """examples:
   python -m cascade generate "" --like circle.png --number 4
   python -m cascade generate "a large yellow circle" --control canny=circle.png -o yellow.png
   python -m cascade generate "an owl in the snow" --models ComfyUI/models --width 1280 --height 832 -o owl.png
+  python -m cascade generate --prompts prompts.txt -o images
   python -m cascade generate "an owl" --models ComfyUI/models --enlarge 2 --tile 1024 -o large.png"""
 
 
@@ -54,11 +56,17 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="what the image should show")
+    parser.add_argument("prompt", nargs="?", help="what the image should show")
     parser.add_argument(
         "--negative", default="", metavar="PROMPT", help="what the image should not show; default: empty"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: the next free cascade-N.png; with --prompts the folder for the images",
+    )
     parser.add_argument("--number", type=count, default=1, metavar="N", help="how many images; default 1")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the first image, the next has one more; default 0"
@@ -127,11 +135,34 @@ def add_parser(subparsers: Any) -> None:
         help="how strongly the guides act, 0 (not at all) to 1 (as trained) and above; default 1",
     )
     add_tile(group)
+    group = parser.add_argument_group("many images")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="an image for each line: .txt (a prompt), .csv (with a header) or .jsonl (an object); a line can give its "
+        "own negative, seed, width, height, steps, cfg and so on. The same command continues where it was stopped; "
+        "under torchrun the lines are divided among the processes",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=count,
+        default=1,
+        metavar="N",
+        help="lines with the same settings sampled together; default 1",
+    )
     add_networks(parser)
+    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the images and write them; 0."""
+    """Make the images and write them; 0, or with --prompts 1 if a line failed."""
+    if args.prompts is not None:
+        _prompts.check(args)
+        _check(args)
+        return _prompts.run(args, _about_images(args), _high_res)
+    if args.prompt is None:
+        raise CascadeError("There is no prompt: give one, or --prompts FILE.")
     paths = output_paths(args.output, args.number)
     _check(args)
     controls = load_controls(args)
