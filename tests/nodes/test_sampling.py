@@ -14,7 +14,7 @@ from cascade.conditioning import StageBInputs, StageCInputs
 from cascade.diffusion import Guidance
 from cascade.pipelines import SamplingSettings
 from tests.nodes import networks
-from tests.nodes.graphs import SETTINGS, LoadedGraph, cascade, sampled
+from tests.nodes.graphs import OPTIONS, LoadedGraph, cascade, sampled
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name, library_sample, random
 from tests.nodes.node_calls import NEGATIVE, POSITIVE, conditioning, model, stage_b, stage_c
@@ -191,8 +191,7 @@ def custom(graph: Graph, loaded: Any, text: Any, latent: Any) -> Any:
         positive=text[0],
         negative=text[1],
         cfg=4.0,
-        **{name: value for name, value in SETTINGS.items() if name not in ("sampler_name", "denoise")}
-        | {"cfg_rescale": 0.0},
+        options=graph("CascadeSamplingOptions", **{**OPTIONS, "cfg_rescale": 0.0}),
     )
     return graph(
         "SamplerCustomAdvanced",
