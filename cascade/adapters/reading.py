@@ -161,7 +161,8 @@ def _metadata(source: TensorSource) -> tuple[dict[str, Any], dict[str, Any]]:
         own = parsed_json(text)
         training = own.get("training", {})
         tokens = own.get("tokens", [])
-        fine = isinstance(training, dict) and isinstance(tokens, list) and all(map(_is_named, tokens))
+        fine = isinstance(training, dict) and isinstance(own.get("format", ""), str)
+        fine = fine and isinstance(tokens, list) and all(map(_is_named, tokens))
     except (ValueError, AttributeError, RecursionError) as error:
         raise BrokenCheckpoint(f"its metadata is damaged: {error}", source.path) from error
     if not fine:
