@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.detection import METADATA_KIND
 from ..checkpoints.saving import save_tensors
-from ..errors import IncompatibleCheckpoint
+from ..errors import IncompatibleCheckpoint, printable, shown
 from ..models import StageCConfig
 from . import released
 from .lora import TABLE, Change, Full, Lora, LowRank, Rows
@@ -94,7 +94,7 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     """One change under the names of a format."""
     endings = form.endings
     if isinstance(change, Rows) and "rows" not in endings and name == TABLE:
-        change = as_low_rank(change)
+        change = as_low_rank(change, path)
     if isinstance(change, Full) and "delta" in endings:
         return {f"{form.prefixes[kind]}{name}{endings['delta']}": change.value}
     module, _, parameter = name.rpartition(".")
@@ -111,9 +111,20 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     return {stem + endings[part]: tensor for part, tensor in parts.items()}
 
 
-def as_low_rank(rows: Rows) -> LowRank:
-    """Rows of a table as factors whose `up` selects them."""
+MAX_ROWS = 1000
+"""Rows of the token table that another format holds. Each takes a number for every token of the vocabulary there."""
+
+
+def as_low_rank(rows: Rows, path: str | None = None) -> LowRank:
+    """Rows of a table as factors whose `up` selects them.
+
+    Raises:
+        IncompatibleCheckpoint: more than `MAX_ROWS`, or rows past the vocabulary.
+    """
     count = len(rows.indices)
+    if count > MAX_ROWS or rows.outputs > released.VOCABULARY:
+        text = f"it changes {count:,} tokens, up to the id {rows.outputs - 1:,}: only our own format can hold that"
+        raise IncompatibleCheckpoint(text, path)
     up = torch.zeros(released.VOCABULARY, count)
     up[rows.indices, torch.arange(count)] = 1.0
     return LowRank(rows.values, up, float(count))
@@ -145,6 +156,8 @@ def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
         raise IncompatibleCheckpoint(text + "make it absolute first, with the text encoder", lora.path)
     if any(not token.text for token in lora.tokens):
         raise IncompatibleCheckpoint(NAMELESS, lora.path)
+    if strange := [token.text for token in lora.tokens if printable(token.text) != token.text]:
+        raise IncompatibleCheckpoint(f"no file can hold a token named {shown(strange[0])}: rename it", lora.path)
     return {f"bundle_emb.{token.text}.clip_g": token.vectors for token in lora.tokens}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError, InvalidImage, MissingPart
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -396,10 +397,8 @@ def save(image: Any, path: Path, recipe: Mapping[str, Any]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ..files import write_atomically
-
-    options: dict[str, Any] = {"format": Image.registered_extensions()[path.suffix.lower()]}
-    if options["format"] == "PNG":
-        options["pnginfo"] = info = PngInfo()
-        info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    write_atomically(path, lambda temporary: image.save(temporary, **options))
+    kind, options = Image.registered_extensions()[path.suffix.lower()], {}
+    if kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    write_atomically(path, lambda temporary: image.save(temporary, kind, **options))
