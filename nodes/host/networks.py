@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
@@ -27,12 +28,29 @@ class LayerFactory:
 
 
 class HostAttention:
-    """The host's attention, with the options of the current call (where nodes may replace attention)."""
+    """The host's attention, with the options of the current call (where nodes may replace attention).
+
+    The host's layers notice the stop button; attention is the one call that takes minutes for very large images. There
+    it runs on a part of the queries at a time, which gives the same result.
+    """
+
+    PAIRS = 2**27
+    """The most pairs of a query and a key in a call."""
 
     def __init__(self) -> None:
         self.options: Mapping[str, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        rows = max(1, self.PAIRS // k.shape[1])
+        if q.shape[1] <= rows:
+            return self._attend(q, k, v, heads)
+        parts = []
+        for part in q.split(rows, dim=1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            parts.append(self._attend(part, k, v, heads))
+        return torch.cat(parts, dim=1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return optimized_attention(q, k, v, heads, transformer_options=self.options)
 
 
