@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ FOLDER = ROOT / "locales"
 LANGUAGES = ("zh", "ja", "ko", "de", "fr", "es")
 PAGE = ("main", "commands", "settings")
 """The page's files, whose English is written by hand."""
-LITERAL = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?|\{\w+\}|\w+(?:/\w+)+/?|\[\w+\]|\w+\.png|\w+\.txt")
+LITERAL = re.compile(r"(?<!\w)\d+(?:\.\d+)?(?:e-?\d+)?|\{\w+\}|\w+(?:/\w+)+/?|\[\w+\]|\w+\.png|\w+\.txt", re.ASCII)
 """What is the same in every language: numbers, placeholders, folders, files."""
 
 Catalog = dict[str, str]
@@ -71,17 +72,17 @@ def problems(wanted: list[str], found: Catalog, choices: set[str]) -> list[str]:
     told = [f"missing: {text}" for text in wanted if not found.get(text)]
     told += [f"no longer used: {text}" for text in found if text not in wanted]
     for text, translation in found.items():
-        if translation and literals(text, choices) != literals(translation, choices):
-            told.append(f"other numbers or values: {text} -> {translation}")
+        if lost := literals(text, choices) - literals(translation or text, choices):
+            told.append(f"without {', '.join(lost)}: {text} -> {translation}")
         if translation == text and len(text.split()) > 3:
             told.append(f"not translated: {text}")
     return told
 
 
-def literals(text: str, choices: set[str]) -> list[str]:
+def literals(text: str, choices: set[str]) -> Counter[str]:
     """What a translation has too. Choices count where the text explains them: `auto: ...`."""
     explained = [choice for choice in choices if re.search(rf"(?<!\w){re.escape(choice)}\s?[:：]", text)]
-    return sorted([*LITERAL.findall(text), *explained])
+    return Counter([*LITERAL.findall(text), *explained])
 
 
 def translated(tree: Any, found: Catalog) -> Any:

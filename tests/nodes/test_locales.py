@@ -38,9 +38,9 @@ def test_texts_have_no_signs_of_the_pages_own_language(host: Any) -> None:
         ({}, "missing: "),
         ({"Steps: 20. auto: {n} of them.": ""}, "missing: "),
         ({"Steps: 20. auto: {n} of them.": "步数：20。auto：{n} 个。", "Gone.": "没有了。"}, "no longer used: Gone."),
-        ({"Steps: 20. auto: {n} of them.": "步数：10。auto：{n} 个。"}, "other numbers or values: "),
-        ({"Steps: 20. auto: {n} of them.": "步数：20。auto：{m} 个。"}, "other numbers or values: "),
-        ({"Steps: 20. auto: {n} of them.": "步数：20。自动：{n} 个。"}, "other numbers or values: "),
+        ({"Steps: 20. auto: {n} of them.": "步数：10。auto：{n} 个。"}, "without 20: "),
+        ({"Steps: 20. auto: {n} of them.": "步数：20。auto：{m} 个。"}, "without {n}: "),
+        ({"Steps: 20. auto: {n} of them.": "步数：20。自动：{n} 个。"}, "without auto: "),
         ({"Steps: 20. auto: {n} of them.": "Steps: 20. auto: {n} of them."}, "not translated: "),
     ],
 )

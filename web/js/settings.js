@@ -1,5 +1,5 @@
 // Settings of new nodes and of live previews, and commands. Their texts are in locales/<language>.
-// The server reads the settings of previews itself: nodes/host/preferences.py.
+// The server reads the size of previews itself: nodes/host/preferences.py.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -27,11 +27,6 @@ app.registerExtension({
       type: "slider",
       attrs: { min: 64, max: 1024, step: 64 },
       defaultValue: 512,
-    }),
-    setting("StableCascade.PreviewSteps", "Execution", {
-      type: "slider",
-      attrs: { min: 1, max: 20, step: 1 },
-      defaultValue: 1,
     }),
   ],
   commands: [
