@@ -2,7 +2,7 @@
 
 English texts are in the nodes' schemas, and in locales/en/main.json, commands.json and settings.json. Translations are
 in locales/<language>.json: the English text, and the same in that language. All other files in locales are made of
-these. COMFYUI_PATH says where ComfyUI lies.
+these. Help pages are in web/docs/<node>/<language>.md. COMFYUI_PATH says where ComfyUI lies.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from tests.nodes.workflows import choices_of, options_of, specs_of
 
 FOLDER = ROOT / "locales"
 LANGUAGES = ("zh", "ja", "ko", "de", "fr", "es")
+HELP = ROOT / "web" / "docs"
+TEMPLATES = {"zh": "所在模板："}
+"""The languages of help pages, and what begins the line that names a node's templates."""
 PAGE = ("main", "commands", "settings")
 """The page's files, whose English is written by hand."""
 LITERAL = re.compile(r"(?<!\w)\d+(?:\.\d+)?(?:e-?\d+)?|\{\w+\}|\w+(?:/\w+)+/?|\[\w+\]|\w+\.png|\w+\.txt", re.ASCII)
@@ -98,7 +101,18 @@ def files(classes: dict[str, Any]) -> dict[Path, str]:
     made = {_path("en", "nodeDefs"): source["nodeDefs"]}
     for language in LANGUAGES:
         made |= {_path(language, name): translated(tree, catalog(language)) for name, tree in source.items()}
-    return {path: written(tree) for path, tree in made.items()}
+    return {path: written(tree) for path, tree in made.items()} | dict(help_pages())
+
+
+def help_pages() -> Iterator[tuple[Path, str]]:
+    """Help pages in other languages: translated by hand, but for the templates that the English page names."""
+    for english_page in sorted(HELP.glob("*.md")):
+        named = re.search(r"^In the templates: (.*)$", english_page.read_text(encoding="utf-8"), re.MULTILINE)
+        for language, beginning in TEMPLATES.items():
+            page = HELP / english_page.stem / f"{language}.md"
+            if page.exists() and named:
+                line = re.compile(rf"^{beginning}.*$", re.MULTILINE)
+                yield page, line.sub(lambda _: f"{beginning}{named[1]}", page.read_text(encoding="utf-8"))
 
 
 def written(tree: Any) -> str:
