@@ -111,8 +111,9 @@ def help_pages() -> Iterator[tuple[Path, str]]:
         for language, beginning in TEMPLATES.items():
             page = HELP / english_page.stem / f"{language}.md"
             if page.exists() and named:
-                line = re.compile(rf"^{beginning}.*$", re.MULTILINE)
-                yield page, line.sub(lambda _: f"{beginning}{named[1]}", page.read_text(encoding="utf-8"))
+                text = page.read_text(encoding="utf-8")
+                [there] = re.findall(rf"^{beginning}.*$", text, re.MULTILINE)
+                yield page, text.replace(there, f"{beginning}{named[1]}")
 
 
 def written(tree: Any) -> str:
