@@ -34,7 +34,9 @@ class ModelEntry:
         return threading.get_ident() == self.thread and self.cls.matches(unet_config, *args, **kwargs)
 
     def __call__(self, unet_config: dict[str, Any]) -> Any:
-        return self.cls({"stable_cascade_stage": unet_config["stable_cascade_stage"], "config": self.config})
+        stage, config = unet_config["stable_cascade_stage"], self.config
+        # The last is for nodes that read it of every model, such as FreeU.
+        return self.cls({"stable_cascade_stage": stage, "config": config, "model_channels": config.levels[0].width})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cls, name)

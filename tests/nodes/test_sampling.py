@@ -241,6 +241,10 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
     with pytest.raises(
         Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
     ):
+        stage_c(host, latent_image={"samples": torch.ones(1, 4, 8, 8)})
+    with pytest.raises(
+        Exception, match=r"these have 4: an empty latent of ComfyUI or .* Connect stage_c of Empty Latent"
+    ):
         stage_c(host, latent_image={"samples": torch.zeros(1, 4, 8, 8)})
     for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
         with pytest.raises(
@@ -249,6 +253,36 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
             stage_c(host, latent_image={"samples": torch.zeros(shape)})
     with pytest.raises(ValueError, match=r"start_percent 0.5 must not be above end_percent 0.1"):
         stage_c(host, start_percent=0.5, end_percent=0.1)
+
+
+def with_stage_b(graph: Graph, positive: Any) -> dict[str, Any]:
+    """Inputs of ComfyUI's samplers for Stage B."""
+    loaded = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")
+    return {"model": loaded, "positive": positive, "seed": 9, "cfg": 1.0}
+
+
+def test_stage_b_without_stage_c_is_said(host: Any) -> None:
+    """An error in our Guider, a warning on ComfyUI's KSampler."""
+    parts = LoadedGraph()
+    given = with_stage_b(parts.graph, parts.text[0])
+    guider = {"model": given["model"], "positive": parts.text[0], "negative": parts.text[1], "cfg": 1.1}
+    with pytest.raises(Failed, match=r"Stage B got no latent of Stage C.*StableCascade_StageB_Conditioning"):
+        host.run(parts.graph, guider=parts.graph("CascadeGuider", **guider))
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_comfyuis_sampler_warns_of_stage_b_without_stage_c(
+    host: Any, conditioned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = LoadedGraph()
+    positive = parts.text[0]
+    if conditioned:
+        latent = parts.ksampler()
+        positive = parts.graph("StableCascade_StageB_Conditioning", conditioning=positive, stage_c=latent)
+    large = parts.ksampler(**with_stage_b(parts.graph, positive), latent_image=parts.latent[1])
+    host.run(parts.graph, large=large)
+    warned = [record for record in caplog.records if "Stage B got no latent of Stage C" in record.getMessage()]
+    assert len(warned) == (0 if conditioned else 1)
 
 
 @pytest.fixture
