@@ -181,7 +181,7 @@ class _ConfigB(comfy.supported_models.Stable_Cascade_B):
         return CascadeB(self, device=device)
 
 
-_CONFIGS = {"stage_c": _ConfigC, "stage_b": _ConfigB}
+CONFIGS = {"stage_c": _ConfigC, "stage_b": _ConfigB}
 
 
 def load_stage(
@@ -202,7 +202,7 @@ def load_stage(
         config, state = read(path, kind)
         options = {} if DTYPES[dtype] is None else {"dtype": DTYPES[dtype]}
         load = comfy.sd.load_diffusion_model_state_dict
-        with known_model(_CONFIGS[kind], config):
+        with known_model(CONFIGS[kind], config):
             patcher = load(state, model_options=options, **({"disable_dynamic": True} if disable_dynamic else {}))
     patcher.cached_patcher_init = (load_stage, (kind, path, dtype, previewer))
     for event in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP, CallbacksMP.ON_APPLY_HOOKS):

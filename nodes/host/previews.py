@@ -7,11 +7,16 @@ from typing import Any
 
 import comfy.latent_formats
 import torch
+import torch.nn.functional as F
 from comfy.cli_args import LatentPreviewMethod, args
 from torch import Tensor
 
 from ...cascade.checkpoints import load_model
 from ...cascade.images.resize import COMPRESSION
+from .preferences import preference
+
+SIZE = 512
+"""The longest side of a preview in pixels, unless the user's settings say another."""
 
 UNCHANGED = torch.eye(3).tolist()
 """The color matrix for colors."""
@@ -29,7 +34,10 @@ class Previewer:
         with torch.inference_mode():
             if self.net is None:
                 self.net = load_model(self.path, part="previewer", dtype=torch.float32)
-            return self.net.to(x0.device)(x0[:1].float()) * 2 - 1
+            image = self.net.to(x0.device)(x0[:1].float())
+            if max(image.shape[-2:]) > (longest := preference("PreviewSize", SIZE)):
+                image = F.interpolate(image, scale_factor=longest / max(image.shape[-2:]), mode="area")
+            return image * 2 - 1
 
     def release(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Wraps a whole sampling run, after which the network leaves the device."""
