@@ -24,24 +24,24 @@ def choose(page: Page, name: str, value: object) -> None:
 def settings(page: Page) -> Iterator[Page]:
     """A page whose settings are the defaults again afterwards."""
     yield page
-    choose(page, "Preset", "256 x 256 (tiny cascade)")
+    choose(page, "Preset", "auto")
     choose(page, "FileNotes", True)
     choose(page, "PreviewSize", 512)
 
 
-def preset_of_a_new_node(page: Page) -> str:
+def values_of_a_new_node(page: Page) -> list[object]:
     return page.tab.evaluate(
         """() => {
             const node = LiteGraph.createNode("CascadeEmptyLatent");
             app.graph.add(node);
-            return node.widgets.find((each) => each.name === "preset").value;
+            return ["preset", "width", "height"].map((name) => node.widgets.find((each) => each.name === name).value);
         }"""
     )
 
 
 def test_new_nodes_have_the_preset_and_saved_ones_keep_theirs(settings: Page) -> None:
     choose(settings, "Preset", "832 x 1248 (2:3)")
-    assert preset_of_a_new_node(settings) == "832 x 1248 (2:3)"
+    assert values_of_a_new_node(settings) == ["832 x 1248 (2:3)", 832, 1248]
     settings.open(workflow(TEMPLATE))
     kept = f"{settings.find('CascadeEmptyLatent')}.widgets.find((each) => each.name === 'preset').value"
     assert settings.tab.evaluate(kept) == "256 x 256 (tiny cascade)"

@@ -77,7 +77,7 @@ def problems(wanted: list[str], found: Catalog, choices: set[str]) -> list[str]:
     for text, translation in found.items():
         if lost := literals(text, choices) - literals(translation or text, choices):
             told.append(f"without {', '.join(lost)}: {text} -> {translation}")
-        if translation == text and len(text.split()) > 3:
+        if translation == text and len(re.findall(r"[^\W\d_]{2,}", LITERAL.sub(" ", text))) > 3:
             told.append(f"not translated: {text}")
     return told
 

@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { addNote, onChange, onLoaded, valueOf } from "./note.js";
 import { latentSizes, presetOfSize, sizeOfPreset, warningFor } from "./sizes.js";
+import { say } from "./words.js";
 
 const NODE = "CascadeEmptyLatent";
 const CUSTOM = "custom";
@@ -26,7 +27,8 @@ function addSizes(node) {
     const [width, height] = SIDES.map((name) => valueOf(node, name));
     const { stageC, stageB } = latentSizes(width, height);
     const latents = `Stage C ${stageC.join(" x ")}, Stage B ${stageB.join(" x ")}`;
-    show([`${width} x ${height} pixels`, latents], warningFor(width, height));
+    const warning = warningFor(width, height);
+    show([say("pixels", { width, height }), latents], warning && say(warning));
   };
   onChange(node, "preset", () => {
     chosen.add(node);
@@ -53,6 +55,12 @@ function addSizes(node) {
     setValues(node, { preset: presetOfSize(presetsOf(node), side, side), width: side, height: side });
     refresh();
   };
+  // With the setting auto it stays with the size that suits the model. A workflow sets its own values afterwards.
+  const wanted = app.extensionManager.setting.get("StableCascade.Preset");
+  if (presetsOf(node).includes(wanted)) {
+    chosen.add(node);
+    setValues(node, { preset: wanted, ...sizeOfPreset(wanted) });
+  }
   refresh();
 }
 

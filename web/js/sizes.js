@@ -30,12 +30,12 @@ export function latentSizes(width, height) {
   };
 }
 
-/** A warning for sizes that the models were not trained at, else "". */
+/** The name of a warning (see words.js) for sizes that the models were not trained at, else "". */
 export function warningFor(width, height) {
   if (width === TINY && height === TINY) return "";
   const pixels = width * height;
-  if (pixels < FEWEST) return "Smaller than the released models were trained at: little detail. Tiny cascade: 256 x 256.";
-  if (pixels > MOST) return "Larger than the models were trained at: things may repeat.";
-  if (Math.max(width / height, height / width) > LONGEST) return "Longer than 2:1: things may repeat.";
+  if (pixels < FEWEST) return "smaller";
+  if (pixels > MOST) return "larger";
+  if (Math.max(width / height, height / width) > LONGEST) return "longer";
   return "";
 }
