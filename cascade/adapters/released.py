@@ -21,6 +21,7 @@ from .lora import RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
 
 VOCABULARY = 49408
 """Size of CLIP's vocabulary; the ids of new tokens follow."""
+NOT_RELEASED = "a size that was not released: its Stage C is needed too (model, --base or config)"
 ALPHA = 1.0
 WEIGHT = re.compile(r"weights\.(\d{1,6})\.lora_(down|up)")
 EMBEDDINGS, INDICES = "embeddings.embeddings", "embeddings.indices"
@@ -129,8 +130,7 @@ def _settled(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig | None
     width = shapes[0][1]
     wanted = config or next((size for size in sizes if size.levels[0].width == width), None)
     if wanted is None:
-        text = f"made for a Stage C {width} wide, a size that was not released: give config="
-        raise IncompatibleCheckpoint(text, path)
+        raise IncompatibleCheckpoint(f"made for a Stage C {width} wide, {NOT_RELEASED}", path)
     due, this = 2 * len(attention_stems(wanted)), variant("stage_c", wanted)
     own_width = {level.width for level in wanted.levels}
     if not any(width in own_width for width in shapes[0]):
@@ -159,7 +159,7 @@ def write(lora: Lora, config: StageCConfig | None) -> dict[str, Tensor]:
     if config is None:
         config = RELEASED_STAGE_C.get(lora.base or "")
         if config is None and changes:
-            raise IncompatibleCheckpoint("for a Stage C of a size that was not released: give config=", lora.path)
+            raise IncompatibleCheckpoint(f"for a Stage C of {NOT_RELEASED}", lora.path)
     tensors = _ordered(changes, config, lora.path) if changes and config is not None else {}
     if changes:
         text = f"the released form can only hold attention's matrices, not {', '.join(list(changes)[:3])}"

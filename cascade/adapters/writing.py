@@ -20,14 +20,17 @@ from .names import FORMATS, Format, name_of
 from .reading import METADATA
 from .tokens import NAMELESS
 
-WRITABLE = (*FORMATS, "released", "embedding")
+DEFAULT = "comfyui"
+WRITABLE = (DEFAULT, *(name for name in FORMATS if name != DEFAULT), "released", "embedding")
+EMBEDDINGS = "text_model.embeddings."
+"""Start of the names of the text encoder's tables."""
 
 
 def save_lora(
     lora: Lora,
     path: str | os.PathLike[str],
     *,
-    format: str = "cascade",
+    format: str = DEFAULT,
     config: StageCConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -53,7 +56,7 @@ def save_lora(
     save_tensors(tensors, path, metadata_of(lora, format))
 
 
-def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
+def metadata_of(lora: Lora, format: str = DEFAULT) -> dict[str, str]:
     """Our metadata of a LoRA: base, ranks, alphas, modules, tokens, training settings."""
     names = [name for changes in lora.changes.values() for name in changes]
     described: dict[str, Any] = {
@@ -95,7 +98,12 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     if isinstance(change, Full) and "delta" in endings:
         return {f"{form.prefixes[kind]}{name}{endings['delta']}": change.value}
     module, _, parameter = name.rpartition(".")
-    stem = name_of(kind, module, form)
+    if form.rest is not None and (isinstance(change, Full) or module.startswith(EMBEDDINGS)):
+        # A parameter that is neither a weight nor a bias is named itself.
+        stem: str | None = form.rest[kind] + (module if parameter in ("weight", "bias") else name)
+        parameter = "bias" if parameter == "bias" else "weight"
+    else:
+        stem = name_of(kind, module, form)
     parts = _parts(change, parameter, endings)
     if stem is None or any(part not in endings for part in parts):
         held = "DoRA" if "dora" in parts else "full change" if isinstance(change, Full) else "change"

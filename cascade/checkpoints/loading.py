@@ -103,7 +103,7 @@ def settled_config(part: Part) -> Config:
     if inferred.unknown:
         raise IncompatibleCheckpoint(
             f"this is {part.describe()}, of a size that was not released, and the file does not define its "
-            f"{' and '.join(inferred.unknown)}: give config=",
+            f"{' and '.join(inferred.unknown)}: only a program can load it, with the argument config",
             part.source.path,
         )
     if inferred.guessed:
