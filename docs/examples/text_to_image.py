@@ -1,9 +1,10 @@
 """Text to image over ComfyUI's API: sends a prompt, follows it, and saves the images.
 
     python text_to_image.py "a small yellow star on a black background" --output star.png
+    python text_to_image.py --graph my_graph.json --output images.png
 
 Needs a running ComfyUI with this pack, and aiohttp, which ComfyUI itself needs. Without other choices it uses the
-tiny cascade. The prompt below is what the page gives with "Export (API)".
+tiny cascade. The prompt below, and a graph of your own, are what the page gives with "Export (API)".
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import argparse
 import asyncio
 import json
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 TINY = "tiny cascade (included)"
+PATIENCE = 10.0
+"""Seconds for the results of a finished prompt: ComfyUI says that it is done before it files them."""
 
 
 class Refused(Exception):
-    """ComfyUI did not accept the prompt."""
+    """The prompt was not accepted."""
 
 
 class Failed(Exception):
-    """A node stopped with an error, or somebody pressed stop."""
+    """A node stopped with an error, somebody pressed stop, or there is no image."""
 
 
 def text_to_image(
@@ -66,7 +71,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 async def generate(server: str, prompt: dict[str, Any]) -> list[bytes]:
     """The images that a prompt makes, as the files that ComfyUI saved.
 
-    Raises Refused, Failed, and aiohttp.ClientError where the server is away.
+    Raises Refused and Failed; aiohttp.ClientError or asyncio.TimeoutError where no ComfyUI answers.
     """
     client = str(uuid.uuid4())
     async with aiohttp.ClientSession(server) as session:
@@ -111,7 +116,9 @@ async def follow(events: aiohttp.ClientWebSocketResponse, name: str, prompt: dic
         if data.get("prompt_id") != name:
             continue
         if kind == "progress":
-            show(f"{prompt[data['node']]['class_type']}: step {data['value']} of {data['max']}")
+            # A node that makes nodes while it runs gives them ids that the prompt does not have.
+            kind_of_node = prompt.get(data["node"], {}).get("class_type", data["node"])
+            show(f"{kind_of_node}: step {data['value']} of {data['max']}")
         elif kind == "execution_error":
             raise Failed(f"{data['node_type']}: {data['exception_message'].strip()}")
         elif kind == "execution_interrupted":
@@ -122,50 +129,111 @@ async def follow(events: aiohttp.ClientWebSocketResponse, name: str, prompt: dic
 
 
 async def images(session: aiohttp.ClientSession, name: str) -> list[bytes]:
-    """The files that a finished prompt saved."""
-    async with session.get(f"/history/{name}") as response:
-        outputs = (await response.json())[name]["outputs"]
+    """The files that a finished prompt saved, without the previews. Raises Failed where there are none."""
     found = []
-    for output in outputs.values():
+    for output in (await outputs(session, name)).values():
         for image in output.get("images", []):
+            if image["type"] != "output":
+                continue
             async with session.get("/view", params=image) as response:
                 response.raise_for_status()
                 found.append(await response.read())
+    if not found:
+        raise Failed("The prompt saved no image. It needs a Save Image node.")
     return found
+
+
+async def outputs(session: aiohttp.ClientSession, name: str) -> dict[str, Any]:
+    """What each node of a finished prompt gave. Raises Failed."""
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        async with session.get(f"/history/{name}") as response:
+            history = await response.json()
+        if name in history:
+            return history[name]["outputs"]
+        if asyncio.get_running_loop().time() > end:
+            raise Failed("ComfyUI has no results of this prompt.")
+        await asyncio.sleep(0.1)
 
 
 def show(line: str) -> None:
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
+def read_graph(path: Path) -> dict[str, Any]:
+    """A prompt that the page exported. Raises Refused, OSError."""
+    try:
+        prompt = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise Refused(f"{path} is not JSON: {problem}") from None
+    if not isinstance(prompt, dict) or not all(
+        isinstance(each, dict) and "class_type" in each for each in prompt.values()
+    ):
+        raise Refused(f"{path} is not a prompt for the API. On the page, save it with Export (API).")
+    return prompt
+
+
+def save(found: list[bytes], output: Path) -> list[Path]:
+    """Write the images: star.png, star_2.png, star_3.png. Raises OSError."""
+    paths = [output] + [output.with_stem(f"{output.stem}_{number}") for number in range(2, len(found) + 1)]
+    for path, image in zip(paths, found, strict=True):
+        path.write_bytes(image)
+    return paths
+
+
+def address(text: str) -> str:
+    """An address as aiohttp wants it, for argparse. Raises ValueError, too, for a port that cannot be."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.port == 0 or url.path.strip("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as http://127.0.0.1:8188")
+    return text.rstrip("/")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Text to image over ComfyUI's API.")
-    parser.add_argument("text")
+    parser.add_argument("text", nargs="?")
     parser.add_argument("--negative", default="")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", type=int, default=256, help="side in pixels; 1024 for the released models")
     parser.add_argument("--checkpoint", default=TINY, help="a choice of Load Checkpoint (Stable Cascade)")
-    parser.add_argument("--output", type=Path, default=Path("cascade.png"))
-    parser.add_argument("--server", default="http://127.0.0.1:8188")
-    return parser.parse_args()
+    parser.add_argument("--graph", type=Path, help="a file from the page's Export (API), in place of all of these")
+    parser.add_argument("--output", type=Path, default=Path("cascade.png"), help="more images: NAME_2.png, ...")
+    parser.add_argument("--server", type=address, default="http://127.0.0.1:8188")
+    options = parser.parse_args()
+    if (options.text is None) == (options.graph is None):
+        parser.error("give either a text or --graph")
+    return options
+
+
+def run(options: argparse.Namespace) -> list[Path]:
+    """The images that were saved. Raises what `generate`, `read_graph` and `save` raise."""
+    if options.graph:
+        prompt = read_graph(options.graph)
+    else:
+        prompt = text_to_image(options.text, options.negative, options.seed, options.checkpoint, options.size)
+    # Whether the folder takes files is asked now, not after minutes of generating.
+    with tempfile.TemporaryFile(dir=options.output.parent):
+        pass
+    return save(asyncio.run(generate(options.server, prompt)), options.output)
 
 
 def main() -> int:
     options = arguments()
-    prompt = text_to_image(options.text, options.negative, options.seed, options.checkpoint, options.size)
     try:
-        [image] = asyncio.run(generate(options.server, prompt))
+        saved = run(options)
     except (Refused, Failed) as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except aiohttp.ClientError as problem:
+    except (aiohttp.ClientError, asyncio.TimeoutError) as problem:
         print(f"ComfyUI at {options.server} does not answer: {problem}", file=sys.stderr)
         return 1
-    options.output.write_bytes(image)
-    print(f"\n{options.output}", file=sys.stderr)
+    except OSError as problem:
+        print(f"\n{problem}", file=sys.stderr)
+        return 1
+    print("", *saved, sep="\n", file=sys.stderr)
     return 0
 
 

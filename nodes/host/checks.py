@@ -33,6 +33,7 @@ NO_STAGE_C = (
 
 CHANNELS = {"Stage C": 16, "Stage B": 4}
 MODELS = {"Stage C": "StableCascade_C", "Stage B": "StableCascade_B"}
+VAES = {"Stage C": "Load Encoder and Previewer (Stable Cascade)", "Stage B": "Load Stage A (Stable Cascade)"}
 
 
 def finite(samples: Tensor, stage: str, where: str = "result") -> Tensor:
@@ -61,6 +62,15 @@ def latents(latent: dict[str, Any], stage: str) -> Tensor:
             f"{_described(samples, stage)}."
         )
     return finite(samples, stage, "latent")
+
+
+def channels(samples: Tensor, stage: str) -> None:
+    """Latents in a sampler of ComfyUI or of another pack must be this stage's. Raises CascadeError."""
+    if samples.shape[1] != CHANNELS[stage]:
+        raise CascadeError(
+            f"{stage} samples latents of {CHANNELS[stage]} channels; these have {samples.shape[1]}. Where a node "
+            f"encodes images itself, such as a detailer or an upscaler, give it {VAES[stage]} as VAE."
+        )
 
 
 def _described(samples: Tensor, stage: str) -> str:

@@ -79,6 +79,7 @@ class CascadeC(comfy.model_base.StableCascade_C):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         config, device = self.diffusion_model.config, kwargs["device"]
+        checks.channels(kwargs["noise"], "Stage C")
         images = [
             entry["clip_vision_output"].image_embeds.unsqueeze(1 if entry.get(ONE_EACH) else 0).to(device)
             * entry["strength"]
@@ -110,6 +111,7 @@ class CascadeB(comfy.model_base.StableCascade_B):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         config, device, noise = self.diffusion_model.config, kwargs["device"], kwargs["noise"]
+        checks.channels(noise, "Stage B")
         size = tuple(noise.shape[-2:])
         grid = tuple(-(-side // config.patch_size) for side in size)
         effnet = kwargs.get("stable_cascade_prior")

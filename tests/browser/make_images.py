@@ -49,6 +49,7 @@ def main() -> int:
 def template(server: Server, browser: Browser, name: str, shown: set[str]) -> None:
     """The image beside a template, and those of its nodes that are not in `shown`, to which they are added."""
     print(name, flush=True)
+    stand_ins(server, workflow(name))
     page = Page(browser, server)
     page.open(with_tiny(workflow(name)))
     kinds = {node["type"] for node in nodes_of(workflow(name)) if node["type"].startswith("Cascade")} - shown
@@ -69,11 +70,22 @@ def template(server: Server, browser: Browser, name: str, shown: set[str]) -> No
         raise RuntimeError(f"{name}: {page.problems}")
 
 
+def stand_ins(server: Server, flow: dict[str, Any]) -> None:
+    """Empty files for ComfyUI's own loaders, whose nodes would be marked as wrong."""
+    for node in nodes_of(flow):
+        if not node["type"].startswith("Cascade"):
+            for model in node["properties"].get("models", ()):
+                path = server.base / "models" / model["directory"] / model["name"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+
 def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:
     """The template with the tiny cascade in place of files to be fetched, which the page would report as missing."""
     for node in nodes_of(flow):
         fetched = {model["name"] for model in node["properties"].pop("models", ())}
-        node["widgets_values"] = [TINY if value in fetched else value for value in node.get("widgets_values", ())]
+        if node["type"].startswith("Cascade"):
+            node["widgets_values"] = [TINY if value in fetched else value for value in node.get("widgets_values", ())]
     return flow
 
 

@@ -290,6 +290,29 @@ def test_easy_cache_saves_calls(host: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(calls) < 8
 
 
+@pytest.mark.parametrize(
+    ("stage", "wrong", "said"),
+    [
+        ("stage_c", "stage_a", r"Stage C samples latents of 16 channels; these have 4\..* Load Encoder and Previewer"),
+        ("stage_b", "effnet", r"Stage B samples latents of 4 channels; these have 16\..* Load Stage A"),
+    ],
+)
+def test_latents_of_the_wrong_vae_in_the_hosts_sampler(host: Any, stage: str, wrong: str, said: str) -> None:
+    """As in the detailers and upscalers of other packs, which take one MODEL and one VAE."""
+    parts = LoadedGraph()
+    graph = parts.graph
+    stage_b = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")
+    vaes = {
+        "stage_a": graph("CascadeLoadStageA", vae_name=file_name("stage_a"), weight_dtype="fp32"),
+        "effnet": graph("CascadeLoadEncoder", vae_name=file_name("effnet"), previewer="auto", weight_dtype="fp32"),
+    }
+    image = graph("EmptyImage", width=256, height=192, batch_size=1, color=0xFF8800)
+    latent = graph("VAEEncode", pixels=image, vae=vaes[wrong])
+    model = parts.model if stage == "stage_c" else stage_b
+    with pytest.raises(Failed, match=said):
+        host.run(graph, latent=parts.ksampler(model=model, latent_image=latent, denoise=0.5))
+
+
 def test_image_variation(host: Any) -> None:
     parts = LoadedGraph()
     graph = parts.graph

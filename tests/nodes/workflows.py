@@ -15,7 +15,9 @@ from tests.nodes.hosting import Graph
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-ELSEWHERE = ("Text to Image (Stable Cascade)", "Face Identity")
+CHAINS = [name for name in NAMES if name.startswith("Chain ")]
+"""With Stable Diffusion 2.x."""
+ELSEWHERE = ("Text to Image (Stable Cascade)", "Face Identity", *CHAINS)
 """They need files and a face detector that are not part of the pack: the image beside them is their graph."""
 NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
