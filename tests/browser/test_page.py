@@ -64,6 +64,8 @@ def test_missing_files_are_offered_for_download(page: Page) -> None:
     for model in offered:
         expect(page.tab.get_by_text(model["name"]).first).to_be_visible()
         expect(page.tab.get_by_text(model["directory"]).first).to_be_visible()
+    # The page remembers that its panel is open, and other pages of this server would be narrower.
+    page.tab.evaluate("app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
 
 
 def size(page: Page) -> list[Any]:
