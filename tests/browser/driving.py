@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Playwright
 
+from tests.nodes.workflows import SAMPLES
 from tests.server.serving import Server
 
 CHROMIUM = "/usr/bin/chromium"
@@ -28,6 +30,8 @@ GRAPH_ALONE = (
     "* { visibility: hidden !important }#graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }"
 )
 """A style: the canvas and what lies on its nodes, without bars, maps and messages."""
+RUN = "[data-testid=queue-button]:visible, [data-testid=linear-run-button]:visible button:has-text('Run')"
+"""The button, above the graph or in an app."""
 TITLE = 30
 """Height of a node's title, which lies above its position."""
 
@@ -42,6 +46,8 @@ HOSTS_OWN = (
 """What the host's page says of itself: of templates that are not installed here, and of the addresses of files that
 are not here, which it may not ask for their size."""
 
+OF_THE_USER = ("ds", "frontendVersion", "workflowRendererVersion")
+"""Of a workflow's `extra`: the view, and the page's versions."""
 
 Box = tuple[float, float, float, float]
 """Left, top, width, height in the graph."""
@@ -86,8 +92,39 @@ class Page:
         self.tab.get_by_test_id("template-workflows-content").wait_for(state="detached")
         self.tab.wait_for_function("app.graph.nodes.some((node) => node.comfyClass?.startsWith('Cascade'))")
 
+    def add_by_search(self, name: str) -> None:
+        """Search for a node, choose the first that is found, and put it down in the middle of the canvas."""
+        self.run_command("Workspace.SearchBox.Toggle")
+        self.tab.get_by_role("combobox").fill(name)
+        self.tab.get_by_test_id("result-item").first.filter(has_text=name).wait_for()
+        self.tab.keyboard.press("Enter")
+        self.tab.get_by_role("combobox").wait_for(state="detached")
+        self.tab.mouse.click(SIZE["width"] / 2, SIZE["height"] / 2)
+
+    def put_sample(self, name: str) -> None:
+        """Copy an image of the templates into the server's input folder."""
+        target = self.server.base / "input" / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(SAMPLES / name, target)
+
+    def show_graph(self) -> None:
+        """The nodes, also of a workflow that opens as an app."""
+        self.tab.evaluate("app.extensionManager.workflow.activeWorkflow.activeMode = 'graph'")
+
     def open(self, flow: dict[str, Any]) -> None:
         self.tab.evaluate("(flow) => app.loadGraphData(flow)", flow)
+
+    def saved(self) -> dict[str, Any]:
+        """The graph as the page saves it, without what it computes itself (the order of execution) and without what
+        depends on the user: language, view, version of the page.
+        """
+        graph = self.tab.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
+        graph["extra"] = {name: value for name, value in graph.get("extra", {}).items() if name not in OF_THE_USER}
+        for node in graph["nodes"]:
+            del node["order"]
+            for slot in (*node.get("inputs", ()), *node.get("outputs", ())):
+                slot.pop("localized_name", None)
+        return graph
 
     def run(self) -> str:
         """Press Run and wait; execution_success or what came instead."""
@@ -100,7 +137,7 @@ class Page:
                 });
             }"""
         )
-        self.tab.get_by_test_id("queue-button").click()
+        self.tab.locator(RUN).first.click()
         return self.tab.evaluate("() => window.finished")
 
     def image(self, node: str) -> np.ndarray:
@@ -119,6 +156,9 @@ class Page:
 
     def _note(self, node: str) -> str:
         return f"{self.find(node)}.widgets.find((widget) => widget.name === 'note').element"
+
+    def has(self, node: str) -> bool:
+        return self.tab.evaluate(f"app.graph.nodes.some((node) => node.type === '{node}')")
 
     def find(self, node: str) -> str:
         """The node of a type, in the page's words."""
@@ -160,7 +200,7 @@ class Page:
 
     def boxes(self) -> list[tuple[str, Box]]:
         """Title and box of every node, once they have been drawn: a node grows to what its widgets need."""
-        self._settle()
+        self.settle()
         found = self.tab.evaluate("app.graph.nodes.map((node) => [node.title, [...node.pos, ...node.size]])")
         return [(title, self._with_title(box)) for title, box in found]
 
@@ -173,7 +213,7 @@ class Page:
         """Click on the title of a node of this type."""
         there = self.show(*self.box(node))
         # What is under the mouse is known from the frame after.
-        self._settle()
+        self.settle()
         self.tab.mouse.click(there["x"] + there["width"] / 2, there["y"] + TITLE / 2)
         self.tab.wait_for_function(f"Object.values(app.canvas.selected_nodes).some((node) => node.type === '{node}')")
 
@@ -182,11 +222,11 @@ class Page:
         bars = self.tab.add_style_tag(content=GRAPH_ALONE)
         self.tab.evaluate("app.canvas.show_info = false")
         clip = self.show(*area)
-        self._settle()
+        self.settle()
         taken = Image.open(io.BytesIO(self.tab.screenshot(clip=clip)))
         bars.evaluate("(style) => style.remove()")
         return taken.convert("RGB")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """The canvas and what lies on its nodes move in the frames after a change."""
         self.tab.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 500))")

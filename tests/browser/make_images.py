@@ -1,11 +1,12 @@
-"""Makes the images of README, help pages and templates again: `python -m tests.browser.make_images`.
+"""Makes the images of README, help pages and templates again: `python -m tests.browser.make_images [TEMPLATE ...]`.
 
-It runs every template on ComfyUI's page, in Chromium; COMFYUI_PATH says where ComfyUI lies. It takes about five minutes
-on a CPU that has nothing else to do.
+It runs every template, or those that are named, on ComfyUI's page, in Chromium; COMFYUI_PATH says where ComfyUI lies.
+All of them take about six minutes on a CPU that has nothing else to do.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -18,12 +19,18 @@ from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, ROOT, nodes_of, work
 from tests.server.serving import Server, start
 
 GRAPH = ROOT / "docs" / "images" / "graph.png"
+APP = ROOT / "docs" / "images" / "app.png"
 HELP = ROOT / "web" / "docs" / "images"
 TINY = "tiny cascade (included)"
 TEMPLATE = "Text to Image (tiny, no download)"
+APP_ENDING = ".app"
+PREVIEWED = "Batch and seeds"
+"""Its image shows the first four previews: what it saves is only one of them."""
 MARGIN = 60
 WINDOW = {"width": 2400, "height": 1600}
+APP_WINDOW = {"width": 1280, "height": 720}
 WIDEST = 1600
+LANCZOS = Image.Resampling.LANCZOS
 SHEET = 512
 """Width of the image beside a template."""
 
@@ -38,7 +45,7 @@ def main() -> int:
         with sync_playwright() as playwright:
             browser = launch(playwright)
             shown: set[str] = set()
-            for name in NAMES:
+            for name in sys.argv[1:] or NAMES:
                 template(server, browser, name, shown)
             browser.close()
     finally:
@@ -51,17 +58,21 @@ def template(server: Server, browser: Browser, name: str, shown: set[str]) -> No
     print(name, flush=True)
     stand_ins(server, workflow(name))
     page = Page(browser, server)
-    page.open(with_tiny(workflow(name)))
-    kinds = {node["type"] for node in nodes_of(workflow(name)) if node["type"].startswith("Cascade")} - shown
-    for kind in sorted(kinds):
-        left, top, width, height = page.box(kind)
-        area = (left - MARGIN, top - MARGIN / 2, width + 2 * MARGIN, height + MARGIN)
-        page.photograph(area).save(HELP / f"{kind}.jpg", quality=85, optimize=True)
-    shown |= kinds
-    if name in ELSEWHERE:
-        graph(page).save(FOLDER / f"{name}.jpg", quality=85, optimize=True)
+    target = FOLDER / f"{name}.jpg"
+    if name.endswith(APP_ENDING):
+        window = app(server, page, name)
+        window.resize((SHEET, SHEET * window.height // window.width), LANCZOS).save(target, quality=90)
+        if name == "Image to Image" + APP_ENDING:
+            window.save(APP, optimize=True)
     else:
-        sheet(saved(server, page)).save(FOLDER / f"{name}.jpg", quality=90)
+        nodes(page, name, shown)
+        page.open(with_tiny(workflow(name)))
+        if name in ELSEWHERE:
+            graph(page).save(target, quality=85, optimize=True)
+        else:
+            sheet(saved(server, page, "temp")[:4] if name == PREVIEWED else saved(server, page)).save(
+                target, quality=90
+            )
         if name == TEMPLATE:
             page.image("SaveImage")
             graph(page).save(GRAPH, optimize=True)
@@ -80,6 +91,24 @@ def stand_ins(server: Server, flow: dict[str, Any]) -> None:
                 path.touch()
 
 
+def nodes(page: Page, name: str, shown: set[str]) -> None:
+    """The images of a template's nodes that are not in `shown`, to which they are added: each alone on the canvas."""
+    for node in nodes_of(with_tiny(workflow(name))):
+        kind = node["type"]
+        if not kind.startswith("Cascade") or kind in shown:
+            continue
+        for slot in node["inputs"]:
+            slot["link"] = None
+        for slot in node["outputs"]:
+            slot["links"] = None
+        page.open({"nodes": [node], "links": [], "version": 0.4})
+        page.settle()
+        left, top, width, height = page.box(kind)
+        area = (left - MARGIN, top - MARGIN / 2, width + 2 * MARGIN, height + MARGIN)
+        page.photograph(area).save(HELP / f"{kind}.jpg", quality=85, optimize=True)
+        shown.add(kind)
+
+
 def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:
     """The template with the tiny cascade in place of files to be fetched, which the page would report as missing."""
     for node in nodes_of(flow):
@@ -89,13 +118,24 @@ def with_tiny(flow: dict[str, Any]) -> dict[str, Any]:
     return flow
 
 
-def saved(server: Server, page: Page) -> list[Image.Image]:
-    """Run what the page shows; what it saved, in order."""
-    output = server.base / "output"
-    before = set(output.rglob("*.png"))
+def saved(server: Server, page: Page, folder: str = "output") -> list[Image.Image]:
+    """Run what the page shows; what it wrote into a folder, in order."""
+    written = server.base / folder
+    before = set(written.rglob("*.png"))
     if (event := page.run()) != "execution_success":
         raise RuntimeError(f"{event}\n{server.log()[-4000:]}")
-    return [Image.open(path).convert("RGB") for path in sorted(set(output.rglob("*.png")) - before)]
+    paths = sorted(set(written.rglob("*.png")) - before, key=lambda path: path.stat().st_mtime_ns)
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def app(server: Server, page: Page, name: str) -> Image.Image:
+    """The window with an app and its result."""
+    page.tab.set_viewport_size(APP_WINDOW)
+    page.open_template(name)
+    saved(server, page)
+    page.tab.get_by_test_id("linear-image-output").first.wait_for()
+    page.settle()
+    return Image.open(io.BytesIO(page.tab.screenshot())).convert("RGB")
 
 
 def graph(page: Page) -> Image.Image:
@@ -105,7 +145,7 @@ def graph(page: Page) -> Image.Image:
     left, top = min(box[0] for box in boxes) - MARGIN, min(box[1] for box in boxes) - MARGIN
     right, bottom = (max(box[side] + box[side + 2] for box in boxes) + MARGIN for side in (0, 1))
     image = page.photograph((left, top, right - left, bottom - top))
-    image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
+    image.thumbnail((WIDEST, WIDEST), LANCZOS)
     return image
 
 
@@ -113,7 +153,7 @@ def sheet(images: list[Image.Image]) -> Image.Image:
     """All images: square ones in rows of two, others below each other."""
     columns = min(2, len(images)) if all(each.width == each.height for each in images) else 1
     cell = SHEET // columns
-    small = [each.resize((cell, round(each.height * cell / each.width)), Image.Resampling.LANCZOS) for each in images]
+    small = [each.resize((cell, round(each.height * cell / each.width)), LANCZOS) for each in images]
     rows = [small[i : i + columns] for i in range(0, len(small), columns)]
     whole = Image.new("RGB", (SHEET, sum(row[0].height for row in rows)), "white")
     top = 0

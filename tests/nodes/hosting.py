@@ -195,6 +195,7 @@ def boot(path: str) -> Host:
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "stable-cascade").symlink_to(ROOT)
     networks.write(base / "models")
+    shutil.copytree(ROOT / "web" / "samples", base / "input")
     sys.path.insert(0, str(host))
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from tests.nodes.workflows import (
     FOLDER,
     NAMES,
     NOTES,
+    SAMPLES,
+    UPLOAD,
     choices_of,
     is_widget,
     nodes_of,
     prompt_of,
     run,
     specs_of,
+    unmuted,
     values_of,
     with_values,
     workflow,
@@ -53,8 +57,11 @@ def test_nodes_and_inputs_are_those_of_the_schemas(host: Any, name: str) -> None
     for node in nodes_of(workflow(name)):
         kind = host.classes[node["type"]]
         specs = specs_of(kind)
-        assert [slot["name"] for slot in node["inputs"]] == list(specs), node["type"]
-        assert ["widget" in slot for slot in node["inputs"]] == [is_widget(spec) for spec in specs.values()]
+        inputs = [slot for slot in node["inputs"] if slot["name"] != UPLOAD]
+        # The page saves what has no widget first.
+        ordered = sorted(specs, key=lambda name: is_widget(specs[name]))
+        assert [slot["name"] for slot in inputs] == ordered, node["type"]
+        assert ["widget" in slot for slot in inputs] == [is_widget(specs[name]) for name in ordered]
         assert set(values_of(node, specs)) == {key for key, spec in specs.items() if is_widget(spec)}
         types, returned = [slot["type"] for slot in node["outputs"]], list(kind.RETURN_TYPES)
         # Older hosts' own nodes may give less: SaveImage gives on its image in 0.30.0, not in 0.24.0.
@@ -88,7 +95,20 @@ def test_links_are_told_alike_at_both_ends(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_note_says_what_to_change(name: str) -> None:
-    assert [node for node in workflow(name)["nodes"] if node["type"] in NOTES and node["title"] == "What to change"]
+    notes = [node for node in workflow(name)["nodes"] if node["type"] in NOTES]
+    assert "What to change" in [node["title"] for node in notes]
+    # The page shows code in blue, which cannot be read on a note.
+    assert [node for node in notes if "`" in node["widgets_values"][0]] == []
+
+
+def test_templates_start_from_images_that_the_page_copies() -> None:
+    named = {
+        node["widgets_values"][0] for name in NAMES for node in nodes_of(workflow(name)) if node["type"] == "LoadImage"
+    }
+    script = (SAMPLES.parent / "js" / "samples.js").read_text(encoding="utf-8")
+    [listed] = re.findall(r"const SAMPLES = \[(.*?)\]", script, re.DOTALL)
+    assert named == {path.name for path in SAMPLES.iterdir()}
+    assert named == {f"stable_cascade_{name}.png" for name in re.findall(r'"(\w+)"', listed)}
 
 
 def test_missing_files_are_offered_with_their_folder(host: Any) -> None:
@@ -151,7 +171,11 @@ def test_the_training_template_trains_and_draws(host: Any) -> None:
 @needs_tiny
 @pytest.mark.usefixtures("no_merged_file_stays")
 def test_the_template_of_files_writes_them(host: Any) -> None:
+    merged = host.models / "diffusion_models" / "merged_00001_.safetensors"
     run(host, workflow("LoRA files"))
     assert newest(host, "cascade_lora_norms_").shape == (420, 1024, 3)
     assert (host.models / "loras" / "one_of_several_00001_.safetensors").exists()
-    assert (host.models / "diffusion_models" / "merged_00001_.safetensors").exists()
+    # As large as Stage C: only where its nodes are asked for.
+    assert not merged.exists()
+    run(host, unmuted(workflow("LoRA files")))
+    assert merged.exists()

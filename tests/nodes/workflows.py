@@ -17,10 +17,17 @@ FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 CHAINS = [name for name in NAMES if name.startswith("Chain ")]
 """With Stable Diffusion 2.x."""
+SAMPLES = ROOT / "web" / "samples"
+"""Images that templates start from. The page copies them into ComfyUI's input folder (web/js/samples.js)."""
 ELSEWHERE = ("Text to Image (Stable Cascade)", "Face Identity", *CHAINS)
 """They need files and a face detector that are not part of the pack: the image beside them is their graph."""
 NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SEEDS = {"seed", "noise_seed"}
+"""Inputs that the page gives a *control after generate*, where the node does not say otherwise."""
+MUTED = 2
+UPLOAD = "upload"
+"""The page's own button of Load Image."""
 
 Specs = dict[str, Any]
 
@@ -30,8 +37,16 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def nodes_of(flow: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its nodes that run."""
+    """Its nodes."""
     return [node for node in flow["nodes"] if node["type"] not in NOTES]
+
+
+def unmuted(flow: dict[str, Any]) -> dict[str, Any]:
+    """A template with all its nodes at work."""
+    flow = copy.deepcopy(flow)
+    for node in flow["nodes"]:
+        node["mode"] = 0
+    return flow
 
 
 def prompt_of(flow: dict[str, Any]) -> str:
@@ -63,7 +78,9 @@ def widgets_of(specs: Specs) -> Iterator[str | None]:
     for name, spec in specs.items():
         if is_widget(spec):
             yield name
-            if options_of(spec).get("control_after_generate"):
+            if options_of(spec).get("control_after_generate", name in SEEDS):
+                yield None
+            if options_of(spec).get("image_upload"):
                 yield None
 
 
@@ -77,6 +94,8 @@ def to_prompt(flow: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
     sources = {link[0]: [str(link[1]), link[2]] for link in flow["links"]}
     prompt = {}
     for node in nodes_of(flow):
+        if node["mode"] == MUTED:
+            continue
         links = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         inputs = {**values_of(node, specs_of(classes[node["type"]])), **links}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
