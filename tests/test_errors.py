@@ -9,7 +9,7 @@ import pytest
 
 import cascade
 from cascade import errors
-from cascade.errors import CascadeError, CheckpointError
+from cascade.errors import CascadeError, CheckpointError, shown
 
 ERRORS = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, CascadeError)]
 SURROGATE = "folder \ud800"
@@ -26,6 +26,19 @@ def test_a_path_that_is_not_utf_8_can_be_printed() -> None:
     error = CheckpointError("damaged", SURROGATE)
     assert str(error).encode("utf-8") == b"folder \\ud800: damaged"
     assert error.path == SURROGATE
+
+
+def test_a_path_with_a_line_break_stays_in_its_line() -> None:
+    assert str(CheckpointError("damaged", "a\nb\x1b.safetensors")) == "a\\nb\\x1b.safetensors: damaged"
+
+
+def test_values_of_files_are_cut_before_they_are_written_out() -> None:
+    doubled: list[object] = []
+    for _ in range(200):
+        doubled = [doubled, doubled]
+    for value in (doubled, {"a": doubled}, "a" * 10**8, 10**100_000, {n: n for n in range(10**5)}):
+        assert len(shown(value)) <= 1000
+    assert shown("a\n") == r"'a\n'"
 
 
 def test_log_messages_can_be_printed(caplog: pytest.LogCaptureFixture) -> None:

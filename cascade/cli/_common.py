@@ -397,8 +397,8 @@ def save(image: Any, path: Path, recipe: Mapping[str, Any]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    kind, options = Image.registered_extensions()[path.suffix.lower()], {}
-    if kind == "PNG":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    write_atomically(path, lambda temporary: image.save(temporary, kind, **options))
+    options: dict[str, Any] = {"format": Image.registered_extensions()[path.suffix.lower()]}
+    if options["format"] == "PNG":
+        options["pnginfo"] = info = PngInfo()
+        info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    write_atomically(path, lambda temporary: image.save(temporary, **options))

@@ -144,6 +144,17 @@ def test_entries_of_an_archive_that_lie_on_each_other(tmp_path: Path) -> None:
         load_model(path)
 
 
+def test_a_list_of_an_archive_that_points_before_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    data = bytearray(path.read_bytes())
+    data[-6:-2] = (int.from_bytes(data[-6:-2], "little") + 100).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(BrokenCheckpoint, match="a damaged or truncated pickle"):
+        load_model(path)
+
+
 def stored_in(dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: torch.ones(2, 2).to(dtype)
 
