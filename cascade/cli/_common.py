@@ -210,14 +210,13 @@ def say(line: str) -> None:
 
 def read_image(path: Path) -> Tensor:
     """[1, 3, H, W] of a file. Raises InvalidImage for one that is no image, OSError for one that is not there."""
-    from PIL import Image, UnidentifiedImageError
+    from ..images import from_pillow, open_image, read_file
 
-    from ..images import from_pillow
-
+    content = read_file(path)
     try:
-        with Image.open(path) as image:
+        with open_image(content) as image:
             return from_pillow(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except InvalidImage as error:
         raise InvalidImage(f"{path}: this cannot be read as an image: {error}") from error
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InvalidConfig
 from ..files import remove_abandoned, write_atomically
 from .config import Count, PathFromRoot, Pixels, Seed, Settings
-from .folders import FolderImages
+from .folders import FolderImages, OnImage
 
 CHUNK = 256
 OnChunk = Callable[[int, int], None]
@@ -59,18 +59,23 @@ class ImageSettings(Settings):
         return source
 
 
-def _open_folder(settings: ImageSettings) -> ImageSource:
+def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource:
     if settings.path is None:
         raise InvalidConfig("images: the source folder needs a path")
-    return FolderImages(settings.path, settings.size, settings.caption)
+    return FolderImages(settings.path, settings.size, settings.caption, on_image)
 
 
 IMAGE_SOURCES: dict[str, Callable[[ImageSettings], ImageSource]] = {"folder": _open_folder}
 """Name -> what opens such images. Whoever has images of another kind adds them here before settings are read."""
 
 
-def open_images(settings: ImageSettings) -> ImageSource:
-    """Raises InvalidConfig for settings that the source lacks, and for a folder without images."""
+def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource:
+    """Raises InvalidConfig for settings that the source lacks, and for a folder without images.
+
+    `on_image` is called for each file of a folder that is looked at; an exception in it ends the work.
+    """
+    if settings.source == "folder":
+        return _open_folder(settings, on_image)
     return IMAGE_SOURCES[settings.source](settings)
 
 
