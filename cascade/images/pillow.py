@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InvalidImage
@@ -37,11 +37,9 @@ def read_file(path: Path) -> bytes:
     """The content of an image file. Raises InvalidImage for what is none or too large, OSError."""
     if path.exists() and not path.is_file():  # a pipe or a device may never end
         raise InvalidImage(f"{path}: this is no file")
-    with path.open("rb") as file:
-        content = file.read(FILE_BYTES + 1)
-    if len(content) > FILE_BYTES:
+    if path.stat().st_size > FILE_BYTES:
         raise InvalidImage(f"{path}: more than {FILE_BYTES >> 20} MB: this is no image")
-    return content
+    return path.read_bytes()
 
 
 @contextmanager
@@ -62,6 +60,8 @@ def open_image(content: bytes, size: int | None = None) -> Iterator[Image.Image]
             if width * height > PIXELS:
                 raise InvalidImage(f"{width} x {height} pixels; at most {PIXELS // 10**6} million are read")
             yield image
+    except UnidentifiedImageError as error:
+        raise InvalidImage("no image, or not of a known format") from error
     except _UNREADABLE as error:
         raise InvalidImage(" ".join(str(error).split())[:200] or type(error).__name__) from error
 

@@ -54,16 +54,14 @@ class Member:
 
     def read(self, most: int) -> bytes:
         """Raises InvalidImage for more than `most` bytes or fewer than there should be, OSError."""
-        wanted = most + 1 if self.length is None else self.length
-        if wanted > most + 1:
-            raise InvalidImage(f"it would have {wanted} bytes; at most {most} are read")
+        length = self.path.stat().st_size if self.length is None else self.length
+        if length > most:
+            raise InvalidImage(f"it has {length} bytes; at most {most} are read")
         with self.path.open("rb") as file:
             file.seek(self.start)
-            data = file.read(wanted)
-        if len(data) > most:
-            raise InvalidImage(f"it has more than {most} bytes")
-        if self.length is not None and len(data) < self.length:
-            raise InvalidImage("the tar ends before it")
+            data = file.read(length)
+        if len(data) < length:
+            raise InvalidImage("the file ends before it")
         return data
 
 
@@ -160,7 +158,8 @@ class FolderImages:
         for name, reason in self.skipped.items():
             log.warning("%s: left out, it cannot be read: %s", name, reason)
         if not found:
-            raise InvalidConfig(f"{path}: no images there ({', '.join(IMAGES)}, or {TAR} with such)")
+            unread = "".join(f"; {name}: {reason}" for name, reason in list(self.skipped.items())[:SHOWN])
+            raise InvalidConfig(f"{path}: no images there ({', '.join(IMAGES)}, or {TAR} with such){unread}")
         if not self.members:
             name, reason = next(iter(self.skipped.items()))
             raise InvalidConfig(f"{path}: none of its {found} images can be read; {name}: {reason}")
@@ -182,13 +181,20 @@ class FolderImages:
             try:
                 images.append(_squared(member.read(FILE_BYTES), self.size))
             except (InvalidImage, OSError) as error:
-                raise InvalidConfig(f"{member.path}: {member.name} was changed or removed meanwhile: {error}") from error
+                raise InvalidConfig(
+                    f"{member.path}: {member.name} was changed or removed meanwhile: {error}"
+                ) from error
         return np.stack(images), self.captions[start : start + count]
 
 
 def _name(file: Path, root: Path) -> str:
-    """For people. Names of files need not be UTF-8."""
-    return printable(file.name if file == root else file.relative_to(root).as_posix())
+    """For people."""
+    return _shown(file.name if file == root else file.relative_to(root).as_posix())
+
+
+def _shown(name: str) -> str:
+    """A name in one line. Those of files need not be UTF-8, and may hold line breaks."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 class _Headers(io.FileIO):
@@ -207,7 +213,7 @@ def _in_tar(path: Path, name: str) -> Iterator[Member]:
             if info.size < 0:
                 raise tarfile.ReadError("a member of less than 0 bytes")
             if info.isfile() and not info.issparse():
-                yield Member(printable(f"{name}/{info.name}"), path, info.offset_data, info.size)
+                yield Member(_shown(f"{name}/{info.name}"), path, info.offset_data, info.size)
             tar.members = []  # which else keeps them all
 
 
@@ -226,10 +232,14 @@ def _sorted_out(members: Iterator[Member]) -> tuple[dict[str, Member], list[tupl
 
 
 def _caption(member: Member | None) -> str | None:
-    """One line of text; None where there is none."""
+    """One line of text; None where there is none. Raises InvalidImage, OSError."""
     if member is None:
         return None
-    return " ".join(member.read(CAPTION_BYTES).decode("utf-8-sig", errors="replace").split()) or None
+    try:
+        data = member.read(CAPTION_BYTES)
+    except InvalidImage as error:
+        raise InvalidImage(f"its caption: {error}") from error
+    return " ".join(data.decode("utf-8-sig", errors="replace").replace("\0", " ").split()) or None
 
 
 def _squared(data: bytes, size: int) -> np.ndarray:
