@@ -1,12 +1,32 @@
-"""Writing files and folders completely or not at all."""
+"""Writing files and folders completely or not at all, and opening files that may be something else."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. A pipe, on which reading would wait without end, or a device is refused.
+
+    Raises:
+        OSError: it is not a file, or cannot be read.
+    """
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  it is returned
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
