@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,7 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import InvalidConfig
+from ..errors import InvalidConfig, one_line, shown
+from ..files import check_name
 
 T = TypeVar("T")
 
@@ -60,6 +60,11 @@ def _to_path(value: Any, info: ValidationInfo) -> Path:
     return PATH_SCHEMES[scheme](name, root) if colon and scheme in PATH_SCHEMES else root / value
 
 
+def _writable(path: Path) -> Path:
+    check_name(path)
+    return path
+
+
 def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
         raise ValueError("expected at least one item, found none")
@@ -75,6 +80,8 @@ Amount = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Several = Annotated[tuple[T, ...], AfterValidator(_not_empty)]
 PathFromRoot = Annotated[Path, BeforeValidator(_to_path)]
+NewPath = Annotated[PathFromRoot, AfterValidator(_writable)]
+"""Where something is written: its name is checked when the settings are read."""
 
 
 class Settings(BaseModel):
@@ -101,7 +108,7 @@ class TrainingConfig(Settings):
     """
 
     task: str
-    output: PathFromRoot
+    output: NewPath
     steps: Count
     batch_size: Annotated[Whole, Field(ge=1, le=65536)]
     seed: Seed = 0
@@ -189,24 +196,6 @@ def invalid(where: str, error: ValidationError) -> InvalidConfig:
     if len(mistakes) > SHOWN:
         lines.append(f"and {len(mistakes) - SHOWN} more")
     return InvalidConfig(f"{where}: {'; '.join(lines)}")
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 100
-
-
-def shown(value: object) -> str:
-    """A value in a message, cut where it is long."""
-    try:
-        return one_line(_short.repr(value))
-    except ValueError:  # Python does not write numbers of thousands of digits
-        return f"a very long {type(value).__name__}"
-
-
-def one_line(text: str) -> str:
-    """Text as a part of a message: one line, of moderate length."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:300]} ..."
 
 
 def incompatible_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -15,12 +15,21 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of folder/metrics.jsonl (a line cut off by a crash is left out)."""
+    """The complete lines of folder/metrics.jsonl (one that a crash cut off, or that is damaged, is left out)."""
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line for line in map(_parsed, text.splitlines()) if isinstance(line.get("step"), int)]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Empty for a line that is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
