@@ -33,7 +33,12 @@ def shown(value: object) -> str:
 def one_line(text: str) -> str:
     """A text of at most `LONGEST` characters without line breaks and control characters."""
     cut = text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
-    return "".join(c if c.isprintable() else " " if c == "\n" else f"\\x{ord(c):02x}" for c in printable(cut))
+    return _visible(cut.replace("\n", " "))
+
+
+def _visible(text: str) -> str:
+    """Text with what cannot be seen as its escape: control characters could change the rest of a line or a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def printable(text: str) -> str:
@@ -69,7 +74,7 @@ class CheckpointError(CascadeError):
     def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
         message = one_line(message)
         # Not counted with the message: a path is what the user needs, and has a limit of its own.
-        Exception.__init__(self, f"{printable(os.fspath(path))}: {message}" if path is not None else message)
+        Exception.__init__(self, f"{_visible(os.fspath(path))}: {message}" if path is not None else message)
         self.path = path
 
 

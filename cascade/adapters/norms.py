@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw
 
+from ..errors import one_line
 from .lora import Change, Full, Lora, Rows
 
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\d+)\.|text_model\.encoder\.(layers)\.(\d+)\.")
@@ -99,7 +100,8 @@ def summary(lora: Lora) -> list[str]:
     for token in lora.tokens:
         added = f", added to {token.initializer!r}" if token.initializer else ""
         lines.append(f"token: {token.text or '(without a name)'}, {len(token.vectors)} vectors{added}")
-    return [*lines, *(f"{name}: {value}" for name, value in lora.training.items() if value not in (None, "", [], {}))]
+    lines += (f"{name}: {value}" for name, value in lora.training.items() if value not in (None, "", [], {}))
+    return [one_line(line) for line in lines]
 
 
 def _made_for(lora: Lora) -> str:

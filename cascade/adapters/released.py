@@ -66,7 +66,8 @@ def _pairs(tensors: Mapping[str, Tensor], path: str | None) -> tuple[list[tuple[
     for index, (down, up) in enumerate(pairs):
         if down.dim() == up.dim() == 2 and 0 in (down.shape[0], up.shape[1]):
             raise BrokenCheckpoint(f"weights.{index} has rank 0", path)
-        if not down.dim() == up.dim() == 2 or down.shape[0] != up.shape[1] or not down.is_floating_point():
+        numbers = down.is_floating_point() and up.is_floating_point() and down.numel() and up.numel()
+        if not numbers or not down.dim() == up.dim() == 2 or down.shape[0] != up.shape[1]:
             text = f"weights.{index}: {list(down.shape)} and {list(up.shape)} make no low-rank change"
             raise BrokenCheckpoint(text, path)
     return pairs, others
@@ -193,6 +194,8 @@ def _stacked(changes: Sequence[Change | None], shape: Shape, path: str | None) -
     for change in found:
         if not isinstance(change, LowRank) or change.dora is not None or not change.fits(torch.Size((rows, shape[1]))):
             raise IncompatibleCheckpoint("the released form only holds low-rank matrices without DoRA", path)
+        if change.down.dim() != 2 or change.up.dim() != 2:
+            raise IncompatibleCheckpoint("the released form only holds matrices, of two dimensions", path)
     low = [change for change in found if isinstance(change, LowRank)]
     first = low[0].down
     if all(change.down is first or torch.equal(change.down, first) for change in low):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.detection import METADATA_KIND
 from ..checkpoints.saving import save_tensors
-from ..errors import IncompatibleCheckpoint
+from ..errors import IncompatibleCheckpoint, printable, shown
 from ..models import StageCConfig
 from . import released
 from .lora import TABLE, Change, Full, Lora, LowRank, Rows
@@ -137,6 +137,8 @@ def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
         raise IncompatibleCheckpoint(text + "make it absolute first, with the text encoder", lora.path)
     if any(not token.text for token in lora.tokens):
         raise IncompatibleCheckpoint(NAMELESS, lora.path)
+    if strange := [token.text for token in lora.tokens if printable(token.text) != token.text]:
+        raise IncompatibleCheckpoint(f"no file can hold a token named {shown(strange[0])}: rename it", lora.path)
     return {f"bundle_emb.{token.text}.clip_g": token.vectors for token in lora.tokens}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from ..errors import BrokenCheckpoint, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import Config
 from .clip import ClipConfig
 from .config_from_shapes import Inferred, infer
-from .header import TensorInfo
+from .header import TensorInfo, parsed_json
 from .layouts import COMFYUI_PREFIXES, Piece, rules, split_prefixes, to_ours
 from .network_kinds import KINDS, variant
 from .sources import TensorSource
@@ -135,6 +135,15 @@ class Part:
         except ValueError as error:
             raise IncompatibleCheckpoint(f"{KINDS[self.kind].title}: {error}", self.source.path) from error
 
+    @property
+    def wrong_scales(self) -> list[str]:
+        """Factors that are neither one number nor one for each row of their matrix."""
+        return [
+            scale
+            for name, scale in self.scales.items()
+            if math.prod(self.source.tensors[scale].shape) not in (1, *self.tensors[name].shape[:1])
+        ]
+
     @cached_property
     def inferred(self) -> Inferred:
         """Its config: from our metadata, else from names and shapes, completed by config.json if there is one.
@@ -159,7 +168,7 @@ class Part:
 
     def _declared(self, text: str) -> Config:
         try:
-            data = json.loads(text)
+            data = parsed_json(text)
             if not isinstance(data, dict) or _blocks(data) > len(self.tensors):
                 raise ValueError("it describes more blocks than the file has tensors")
             return KINDS[self.kind].config.from_dict(data)

@@ -136,6 +136,7 @@ def expected_network(part: Part, config: Config) -> nn.Module:
         _listed("missing", [name for name in expected if name not in found]),
         _listed("left over", [part.pieces[name].name for name in found if name not in expected]),
         _listed("of another shape", [f"{name} {list(found[name])} for {list(expected[name])}" for name in wrong]),
+        _listed("factors of a wrong shape", part.wrong_scales),
     ]
     if any(problems):
         text = "; ".join(problem for problem in problems if problem)

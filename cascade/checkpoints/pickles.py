@@ -155,6 +155,8 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Places]:
 
 def _start(file: BinaryIO, header: int) -> int:
     """Where the bytes of a stored entry begin: after its local header, whose name and extra field have any length."""
+    if header < 0:
+        raise Damaged("an entry of its archive is not there")
     file.seek(header)
     local = file.read(30)
     if len(local) < 30 or local[:4] != b"PK\x03\x04":

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import BrokenCheckpoint, UnknownCheckpoint, shown
-from .header import DTYPE_NAMES, TensorInfo, read_header, read_json, what_it_is
+from ..errors import BrokenCheckpoint, UnknownCheckpoint, printable, shown
+from .header import DTYPE_NAMES, MAX_NAME, TensorInfo, read_header, read_json, what_it_is
 from .pickles import read_pickle
 
 Get = Callable[[str], Tensor]
@@ -95,6 +95,8 @@ def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> TensorSourc
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise BrokenCheckpoint(f"not a table of tensors: {shown(name)} is a {type(value).__name__}", path)
+        if len(name) > MAX_NAME or printable(name) != name:
+            raise BrokenCheckpoint(f"it has a tensor of the name {shown(name)}", path)
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in DTYPE_NAMES:
             kind = "without values" if value.is_meta else "nested" if value.is_nested else str(value.dtype)
             raise BrokenCheckpoint(f"{shown(name)} is stored as {kind}, which is not supported", path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError, InvalidImage, MissingPart
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -390,11 +391,11 @@ def stage_recipe(args: argparse.Namespace, stage: SamplingSettings, end: str = "
 
 def save(image: Any, path: Path, recipe: dict[str, Any]) -> None:
     """Write an image; a PNG carries the recipe, from which it can be made again."""
-    if path.suffix.lower() != ".png":
-        image.save(path)
-        return
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
-    info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    image.save(path, pnginfo=info)
+    kind, options = Image.registered_extensions()[path.suffix.lower()], {}
+    if kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    write_atomically(path, lambda temporary: image.save(temporary, kind, **options))

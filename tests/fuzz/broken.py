@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -27,7 +28,7 @@ def _untyped(case: Case) -> None:
 
 
 def _two_lines(case: Case) -> None:
-    raise CascadeError("one\ntwo")
+    logging.getLogger("cascade").warning("one\ntwo")
 
 
 def _advice(case: Case) -> None:
@@ -35,7 +36,7 @@ def _advice(case: Case) -> None:
 
 
 def _slow(case: Case) -> None:
-    end = time.process_time() + 1.5
+    end = time.process_time() + 1.2
     while time.process_time() < end:
         pass
 
@@ -45,7 +46,7 @@ def _hangs(case: Case) -> None:
 
 
 def _large(case: Case) -> None:
-    assert b"1" * (40 * MEGABYTE)
+    assert b"1" * (80 * MEGABYTE)
 
 
 def _ends(case: Case) -> None:
@@ -71,8 +72,8 @@ USES = {
     "untyped": (_untyped, "KeyError: 'name'"),
     "two_lines": (_two_lines, "2 lines"),
     "advice": (_advice, "advises to run code"),
-    "slow": (_slow, "took 1."),
-    "hangs": (_hangs, "no end after 8 seconds"),
+    "slow": (_slow, "took "),
+    "hangs": (_hangs, "no end after 10 seconds"),
     "ends": (_ends, "code 3"),
     "changes": (_changes, "files changed"),
     "writes": (_writes, "files changed"),

@@ -1,4 +1,4 @@
-"""Runs cases in a process of their own, which is started anew after a case that ended, hung or filled it."""
+"""Runs cases in a process of their own, which is started anew after a case that ended, stopped or filled it."""
 
 from __future__ import annotations
 
@@ -72,23 +72,26 @@ class Runner:
         folder.mkdir()
         order = Order(name, seed, index, folder)
         problem = self._answer(order)
-        if problem is not None:
-            self._end()
-            if self.keep is not None:
-                _keep(order, problem, self.keep)
+        if problem is not None and self.keep is not None:
+            _keep(order, problem, self.keep)
         return problem
 
     def _answer(self, order: Order) -> str | None:
         pipe = self._pipe or self._start()
         try:
             pipe.send(order)
-            if not pipe.poll(self.hang):
-                return f"no end after {self.hang:.0f} seconds"
-            return pipe.recv()
+            if pipe.poll(self.hang):
+                problem, large = pipe.recv()
+                if large:
+                    self._end()
+                return problem
+            problem = f"no end after {self.hang:.0f} seconds"
         except (EOFError, OSError):
             assert self._process is not None
             self._process.join(self.hang)
-            return f"the process ended with code {self._process.exitcode}"
+            problem = f"the process ended with code {self._process.exitcode}"
+        self._end()
+        return problem
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("spawn")
@@ -140,9 +143,10 @@ def _work(pipe: Connection, classes: Mapping[str, FuzzClass] | None) -> None:
         messages.texts.clear()
         problem = _problem(chosen, order, messages.texts)
         grown = peak_memory() - starts[order.name]
-        if problem is None and grown > chosen.memory:
-            problem = f"the process grew by {grown / MEGABYTE:,.0f} MB"
-        pipe.send(problem)
+        large = grown > chosen.memory
+        if large:
+            problem = problem or f"the process grew by {grown / MEGABYTE:,.0f} MB"
+        pipe.send((problem, large))
 
 
 def _problem(chosen: FuzzClass, order: Order, messages: list[str]) -> str | None:

@@ -31,7 +31,7 @@ def test_damaged_input_ends_in_a_result_or_an_error_of_ours(
 
 
 def test_every_broken_limit_is_found_and_its_file_kept(tmp_path: Path) -> None:
-    with Runner(tmp_path, BROKEN, hang=8) as runner:
+    with Runner(tmp_path, BROKEN, hang=10) as runner:
         for name, (_, wanted) in USES.items():
             problem = runner.run(name, "0", 1)
             kept = tmp_path / f"{name}-0-1"
