@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -125,7 +125,10 @@ def cached(
 
 
 # What np.load and json raise for damaged files.
-_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, RecursionError)
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, RecursionError) + (
+    AttributeError,
+    MemoryError,
+)
 
 
 def _read(place: Path, length: int) -> Cache:
@@ -133,7 +136,11 @@ def _read(place: Path, length: int) -> Cache:
     captions = json.loads((place / CAPTIONS_FILE).read_bytes())
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{CAPTIONS_FILE} is no list of texts")
-    arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(place.glob("*.npy"))}
+    "".join(captions).encode()  # a half of a surrogate pair, which JSON can hold, is no text
+    arrays: dict[str, Any] = {file.stem: np.load(file, mmap_mode="r") for file in sorted(place.glob("*.npy"))}
+    for name, array in arrays.items():
+        if array.offset + array.nbytes != (place / f"{name}.npy").stat().st_size:
+            raise ValueError(f"{name} has another size than its header says")
     lengths = {CAPTIONS_FILE: len(captions)} | {name: len(array) for name, array in arrays.items()}
     if wrong := [f"{name} has {count} rows" for name, count in lengths.items() if count != length]:
         raise ValueError(f"there are {length} images, {' and '.join(wrong)}")

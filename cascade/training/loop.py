@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import logging
 import math
+import operator
 import signal
 import threading
 import time
@@ -312,10 +313,18 @@ class Trainer:
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
             self.ema[name].load_state_dict(state["ema"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The groups are those of the settings; a state has only what belongs to each parameter.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for parameter, own in self.optimizer.state.items():
+            if not all(own[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("the optimizer's averages have other shapes than the parameters")
         self.task.load_state(state["task"])
-        self.step, self.seconds, self.finished = state["step"], state["seconds"], state.get("finished", False)
-        self.sums, self.summed = state["sums"], state["summed"]
+        self.step, self.summed = operator.index(state["step"]), operator.index(state["summed"])
+        self.seconds, self.finished = float(state["seconds"]), bool(state.get("finished", False))
+        self.sums = {str(name): torch.tensor(float(value), device=self.device) for name, value in state["sums"].items()}
+        if min(self.step, self.summed, self.seconds) < 0 or not math.isfinite(self.seconds):
+            raise ValueError("its counters are out of range")
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
