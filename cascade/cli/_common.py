@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError, InvalidImage, MissingPart
-from ..files import write_atomically
+from ..files import check_name, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,6 +232,7 @@ def output_paths(output: Path | None, number: int) -> list[Path]:
         return [next(free) for _ in range(number)]
     from PIL import Image
 
+    check_name(output)
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise CascadeError(f"{output}: no image format has this ending; use .png, .jpg or .webp.")
     if not output.absolute().parent.is_dir():
