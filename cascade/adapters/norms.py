@@ -22,6 +22,8 @@ def norm_of(change: Change) -> float:
     if isinstance(change, Rows):
         return float(change.values.float().norm())
     up, down = change.up.float().flatten(1), change.down.float().flatten(1)
+    if change.rank**2 > up.shape[0] * down.shape[1]:
+        return abs(change.scale) * float((up @ down).norm())
     # |up @ down|^2 is the sum of the elementwise product of two [rank, rank] matrices: the product is not formed.
     return abs(change.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 

@@ -91,7 +91,7 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     """One change under the names of a format."""
     endings = form.endings
     if isinstance(change, Rows) and "rows" not in endings and name == TABLE:
-        change = as_low_rank(change)
+        change = as_low_rank(change, path)
     if isinstance(change, Full) and "delta" in endings:
         return {f"{form.prefixes[kind]}{name}{endings['delta']}": change.value}
     module, _, parameter = name.rpartition(".")
@@ -103,9 +103,20 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     return {stem + endings[part]: tensor for part, tensor in parts.items()}
 
 
-def as_low_rank(rows: Rows) -> LowRank:
-    """Rows of a table as factors whose `up` selects them."""
+MAX_ROWS = 1000
+"""Rows of the token table that another format holds. Each takes a number for every token of the vocabulary there."""
+
+
+def as_low_rank(rows: Rows, path: str | None = None) -> LowRank:
+    """Rows of a table as factors whose `up` selects them.
+
+    Raises:
+        IncompatibleCheckpoint: more than `MAX_ROWS`, or rows past the vocabulary.
+    """
     count = len(rows.indices)
+    if count > MAX_ROWS or rows.outputs > released.VOCABULARY:
+        text = f"it changes {count:,} tokens, up to the id {rows.outputs - 1:,}: only our own format can hold that"
+        raise IncompatibleCheckpoint(text, path)
     up = torch.zeros(released.VOCABULARY, count)
     up[rows.indices, torch.arange(count)] = 1.0
     return LowRank(rows.values, up, float(count))

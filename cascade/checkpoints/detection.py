@@ -17,7 +17,7 @@ from .clip import ClipConfig
 from .config_from_shapes import Inferred, infer
 from .header import TensorInfo, parsed_json
 from .layouts import COMFYUI_PREFIXES, Piece, rules, split_prefixes, to_ours
-from .network_kinds import KINDS, variant
+from .network_kinds import KINDS, blocks_of, variant
 from .sources import TensorSource
 
 METADATA_KIND = "cascade.kind"
@@ -169,7 +169,7 @@ class Part:
     def _declared(self, text: str) -> Config:
         try:
             data = parsed_json(text)
-            if not isinstance(data, dict) or _blocks(data) > len(self.tensors):
+            if not isinstance(data, dict) or blocks_of(data) > len(self.tensors):
                 raise ValueError("it describes more blocks than the file has tensors")
             return KINDS[self.kind].config.from_dict(data)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as error:
@@ -209,27 +209,6 @@ def _shape(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
     if not shape or shape[0] % piece.count:
         raise ValueError(f"{piece.name} has the shape {list(shape)}, which cannot be split into {piece.count} parts")
     return (shape[0] // piece.count, *shape[1:])
-
-
-def _blocks(data: Any) -> int:
-    """An upper bound of the blocks that a config, as plain data, would build: checked before a network is built."""
-    if isinstance(data, list):
-        return len(data) + sum(_blocks(item) for item in data)
-    if not isinstance(data, dict):
-        return 0
-    pattern = data.get("pattern", "")
-    repeated = len(pattern) if isinstance(pattern, str) else 0
-    counts = (
-        "depth",
-        "down_repeats",
-        "up_repeats",
-        "bottleneck_blocks",
-        "levels",
-        "num_hidden_layers",
-        "condition_tokens",
-    )
-    own = sum(value for name in counts if isinstance(value := data.get(name), int))
-    return own * max(1, repeated) + sum(_blocks(value) for value in data.values())
 
 
 def _completed(kind: str, found: Inferred, foreign: Mapping[str, Any]) -> Inferred:

@@ -22,7 +22,7 @@ from ..files import open_regular
 MAX_HEADER = 10_000_000
 """Bytes of a header, an index or a config. A checkpoint of 5,000 tensors has 1 MB; 100 MB, the limit of the safetensors
 library, take a minute and gigabytes."""
-MAX_TENSORS = 50_000
+MAX_TENSORS = 20_000
 """Tensors of a file; a checkpoint with all networks has 5,000. Each is compared with the names of many formats."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""

@@ -17,13 +17,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BrokenCheckpoint, UnknownCheckpoint, printable, shown
-from .header import DTYPE_NAMES, MAX_NAME, TensorInfo, read_header, read_json, what_it_is
+from .header import DTYPE_NAMES, MAX_NAME, MAX_TENSORS, TensorInfo, read_header, read_json, what_it_is
 from .pickles import read_pickle
 
 Get = Callable[[str], Tensor]
 
 PIPELINE_FOLDERS = ("prior", "decoder", "vqgan", "text_encoder", "image_encoder")
 """The folders of networks in a pipeline folder of diffusers."""
+MAX_FILE_NAME = 255
+"""Characters, on every usual file system."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,11 @@ def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[
     if isinstance(source, Mapping):
         return {"": _from_state_dict(source, None)}
     path = Path(source)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise BrokenCheckpoint(f"this cannot be read: {error.strerror}", path) from error
+    if not there:
         raise FileNotFoundError(2, "there is no such file or folder", str(path))
     if not path.is_dir():
         return {"": _from_index(path) if path.suffix == ".json" else _from_file(path)}
@@ -92,6 +98,8 @@ def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[
 def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> TensorSource:
     nested = state.get("state_dict")
     state = nested if isinstance(nested, Mapping) else state
+    if len(state) > MAX_TENSORS:
+        raise BrokenCheckpoint(f"it names {len(state):,} tensors; more than {MAX_TENSORS:,} cannot be right", path)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise BrokenCheckpoint(f"not a table of tensors: {shown(name)} is a {type(value).__name__}", path)
@@ -147,7 +155,7 @@ def _from_index(path: Path) -> TensorSource:
     files: dict[str, Path] = {}
     held: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or len(name) > MAX_FILE_NAME:
             raise BrokenCheckpoint(f"an index of shards with a file in another folder: {shown(name)}", path)
         shard = path.parent / name
         if not shard.is_file():

@@ -37,15 +37,8 @@ def configs() -> dict[str, dict[str, Any]]:
 
 
 def use(case: Case) -> None:
-    """Everything that reads a file of a network; what one refuses, the others still have to take or refuse."""
-    error: Exception | None = None
-    for read in (_inspect, _load, _load_with_check, _convert):
-        try:
-            read(case)
-        except FuzzClass.errors as found:
-            error = found
-    if error is not None:
-        raise error
+    """One of the functions that read a network's file."""
+    READS[case.detail[0]](case)
 
 
 def _inspect(case: Case) -> None:
@@ -58,11 +51,19 @@ def _load(case: Case) -> None:
 
 
 def _load_with_check(case: Case) -> None:
-    load_model(case.path, dtype=torch.bfloat16, check_finite=True, part=case.detail)
+    load_model(case.path, dtype=torch.bfloat16, check_finite=True, part=case.detail[1])
 
 
 def _convert(case: Case) -> None:
     convert(case.path, case.path.parent / "out" / "file.safetensors")
+
+
+READS = (_inspect, _load, _load_with_check, _convert)
+
+
+def _detail(dice: random.Random, kind: str) -> tuple[int, str | None]:
+    """Which function reads it, and the part that it wants."""
+    return dice.randrange(len(READS)), dice.choice((None, kind if kind in KINDS else "effnet"))
 
 
 def make_tensors(dice: random.Random, folder: Path) -> Case:
@@ -70,7 +71,7 @@ def make_tensors(dice: random.Random, folder: Path) -> Case:
     state, note = damaged_state(states()[kind], dice)
     path = folder / "file.safetensors"
     path.write_bytes(safetensors_bytes(state))
-    return Case(path, f"{kind}: {note}", dice.choice((None, kind if kind != "comfyui" else "effnet")))
+    return Case(path, f"{kind}: {note}", _detail(dice, kind))
 
 
 def make_config(dice: random.Random, folder: Path) -> Case:
@@ -86,14 +87,14 @@ def make_config(dice: random.Random, folder: Path) -> Case:
         metadata = {"cascade.kind": dice.choice((kind, kind, kind, "stage_c", "x")), "cascade.config": text}
         path = folder / "file.safetensors"
         path.write_bytes(safetensors_bytes(states()[kind], metadata))
-        return Case(path, f"{kind}: {text[:1000]}")
+        return Case(path, f"{kind}: {text[:1000]}", _detail(dice, kind))
     kind = dice.choice(list(DIFFUSERS_FOLDERS))
     path = folder / "prior"
     path.mkdir()
     text = json.dumps(damaged_json(foreign_config(kind, config_of(network(kind))), dice))
     (path / "config.json").write_text(text, encoding="utf-8")
     (path / "model.safetensors").write_bytes(safetensors_bytes(states()[kind]))
-    return Case(path, f"{kind}: {text[:1000]}")
+    return Case(path, f"{kind}: {text[:1000]}", _detail(dice, kind))
 
 
 CLASSES = (

@@ -19,8 +19,8 @@ from types import TracebackType
 
 from .classes import MEGABYTE, Case, FuzzClass, all_classes
 
-HANG = 120.0
-"""Seconds after which a case is ended, whatever the machine is busy with."""
+HANG = 300.0
+"""Seconds after which a case is ended, whatever the machine is busy with; the start of the process counts too."""
 LONGEST = 2000
 """Characters of a message; the path of the file included."""
 KEPT = 10 * MEGABYTE

@@ -71,7 +71,8 @@ def _type(state: State, name: str, dice: random.Random) -> None:
 
 def _values(state: State, name: str, dice: random.Random) -> None:
     if state[name].is_floating_point() and state[name].dtype.itemsize > 1:
-        state[name] = torch.full_like(state[name], dice.choice((float("nan"), float("inf"), 0.0, 3e38, 1e-45)))
+        value = dice.choice((float("nan"), float("inf"), 0.0, 3e38, 1e-45))
+        state[name] = torch.full(state[name].shape, value).to(state[name].dtype)
     else:
         state[name] = (torch.zeros(state[name].shape) + dice.choice((0, 1, 100))).to(state[name].dtype)
 
