@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,7 +52,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.discard(place)
-        (place / OWNER_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # Windows keeps what another process is just reading
+            (place / OWNER_FILE).unlink(missing_ok=True)
         lock.release()
 
 

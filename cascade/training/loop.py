@@ -317,7 +317,8 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         for parameter, own in self.optimizer.state.items():
-            if not all(own[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+            shapes = {own[name].shape for name in ("exp_avg", "exp_avg_sq")}
+            if shapes != {parameter.shape} or own["step"].numel() != 1:
                 raise ValueError("the optimizer's averages have other shapes than the parameters")
         self.task.load_state(state["task"])
         self.step, self.summed = operator.index(state["step"]), operator.index(state["summed"])

@@ -20,7 +20,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    return [line for line in map(_parsed, text.splitlines()) if isinstance(line.get("step"), int)]
+    lines = map(_parsed, text.splitlines())
+    return [line for line in lines if isinstance(line.get("step"), int) and 0 < line["step"] < 2**63]
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
 
 def plot_loss(folder: Path, *, size: tuple[int, int] = (900, 420)) -> Image.Image | None:
     """The loss over the steps, logarithmic upwards; thin as logged, thick smoothed. None with fewer than two lines."""
-    lines = [m for m in read_metrics(folder) if isinstance(m.get("loss"), float) and m["loss"] > 0]
+    lines = [m for m in read_metrics(folder) if isinstance(m.get("loss"), float) and 0 < m["loss"] < math.inf]
     if len(lines) < 2:
         return None
     steps, losses = [m["step"] for m in lines], [math.log10(m["loss"]) for m in lines]
