@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoints.detection import METADATA_KIND, detect_parts
 from ..checkpoints.header import parsed_json, read_json
+from ..checkpoints.loading import FLOAT8
 from ..checkpoints.sources import TensorSource, open_tensors
 from ..errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import StageCConfig
@@ -63,8 +64,14 @@ def read_lora(
 
 
 def _tensors(source: TensorSource) -> dict[str, Tensor]:
+    """All tensors of a file, float8 as bfloat16: it holds the same values, and torch can compute with it.
+
+    Raises:
+        BrokenCheckpoint: unreadable, or with NaN or infinity.
+    """
     with source.reader() as get:
         tensors = {name: get(name) for name in source.tensors}
+    tensors = {name: t.to(torch.bfloat16) if t.dtype in FLOAT8 else t for name, t in tensors.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise BrokenCheckpoint(f"NaN or infinity in {name}", source.path)

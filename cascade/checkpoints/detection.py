@@ -16,7 +16,7 @@ from ..models import Config
 from .clip import ClipConfig
 from .config_from_shapes import Inferred, infer
 from .header import TensorInfo, parsed_json
-from .layouts import COMFYUI_PREFIXES, Piece, rules, split_prefixes, to_ours
+from .layouts import COMFYUI_PREFIXES, Piece, reading_rules, split_prefixes, to_ours
 from .network_kinds import KINDS, blocks_of, variant
 from .sources import TensorSource
 
@@ -56,6 +56,10 @@ SIGNATURES = (
     Signature("controlnet", "released", ("projections.0.0.weight", "projections.0.2.weight", "backbone.*")),
     Signature("effnet", "released", ("backbone.0.0.weight", "mapper.0.weight")),
     Signature("previewer", "released", ("blocks.0.weight", "blocks.2.running_mean", "blocks.24.weight")),
+    Signature("high_res_guide", "released", ("wtokens", "base_params.wb0", "hr_norm.mapping.mapper.weight")),
+    Signature(
+        "high_res_guides", "released", ("*.0.wtokens", "*.0.base_params.wb0", "*.0.hr_norm.mapping.mapper.weight")
+    ),
     Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
     Signature("text_encoder", "comfyui", ("transformer.text_model.embeddings.token_embedding.weight",)),
     Signature(
@@ -123,7 +127,7 @@ class Part:
             IncompatibleCheckpoint: two of the file's names mean the same tensor.
         """
         try:
-            return to_ours(self.tensors, rules(self.layout, self.kind))
+            return to_ours(self.tensors, reading_rules(self.layout, self.kind, self.tensors))
         except ValueError as error:
             raise IncompatibleCheckpoint(f"{KINDS[self.kind].title}: {error}", self.source.path) from error
 

@@ -69,6 +69,16 @@ KINDS: Mapping[str, Kind] = {
             "identity": models.CONTROLNET_IDENTITY,
         },
     ),
+    "high_res_guide": Kind(
+        "High-res guide of one place", "model_patches", models.HighResGuideConfig, _ours(models.HighResGuide)
+    ),
+    "high_res_guides": Kind(
+        "High-res guides",
+        "model_patches",
+        models.HighResGuideConfig,
+        _ours(models.HighResGuides),
+        {"UltraPixel": models.ULTRAPIXEL},
+    ),
     # Networks of transformers ignore `ops`.
     "text_encoder": Kind(
         "Text encoder",
@@ -93,6 +103,8 @@ NETWORKS: Mapping[str, str] = {
     "EffnetEncoder": "effnet",
     "Previewer": "previewer",
     "ControlNet": "controlnet",
+    "HighResGuide": "high_res_guide",
+    "HighResGuides": "high_res_guides",
     "CLIPTextModelWithProjection": "text_encoder",
     "CLIPVisionModelWithProjection": "image_encoder",
 }

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,8 @@ RELEASED_FILES = {
 NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
 """What a prompt needs."""
 SMALLEST_TILE = 256
+TINY_SIDE = 256
+"""Sides of the tiny cascade's images."""
 SAMPLING = ("steps", "sampler_name", "shift")
 GUIDANCE = ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent")
 """Options of a stage, with the names that they have in `SamplingSettings` and in its `Guidance`."""
@@ -251,7 +253,7 @@ def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settin
     from ..pipelines import Settings, latent_sizes, with_short_side
 
     released = Settings()
-    side = released.width if args.models else 256
+    side = released.width if args.models else TINY_SIDE
     height, width = (side, side) if image is None else with_short_side(image.shape[-2], image.shape[-1], side)
     width = width if args.width is None else args.width
     height = height if args.height is None else args.height
@@ -390,13 +392,13 @@ def stage_recipe(args: argparse.Namespace, stage: SamplingSettings, end: str = "
     return {"steps": stage.steps, "cfg": stage.guidance.cfg, **_given(args, (*SAMPLING, *GUIDANCE), end)}
 
 
-def save(image: Any, path: Path, recipe: dict[str, Any]) -> None:
+def save(image: Any, path: Path, recipe: Mapping[str, Any]) -> None:
     """Write an image; a PNG carries the recipe, from which it can be made again."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    kind, options = Image.registered_extensions()[path.suffix.lower()], {}
-    if kind == "PNG":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    write_atomically(path, lambda temporary: image.save(temporary, kind, **options))
+    options: dict[str, Any] = {"format": Image.registered_extensions()[path.suffix.lower()]}
+    if options["format"] == "PNG":
+        options["pnginfo"] = info = PngInfo()
+        info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    write_atomically(path, lambda temporary: image.save(temporary, **options))

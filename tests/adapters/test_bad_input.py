@@ -317,3 +317,28 @@ def test_a_token_that_cannot_be_printed(tmp_path: Path) -> None:
     assert "\n".join(summary(lora)).encode("utf-8")
     with pytest.raises(IncompatibleCheckpoint, match="no file can hold a token named"):
         save_lora(lora, tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("format", WRITABLE[:-1])
+def test_float8_beside_other_types(dtype: torch.dtype, format: str, tmp_path: Path) -> None:
+    """torch neither compares nor joins them."""
+    tensors: dict[str, Tensor] = {}
+    for matrix in "qkv":
+        tensors |= pair(f"stage_c.down_blocks.0.2.attention.attn.to_{matrix}", (2, 32), (32, 2))
+    name = "stage_c.down_blocks.0.2.attention.attn.to_k.lora_down.weight"
+    lora = read_lora(tensors | {name: torch.full((2, 32), 0.5).to(dtype)})
+    save_lora(lora, tmp_path / "lora.safetensors", format=format, config=loras.SMALL)
+    again = read_lora(tmp_path / "lora.safetensors", config=loras.SMALL).changes["stage_c"]
+    weight = torch.zeros(32, 32)
+    key = "down_blocks.0.2.attention.attn.to_k.weight"
+    assert torch.equal(again[key].delta(weight), lora.changes["stage_c"][key].delta(weight))
+    assert torch.equal(again[key].delta(weight), torch.full((32, 32), 1.0))
+
+
+def test_float8_rows_of_the_token_table() -> None:
+    stem = "text_encoder.text_model.embeddings.token_embedding"
+    up = torch.eye(3)[:, :1].to(torch.float8_e4m3fn)
+    lora = read_lora(pair(stem, (1, 8), (3, 1)) | {f"{stem}.lora_up.weight": up})
+    [change] = lora.changes["text_encoder"].values()
+    assert torch.equal(change.delta(torch.zeros(3, 8)), torch.eye(3)[:, :1].expand(3, 8))

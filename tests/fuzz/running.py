@@ -19,8 +19,12 @@ from types import TracebackType
 
 from .classes import MEGABYTE, Case, FuzzClass, all_classes
 
-HANG = 300.0
-"""Seconds after which a case is ended, whatever the machine is busy with; the start of the process counts too."""
+HANG = 120.0
+"""Seconds after which a case is ended, whatever the machine is busy with."""
+START = 1200.0
+"""Seconds for a new process until it can use its first case."""
+READY = "ready"
+"""What a process says when it has made what its class needs."""
 LONGEST = 2000
 """Characters of a message; the path of the file included."""
 KEPT = 10 * MEGABYTE
@@ -80,7 +84,7 @@ class Runner:
         pipe = self._pipe or self._start()
         try:
             pipe.send(order)
-            if pipe.poll(self.hang):
+            if pipe.poll(START) and pipe.recv() == READY and pipe.poll(self.hang):
                 problem, large = pipe.recv()
                 if large:
                     self._end()
@@ -140,6 +144,7 @@ def _work(pipe: Connection, classes: Mapping[str, FuzzClass] | None) -> None:
             if chosen.prepare is not None:
                 chosen.prepare()
             starts[order.name] = peak_memory()
+        pipe.send(READY)
         messages.texts.clear()
         problem = _problem(chosen, order, messages.texts)
         grown = peak_memory() - starts[order.name]
