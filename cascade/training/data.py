@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tokenize
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -124,10 +125,10 @@ def cached(
     return _read(place, len(source))
 
 
-# What np.load and json raise for damaged files.
-_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, RecursionError) + (
-    AttributeError,
-    MemoryError,
+# What np.load and json raise for damaged files; numpy reads its headers as Python's source.
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+    *(SyntaxError, RecursionError, tokenize.TokenError),
 )
 
 

@@ -43,6 +43,7 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, An
     except (CheckpointError, OSError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise BrokenCheckpoint(f"not a readable training state ({reason}); delete it to restart", path) from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    version = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(version, int) or version != _FORMAT:
         raise BrokenCheckpoint("a training state of another version; delete it to restart", path)
     return state

@@ -176,6 +176,9 @@ def damaged_caches() -> dict[str, Any]:
         "a single number": other_array(np.zeros((), np.uint8)),
         "a cut array": cut,
         "no array": lambda place: (place / "images.npy").unlink(),
+        "a header that is no Python": lambda place: (place / "images.npy").write_bytes(
+            b"\x93NUMPY\x01\x00\x10\x00{'descr': (\x00    \n"
+        ),
         "objects": lambda place: np.save(place / "images.npy", np.array([{}] * 4), allow_pickle=True),
         "no captions": lambda place: (place / "captions.json").unlink(),
     }
