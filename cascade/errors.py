@@ -102,6 +102,14 @@ class RunConflict(InvalidConfig):
     """The output folder holds a training with other settings or images, which cannot go on with these."""
 
 
+class FolderInUse(CascadeError):
+    """Another process writes to the folder."""
+
+
+class NotWritable(CascadeError):
+    """A file or folder cannot be written: the disk is full, it is write-protected, or there is no permission."""
+
+
 class InvalidImage(CascadeError):
     """An image or a mask that cannot be used."""
 
@@ -116,3 +124,7 @@ class MissingPart(CascadeError):
 
 class InvalidSettings(CascadeError, ValueError):
     """Settings of a run that contradict themselves or lie outside their range."""
+
+
+class InvalidName(CascadeError, ValueError):
+    """A name that no file can have, here or on another system."""

@@ -12,6 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import InvalidName, shown
+
+NAME_BYTES = 200
+"""Of a name: file systems take 255, and endings, numbers and temporaries add to what a user writes."""
+PATH_BYTES = 200 if os.name == "nt" else 3800
+"""Of a whole path: Windows takes 260 characters, Linux 4096 bytes, macOS less, which it says itself."""
+_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"
+}
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. A pipe, on which reading would wait without end, or a device is refused.
@@ -97,3 +107,42 @@ def _runs(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def check_name(path: Path, *, windows: bool = os.name == "nt") -> None:
+    """Raise InvalidName where no file could be written to this path, before the work for it is done.
+
+    windows: by the rules of Windows too, which others need that the file is copied to.
+    """
+    text = os.fspath(path)
+    if (problem := _not_text(text)) is not None:
+        raise InvalidName(f"{shown(text)}: {problem}")
+    if len(os.fsencode(os.path.abspath(text))) > PATH_BYTES:  # noqa: PTH100  resolve() reads the disk
+        raise InvalidName(f"{shown(text)}: the path has more than {PATH_BYTES} bytes")
+    for part in Path(text).parts[1 if path.anchor else 0 :]:
+        problem = _not_a_name(part, windows)
+        if problem is not None and part not in (".", ".."):
+            raise InvalidName(f"{shown(text)}: {problem}")
+
+
+def _not_text(text: str) -> str | None:
+    """What is wrong with a text in a name; surrogates stand for bytes that are not UTF-8, or are half a character."""
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        return "a name has no control characters"
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        return "a name is Unicode text"
+    return None
+
+
+def _not_a_name(part: str, windows: bool) -> str | None:
+    if len(part.encode()) > NAME_BYTES:
+        return f"a name has at most {NAME_BYTES} bytes, this one {len(part.encode())}"
+    if not windows:
+        return None
+    if wrong := set(part) & set('<>:"|?*\\'):
+        return f"Windows has no names with {' '.join(sorted(wrong))}"
+    if part.endswith((".", " ")):
+        return "Windows has no names that end in a dot or a space"
+    if part.split(".")[0].rstrip().upper() in _RESERVED:
+        return f"{part} is a device of Windows"
+    return None

@@ -55,7 +55,8 @@ def _rows() -> list[Row]:
         _row(io.String, "name", None, "Name of the file in models/loras, and of the run: the same name continues it.",
              default="my_lora"),
         _row(io.String, "folder", None, "Images, each with a caption of the same name beside it (owl.png, owl.txt): a "
-             f"folder in ComfyUI's input folder, a whole path, or a tar. {example}", default=HEARTS),
+             "folder or tar in ComfyUI's input folder, or a whole path in its input, output or models folder. "
+             f"{example}", default=HEARTS),
         _file("stage_c", "unet_name", "The Stage C to train."),
         _file("text_encoder", "clip_name", "The text encoder of this Stage C."),
         _file("effnet", "encoder_name", "The EfficientNet encoder, which turns images into Stage C's latents."),
@@ -152,12 +153,14 @@ class CascadeTrainLora(io.ComfyNode):
         if existing_run == RESTART:
             return float("nan")
         names = [name for name in (folder, class_folder) if name and name not in INCLUDED]
-        return checkpoint_sets.digest([folders.stamp(folders.images(name)) for name in names])
+        stamps = [training.image_stamp(name) for name in names]
+        return float("nan") if None in stamps else checkpoint_sets.digest(stamps)
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         restart = inputs["existing_run"] == RESTART
-        trained = training.train_lora(inputs["name"], settings(inputs), restart=restart)
+        with training.run_of(inputs["name"]):
+            trained = training.train_lora(inputs["name"], settings(inputs), restart=restart)
         return io.NodeOutput(trained.lora, trained.loss, trained.samples, trained.report)
 
 

@@ -13,7 +13,8 @@ import torch
 
 from cascade.adapters import Lora, LowRank, read_lora, save_lora
 from cascade.checkpoints import load_model, save_model
-from cascade.files import remove_abandoned, write_atomically
+from cascade.errors import InvalidName
+from cascade.files import check_name, remove_abandoned, write_atomically
 from cascade.training.state import save_state
 from tests.checkpoints.files import network, released_state, same_weights
 
@@ -168,3 +169,49 @@ def test_what_killed_processes_were_writing_is_removed(tmp_path: Path) -> None:
     alive.write_bytes(b"")
     remove_abandoned(tmp_path)
     assert list(tmp_path.iterdir()) == [alive]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\0b", "no control characters"),
+        ("a\nb", "no control characters"),
+        ("\ud800", "Unicode text"),
+        ("caf\udce9/x", "Unicode text"),
+        ("n" * 201, "at most 200 bytes, this one 201"),
+        ("é" * 101 + "/x", "at most 200 bytes, this one 202"),
+        ("d/" * 2000 + "n", "the path has more than"),
+    ],
+)
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InvalidName, match=reason) as error:
+        check_name(tmp_path / name)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("NUL", "a device of Windows"),
+        ("aux.safetensors", "a device of Windows"),
+        ("sub/Com1 .tar.gz/x", "a device of Windows"),
+        ("lpt²", "a device of Windows"),
+        ("owl.", "end in a dot"),
+        ("owl /x", "end in a dot or a space"),
+        ("what?", "no names with \\?"),
+        ("a:b|c", "no names with : \\|"),
+        ("a\\b", "no names with"),
+    ],
+)
+def test_names_that_windows_does_not_have(name: str, reason: str) -> None:
+    with pytest.raises(InvalidName, match=reason):
+        check_name(Path(name), windows=True)
+
+
+@pytest.mark.parametrize("name", ["owl", "sub/owl_1.safetensors", "../owl", "日本", "n" * 200, "console", ".hidden"])
+def test_names_that_files_can_have(tmp_path: Path, name: str) -> None:
+    check_name(Path(name), windows=True)
+    check_name(tmp_path / name)
+    longest = tmp_path / "d" / name
+    write_atomically(longest, lambda path: path.write_text("x", encoding="utf-8"))
+    assert longest.read_text(encoding="utf-8") == "x"

@@ -250,7 +250,7 @@ def _remember(machine: Machine, argument: Any) -> None:
 
 
 _VALUES = frozenset(
-    ("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "INT", "BINFLOAT", "BINUNICODE")
+    ("NONE", "BININT", "BININT1", "BININT2", "LONG1", "INT", "BINFLOAT", "BINUNICODE")
     + ("SHORT_BINUNICODE", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES")
 )
 """Steps that put their argument onto the stack."""
@@ -260,6 +260,8 @@ _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     "BUILD": _drop,  # attributes of a table, such as its version
     "MARK": lambda machine, _: machine.stack.append(_MARK),
     "POP": _drop,
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
     "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
     "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
     "EMPTY_SET": lambda machine, _: machine.stack.append([]),

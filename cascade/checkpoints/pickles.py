@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import BrokenCheckpoint, UnsafeCheckpoint, shown
 from ..files import open_regular
 from .header import ALIGNMENT, MAX_HEADER
-from .pickle_machine import Code, Damaged, Described, Machine, Storage
+from .pickle_machine import MAX_STEPS, Code, Damaged, Described, Machine, Storage
 
 MAX_SHARED = 4
 """How often the bytes of a file may count: tensors may share their values, but not make gigabytes of a small file."""
@@ -60,6 +60,53 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except _ERRORS as error:
         detail = f": {error}" if isinstance(error, Damaged) else ""
         raise BrokenCheckpoint(f"a damaged or truncated pickle{detail}", path) from error
+
+
+def read_archive(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What torch.save wrote to a zip archive, whole: tables, lists, numbers, texts, and tensors, on the device.
+
+    Raises:
+        BrokenCheckpoint: damaged, truncated, not as torch writes it, or with a byte that was changed since.
+        UnsafeCheckpoint: it refers to code, which was not run.
+    """
+    try:
+        with open_regular(path) as file:
+            content, places = _read_zip(file)
+            with zipfile.ZipFile(file) as archive:
+                if (changed := archive.testzip()) is not None:
+                    raise Damaged(f"the checksum of {shown(changed)} is another")
+        mapped = _mapped(path, {str(id(each)): each for each in _tensors_in(content)}, places)
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in mapped.items()}
+        return _filled(content, tensors)
+    except Code as error:
+        raise UnsafeCheckpoint(f"a pickle that contains code, which was not run: it calls {error}", path) from None
+    except _ERRORS as error:
+        detail = f": {error}" if isinstance(error, Damaged) else ""
+        raise BrokenCheckpoint(f"a damaged or truncated archive{detail}", path) from error
+
+
+def _tensors_in(content: Any) -> Iterator[Described]:
+    """Those in tables and lists. Raises Damaged for more of these than a pickle's steps make: one is inside itself."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MAX_STEPS:
+            raise Damaged("a table or a list is inside itself")
+        if isinstance(value, Described):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _filled(content: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(content, Described):
+        return tensors[str(id(content))]
+    if isinstance(content, dict):
+        return {name: _filled(value, tensors) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_filled(value, tensors) for value in content)
+    return content
 
 
 def _table(content: Any) -> dict[str, Described]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError, InvalidImage, MissingPart
-from ..files import write_atomically
+from ..files import check_name, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,14 +213,13 @@ def say(line: str) -> None:
 
 def read_image(path: Path) -> Tensor:
     """[1, 3, H, W] of a file. Raises InvalidImage for one that is no image, OSError for one that is not there."""
-    from PIL import Image, UnidentifiedImageError
+    from ..images import from_pillow, open_image, read_file
 
-    from ..images import from_pillow
-
+    content = read_file(path)
     try:
-        with Image.open(path) as image:
+        with open_image(content) as image:
             return from_pillow(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except InvalidImage as error:
         raise InvalidImage(f"{path}: this cannot be read as an image: {error}") from error
 
 
@@ -235,6 +234,7 @@ def output_paths(output: Path | None, number: int) -> list[Path]:
         return [next(free) for _ in range(number)]
     from PIL import Image
 
+    check_name(output)
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise CascadeError(f"{output}: no image format has this ending; use .png, .jpg or .webp.")
     if not output.absolute().parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 LAYOUTS = ("cascade", "comfyui", "diffusers")
@@ -36,10 +37,12 @@ def run(args: argparse.Namespace) -> int:
 
     from ..checkpoints import KINDS, convert
     from ..errors import CascadeError
+    from ..files import check_name
     from ._common import counter
 
     if args.part is not None and args.part not in KINDS:
         raise CascadeError(f"--part must be one of {', '.join(KINDS)}, not {args.part}")
+    check_name(Path(args.target))
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     with counter(args.target, " tensors") as on_tensor:
         try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError
+from ..files import check_name
 
 if TYPE_CHECKING:
     from ..adapters import Lora
@@ -79,6 +81,8 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action != "info":
+        check_name(Path(args.target))
     try:
         return {"info": _info, "convert": _convert, "merge": _merge, "extract": _extract}[args.action](args)
     except ValueError as error:
@@ -154,8 +158,6 @@ def _dtype(args: argparse.Namespace) -> Any:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from ..adapters import Applied, merge, read_lora
     from ..checkpoints import load_model, save_model
 

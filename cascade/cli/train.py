@@ -41,11 +41,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import yaml
-
     from .. import training
     from ..errors import InvalidConfig
     from ..tiny import train as recipe
+    from ..training.config import read_value
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     changes: dict[str, Any] = {}
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         key, equals, value = change.partition("=")
         if not equals:
             raise InvalidConfig(f"--set {change}: expected KEY=VALUE")
-        changes[key] = yaml.safe_load(value)
+        changes[key] = read_value(value, f"--set {key}")
     if args.config == "tiny":
         parts = recipe.PARTS if args.part is None else (args.part,)
         folder = args.folder or Path("runs/tiny")

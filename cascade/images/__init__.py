@@ -17,7 +17,7 @@ from .hints import (
 )
 from .masks import as_mask, mask_of_latent, resize_mask
 from .metrics import psnr, side_by_side, ssim
-from .pillow import from_pillow, to_pillow
+from .pillow import from_pillow, open_image, read_file, to_pillow
 from .resize import (
     effnet_input,
     fit,
@@ -51,8 +51,10 @@ __all__ = [
     "inpaint_hint",
     "mask_of_latent",
     "normalize",
+    "open_image",
     "outpaint",
     "psnr",
+    "read_file",
     "resize_for_latent",
     "resize_mask",
     "resize_short_side",

@@ -115,7 +115,10 @@ def generate(
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
-    """One image for each prompt, with the seed at the same index. It is the same alone or in a batch, to rounding.
+    """One image for each prompt, with the seed at the same index.
+
+    It is the same alone or in a batch, to rounding: with another number of rows, matrix products add in another order.
+    In float32, pixels of the tiny cascade in [0, 1] differ by at most 0.005 then, which a test holds.
 
     parts: "text_encoder", "stage_c", "stage_b", "stage_a"; with a source "effnet", for variations "image_encoder" too.
     negative: what the images should not show; released: the empty prompt.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
-from .config import Amount, Count, PathFromRoot, Pixels, Settings, Several, TrainingConfig
+from .config import Amount, Count, NewPath, PathFromRoot, Pixels, Settings, Several, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import load_encoders, new_clip
@@ -33,7 +33,7 @@ class CaptionsSettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     effnet: PathFromRoot
     effnet_size: Pixels = 192
     text: Mapping[str, Any]

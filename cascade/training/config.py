@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,12 +22,22 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import InvalidConfig
+from ..errors import InvalidConfig, one_line, shown
+from ..files import check_name
 
 T = TypeVar("T")
 
 _CHANGEABLE = ("steps", "output", "device", "threads", "checkpoint_every", "sample_every", "log_every")
 """What may differ between a run and its continuation; `steps` may only grow."""
+
+FILE_BYTES = 1 << 16
+"""Of a settings file. The longest recipe has 2 kB; PyYAML reads 20 kB in a second."""
+VALUES = 20_000
+"""Keys and values of a settings file, aliases (`*name`) written out: a file of 1 kB can stand for terabytes."""
+DEPTH = 32
+"""How deep they may be nested."""
+SHOWN = 5
+"""Mistakes that a message lists before it only counts."""
 
 PATH_SCHEMES: dict[str, Callable[[str, Path], Path]] = {}
 """Scheme -> (what follows `SCHEME:` in a path of a settings file, root) -> path. Raises ValueError."""
@@ -44,10 +54,15 @@ def _to_number(value: Any) -> Any:
 
 def _to_path(value: Any, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
-        raise ValueError(f"expected a path, found {value!r}")
+        raise ValueError(f"expected a path, found {shown(value)}")
     root = (info.context or {}).get("root", Path())
     scheme, colon, name = str(value).partition(":")
     return PATH_SCHEMES[scheme](name, root) if colon and scheme in PATH_SCHEMES else root / value
+
+
+def _writable(path: Path) -> Path:
+    check_name(path)
+    return path
 
 
 def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -60,11 +75,13 @@ Whole = Annotated[int, BeforeValidator(_to_number)]
 Number = Annotated[float, BeforeValidator(_to_number)]
 Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(ge=0)]
-Pixels = Annotated[Whole, Field(ge=32)]
+Pixels = Annotated[Whole, Field(ge=32, le=16384)]
 Amount = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Several = Annotated[tuple[T, ...], AfterValidator(_not_empty)]
 PathFromRoot = Annotated[Path, BeforeValidator(_to_path)]
+NewPath = Annotated[PathFromRoot, AfterValidator(_writable)]
+"""Where something is written: its name is checked when the settings are read."""
 
 
 class Settings(BaseModel):
@@ -77,8 +94,8 @@ class Settings(BaseModel):
     def _only_known_keys(cls, data: Any) -> Any:
         for key in data if isinstance(data, Mapping) else ():
             if key not in cls.model_fields:
-                [near] = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)
-                raise ValueError(f"unknown key {key!r}; the nearest known one is {near!r}")
+                [near] = difflib.get_close_matches(str(key)[:64], cls.model_fields, n=1, cutoff=0.0)
+                raise ValueError(f"unknown key {shown(key)}; the nearest known one is {near!r}")
         return data
 
 
@@ -91,9 +108,9 @@ class TrainingConfig(Settings):
     """
 
     task: str
-    output: PathFromRoot
+    output: NewPath
     steps: Count
-    batch_size: Count
+    batch_size: Annotated[Whole, Field(ge=1, le=65536)]
     seed: Seed = 0
     accumulation: Count = 1
     learning_rate: Amount = 1e-3
@@ -104,7 +121,7 @@ class TrainingConfig(Settings):
     ema: Share = 0.999
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
-    threads: Count | None = None
+    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     checkpoint_every: Count = 1000
     sample_every: Count | None = None
     log_every: Count = 50
@@ -136,17 +153,30 @@ def read_config(
     path = Path(path)
     data = _read_mapping(path)
     for key, value in (changes or {}).items():
-        _put(data, key, value)
+        _put(data, key, value, str(path))
     return parse_config(data, settings, where=str(path), root=root)
+
+
+def read_value(text: str, where: str) -> Any:
+    """A value as a settings file would have it: 3, 1e-3, [a, b], true. Raises InvalidConfig; `where` names it there."""
+    try:
+        loader = _Yaml(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except _NOT_YAML as error:
+        raise InvalidConfig(f"{where}: not valid: {one_line(str(error))}") from error
 
 
 def parse_config(
     data: Mapping[str, Any], settings: Mapping[str, type[Settings]], *, where: str, root: str | Path = "."
 ) -> TrainingConfig:
     """As read_config, from a mapping; `where` is what errors call it."""
+    _check_values(data, where)
     task = data.get("task")
     if not isinstance(task, str) or task not in settings:
-        raise InvalidConfig(f"{where}: task is {task!r}; known tasks: {', '.join(settings)}")
+        raise InvalidConfig(f"{where}: task is {shown(task)}; known tasks: {', '.join(settings)}")
     section: Any = {task: (settings[task], ...)}
     whole = create_model(TrainingConfig.__name__, __base__=TrainingConfig, **section)
     try:
@@ -158,10 +188,13 @@ def parse_config(
 def invalid(where: str, error: ValidationError) -> InvalidConfig:
     """What is wrong, in one line: for each place its keys, what is expected there and what was found."""
     lines = []
-    for each in error.errors(include_url=False):
+    mistakes = error.errors(include_url=False)
+    for each in mistakes[:SHOWN]:
         place = "".join(f"{key}: " for key in each["loc"])
-        found = "" if each["type"] in ("missing", "value_error") else f", found {each['input']!r}"
+        found = "" if each["type"] in ("missing", "value_error") else f", found {shown(each['input'])}"
         lines.append(f"{place}{each['msg'].removeprefix('Value error, ')}{found}")
+    if len(mistakes) > SHOWN:
+        lines.append(f"and {len(mistakes) - SHOWN} more")
     return InvalidConfig(f"{where}: {'; '.join(lines)}")
 
 
@@ -171,7 +204,7 @@ def incompatible_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
     A key that only one of the two knows, in the file or in its section, is one that the program gained or lost since.
     """
     reasons = [
-        f"{key} was {a!r} and is {b!r}"
+        f"{key} was {shown(a)} and is {shown(b)}"
         for key, a, b in _differences(before, now, optional=2)
         if key.split(".")[0] not in _CHANGEABLE
     ]
@@ -194,21 +227,102 @@ def _differences(
     return found
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML with the values that JSON has: a date is text, and `!!bool`, `!!set` and so on are not taken."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def get_single_node(self) -> Any:
+        """The one document. Raises ComposerError where it would be too large once its aliases are written out."""
+        root: Any = super().get_single_node()
+        known = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+        waiting, count = [root], 0
+        while waiting and waiting[-1] is not None:
+            node = waiting.pop()
+            count += 1
+            if count > VALUES:
+                raise yaml.composer.ComposerError(None, None, f"more than {VALUES} values, aliases written out")
+            if node.tag not in known:
+                raise yaml.constructor.ConstructorError(None, None, f"the tag {shown(node.tag)}", node.start_mark)
+            waiting += _children(node)
+        return root
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+# What PyYAML raises for values that are none (`!!bool maybe`, `!!int`, 5000 digits) and for thousands of brackets.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise InvalidConfig(f"{path}: a file of settings is expected here")
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise InvalidConfig(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise InvalidConfig(f"{path}: not valid: {error}") from error
+    if len(content) > FILE_BYTES:
+        raise InvalidConfig(f"{path}: more than {FILE_BYTES} bytes: this is no file of settings")
+    data = _read_json(text, path) if path.suffix == ".json" else read_value(text, str(path))
     if not isinstance(data, dict):
         raise InvalidConfig(f"{path}: expected keys and values at the top, found {type(data).__name__}")
     return data
 
 
-def _put(data: dict[str, Any], key: str, value: Any) -> None:
+def _read_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidConfig(f"{path}: not valid: {one_line(str(error))}") from error
+
+
+def _put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
-    for parent in parents:
+    for number, parent in enumerate(parents):
         data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            place = ".".join(parents[: number + 1])
+            raise InvalidConfig(f"{where}: {shown(key)} cannot be set: {place} is {shown(data)}, which has no keys")
     data[last] = value
+
+
+def _check_values(data: Any, where: str) -> None:
+    """Raises InvalidConfig for more or deeper values than settings have, and for text that no file can hold."""
+    waiting: list[tuple[Any, int]] = [(data, 0)]
+    count = 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > VALUES or depth > DEPTH:
+            raise InvalidConfig(f"{where}: more than {VALUES} values, or nested more than {DEPTH} deep")
+        if isinstance(value, str) and not _is_text(value):
+            raise InvalidConfig(f"{where}: {shown(value)} has a character that no text has")
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise InvalidConfig(f"{where}: the number {shown(value)} is too large")
+        waiting += [(each, depth + 1) for each in _inside(value)]
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.keys()
+        yield from value.values()
+    elif isinstance(value, list | tuple):
+        yield from value
+
+
+def _is_text(value: str) -> bool:
+    """Without NUL and halves of surrogate pairs, which paths, files and tokenizers refuse later, or not at all."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value

@@ -15,7 +15,7 @@ from ..conditioning import TextEncoder
 from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
-from .config import Count, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
+from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
 from .filters import REFERENCE_NAMES, build_filter
 from .loop import Modules, derive_seed, pick_device
@@ -59,7 +59,7 @@ class ControlNetSettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     stage_c: PathFromRoot
     text_encoder: PathFromRoot
     effnet: PathFromRoot

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
+import tokenize
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +18,16 @@ import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor
 
-from ..errors import InvalidConfig
+from ..errors import InvalidConfig, one_line
 from ..files import remove_abandoned, write_atomically
 from .config import Count, PathFromRoot, Pixels, Seed, Settings
-from .folders import FolderImages
+from .folders import FolderImages, OnImage
+from .lock import writing
+
+log = logging.getLogger("cascade")
 
 CHUNK = 256
+CAPTIONS_FILE = "captions.json"
 OnChunk = Callable[[int, int], None]
 
 
@@ -59,18 +67,23 @@ class ImageSettings(Settings):
         return source
 
 
-def _open_folder(settings: ImageSettings) -> ImageSource:
+def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource:
     if settings.path is None:
         raise InvalidConfig("images: the source folder needs a path")
-    return FolderImages(settings.path, settings.size, settings.caption)
+    return FolderImages(settings.path, settings.size, settings.caption, on_image)
 
 
 IMAGE_SOURCES: dict[str, Callable[[ImageSettings], ImageSource]] = {"folder": _open_folder}
 """Name -> what opens such images. Whoever has images of another kind adds them here before settings are read."""
 
 
-def open_images(settings: ImageSettings) -> ImageSource:
-    """Raises InvalidConfig for settings that the source lacks, and for a folder without images."""
+def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource:
+    """Raises InvalidConfig for settings that the source lacks, and for a folder without images.
+
+    `on_image` is called for each file of a folder that is looked at; an exception in it ends the work.
+    """
+    if settings.source == "folder":
+        return _open_folder(settings, on_image)
     return IMAGE_SOURCES[settings.source](settings)
 
 
@@ -93,37 +106,76 @@ def cached(
 ) -> Cache:
     """What `compute` (pixels uint8 [n, s, s, 3] -> arrays with n rows) makes of all images, from disk if there.
 
-    `key` names what else `compute` depends on (the encoder's weights, sizes). A cache that is there is complete.
+    `key` names what else `compute` depends on (the encoder's weights, sizes). A cache that is there is complete; one
+    that was damaged since is made again.
+
+    Raises NotWritable.
     """
     digest = hashlib.sha256(json.dumps([kind, source.name, key]).encode()).hexdigest()[:16]
     place = folder / f"{kind}-{digest}"
-    if not place.exists():
+    try:
+        if place.exists():
+            return _read(place, len(source))
+    except _DAMAGED as error:
+        log.warning("%s: this cache is damaged and made again: %s", place, one_line(str(error)))
+        with writing(folder):
+            shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+    with writing(folder):
         _build(place, source, compute, on_chunk)
-    files = sorted(place.glob("*.npy"))
-    arrays = {file.stem: np.load(file, mmap_mode="r") for file in files}
-    return Cache(arrays, json.loads((place / "captions.json").read_text(encoding="utf-8")))
+    return _read(place, len(source))
+
+
+# What np.load and json raise for damaged files; numpy reads its headers as Python's source.
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+    *(SyntaxError, RecursionError, tokenize.TokenError),
+)
+
+
+def _read(place: Path, length: int) -> Cache:
+    """Raises one of _DAMAGED where something is not there, cannot be read, or has another length."""
+    captions = json.loads((place / CAPTIONS_FILE).read_bytes())
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"{CAPTIONS_FILE} is no list of texts")
+    "".join(captions).encode()  # a half of a surrogate pair, which JSON can hold, is no text
+    arrays: dict[str, Any] = {file.stem: np.load(file, mmap_mode="r") for file in sorted(place.glob("*.npy"))}
+    for name, array in arrays.items():
+        if array.offset + array.nbytes != (place / f"{name}.npy").stat().st_size:
+            raise ValueError(f"{name} has another size than its header says")
+    lengths = {CAPTIONS_FILE: len(captions)} | {name: len(array) for name, array in arrays.items()}
+    if wrong := [f"{name} has {count} rows" for name, count in lengths.items() if count != length]:
+        raise ValueError(f"there are {length} images, {' and '.join(wrong)}")
+    if not arrays:
+        raise ValueError("it has no arrays")
+    return Cache(arrays, captions)
 
 
 def _build(place: Path, source: ImageSource, compute: Compute, on_chunk: OnChunk | None) -> None:
     def write(folder: Path) -> None:
         folder.mkdir()
-        arrays: dict[str, np.memmap] = {}
         captions: list[str] = []
         total = len(source)
-        for start in range(0, total, CHUNK):
-            images, texts = source.read(start, min(CHUNK, total - start))
-            captions += texts
-            for name, rows in compute(images).items():
-                if name not in arrays:
-                    arrays[name] = np.lib.format.open_memmap(
-                        folder / f"{name}.npy", mode="w+", dtype=rows.dtype, shape=(total, *rows.shape[1:])
-                    )
-                arrays[name][start : start + len(rows)] = rows
-            if on_chunk is not None:
-                on_chunk(min(start + CHUNK, total), total)
-        for array in arrays.values():
-            array.flush()
-        (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+        with ExitStack() as stack:
+            files: dict[str, BinaryIO] = {}
+            for start in range(0, total, CHUNK):
+                images, texts = source.read(start, min(CHUNK, total - start))
+                captions += texts
+                for name, rows in compute(images).items():
+                    if name not in files:
+                        files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+                        np.lib.format.write_array_header_1_0(
+                            files[name],
+                            {
+                                "descr": np.lib.format.dtype_to_descr(rows.dtype),
+                                "fortran_order": False,
+                                "shape": (total, *rows.shape[1:]),
+                            },
+                        )
+                    # Not mapped: where the disk is full, writing to mapped memory ends the process.
+                    files[name].write(np.ascontiguousarray(rows).data)
+                if on_chunk is not None:
+                    on_chunk(min(start + CHUNK, total), total)
+        (folder / CAPTIONS_FILE).write_text(json.dumps(captions), encoding="utf-8")
 
     remove_abandoned(place.parent)
     try:

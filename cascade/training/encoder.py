@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InvalidConfig
 from ..images import normalize
 from ..models import EffnetConfig, EffnetEncoder, Previewer, PreviewerConfig
-from .config import Amount, PathFromRoot, Pixels, Settings, Several, TrainingConfig
+from .config import Amount, NewPath, PathFromRoot, Pixels, Settings, Several, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, cached, open_images, resize, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import frozen, model_config, new_network, recalibrate_batch_norm, sheet
@@ -34,7 +34,7 @@ class EncoderSettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     model: Mapping[str, Any]
     previewer: Mapping[str, Any]
     detail: Mapping[str, Any] | None = None

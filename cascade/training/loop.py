@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import logging
 import math
+import operator
 import signal
 import threading
 import time
@@ -20,11 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import CascadeError, RunConflict
+from ..errors import BrokenCheckpoint, CascadeError, InvalidConfig, RunConflict
 from ..files import remove_abandoned, write_atomically
 from .config import TrainingConfig, incompatible_changes
+from .lock import exclusive, writing
 from .metrics import append_metrics, plot_loss, truncate_metrics
-from .state import load_state, save_state
+from .state import STATE_FILE, load_state, save_state
 
 log = logging.getLogger("cascade")
 
@@ -113,18 +115,22 @@ def fit(
 
     `on_step(step, steps, metrics)` is called after every step. When `should_stop()` is true, and on the first ctrl-C
     or SIGTERM, the run saves its state and returns; a second ctrl-C raises KeyboardInterrupt at once.
-    Raises RunConflict when the saved state belongs to another configuration, CascadeError when the loss is not
-    finite.
+    Raises RunConflict when the saved state belongs to another configuration, FolderInUse when another process trains
+    there, NotWritable when the disk is full, CascadeError when the loss is not finite.
     """
-    trainer = Trainer(task, config)
-    trainer.resume()
-    with _stop_signals() as stopped:
-        return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
+    with exclusive(config.output):
+        trainer = Trainer(task, config)
+        trainer.resume()
+        with _stop_signals() as stopped:
+            return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """`auto` is the first GPU if there is one. Raises InvalidConfig for what is no device."""
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise InvalidConfig(f"device: {str(error).splitlines()[0]}") from error
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -233,7 +239,8 @@ class Trainer:
             "learning_rate": learning_rate(self.config, self.step - 1),
             "samples_per_second": self.step * self.config.batch_size * self.config.accumulation / self.seconds,
         }
-        append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
+        with writing(self.config.output):
+            append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
         self._check(means["loss"])
 
     def _check(self, loss: float) -> None:
@@ -248,11 +255,12 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         with torch.no_grad():
             sheet = self.task.sample(self.ema, generator)
-        if sheet is not None:
-            path = self.config.output / "samples" / f"step_{self.step:08d}.png"
-            write_atomically(path, lambda p: sheet.save(p, "PNG"))
-        if (plot := plot_loss(self.config.output)) is not None:
-            write_atomically(self.config.output / "loss.png", lambda p: plot.save(p, "PNG"))
+        with writing(self.config.output):
+            if sheet is not None:
+                path = self.config.output / "samples" / f"step_{self.step:08d}.png"
+                write_atomically(path, lambda p: sheet.save(p, "PNG"))
+            if (plot := plot_loss(self.config.output)) is not None:
+                write_atomically(self.config.output / "loss.png", lambda p: plot.save(p, "PNG"))
 
     def save(self) -> None:
         """The state, and the averaged weights as they are now, to try them."""
@@ -270,18 +278,32 @@ class Trainer:
             "summed": self.summed,
         }
         # In this order: where a state is marked as finished, its files exist.
-        self.task.export(self.ema, self.config.output, getattr(torch, self.config.export_dtype))
-        save_state(self.config.output, state)
+        with writing(self.config.output):
+            self.task.export(self.ema, self.config.output, getattr(torch, self.config.export_dtype))
+            save_state(self.config.output, state)
         log.info("%s: saved at step %d", self.config.output, self.step)
 
     def resume(self) -> None:
         """Take up the state in the output folder; raises RunConflict when it is another run's."""
-        self.config.output.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(self.config.output)
-        state = load_state(self.config.output, self.device)
+        output = self.config.output
+        for folder in (output, output / "samples"):
+            remove_abandoned(folder)
+        state = load_state(output, self.device)
         if state is None:
-            truncate_metrics(self.config.output, 0)
+            with writing(output):
+                truncate_metrics(output, 0)
             return
+        try:
+            self._take_up(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise BrokenCheckpoint(
+                f"not the state of such a training ({error}); delete it to restart", output / STATE_FILE
+            ) from error
+        with writing(output):
+            truncate_metrics(output, self.step)
+        log.info("%s: going on from step %d", output, self.step)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         reasons = incompatible_changes(state["config"], self.config.to_dict())
         if reasons:
             raise RunConflict(
@@ -291,12 +313,19 @@ class Trainer:
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
             self.ema[name].load_state_dict(state["ema"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The groups are those of the settings; a state has only what belongs to each parameter.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for parameter, own in self.optimizer.state.items():
+            shapes = {own[name].shape for name in ("exp_avg", "exp_avg_sq")}
+            if shapes != {parameter.shape} or own["step"].numel() != 1:
+                raise ValueError("the optimizer's averages have other shapes than the parameters")
         self.task.load_state(state["task"])
-        self.step, self.seconds, self.finished = state["step"], state["seconds"], state.get("finished", False)
-        self.sums, self.summed = state["sums"], state["summed"]
-        truncate_metrics(self.config.output, self.step)
-        log.info("%s: going on from step %d", self.config.output, self.step)
+        self.step, self.summed = operator.index(state["step"]), operator.index(state["summed"])
+        self.seconds, self.finished = float(state["seconds"]), bool(state.get("finished", False))
+        self.sums = {str(name): torch.tensor(float(value), device=self.device) for name, value in state["sums"].items()}
+        if min(self.step, self.summed, self.seconds) < 0 or not math.isfinite(self.seconds):
+            raise ValueError("its counters are out of range")
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

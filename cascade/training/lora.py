@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, StrictBool
+from pydantic import AfterValidator, Field, StrictBool
 from torch import Tensor, nn
 
 from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, save_lora, to_tensors
@@ -24,10 +24,23 @@ from ..checkpoints.detection import choose, detect_parts
 from ..checkpoints.sources import open_tensors
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
-from ..errors import InvalidConfig, RunConflict
-from .config import Amount, Count, Number, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
+from ..errors import InvalidConfig, InvalidName, RunConflict
+from ..files import check_name
+from .config import (
+    Amount,
+    Count,
+    NewPath,
+    Number,
+    PathFromRoot,
+    Pixels,
+    Settings,
+    Several,
+    Share,
+    TrainingConfig,
+    Whole,
+)
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
-from .folders import describe_problems
+from .folders import OnImage, describe_problems
 from .loop import Modules, derive_seed, pick_device
 from .lora_layers import Adapter, LearnedTokens, Wiring
 from .networks import encode_latents, frozen, sheet, with_training_attention
@@ -41,6 +54,14 @@ FormatName = Literal[
 ]
 AT_ONCE = 32
 """Images or captions that go through an encoder together."""
+
+
+def _file_name(name: str) -> str:
+    """Of a file in the output folder, never outside of it. Raises InvalidName."""
+    check_name(Path(name))
+    if not name or Path(name).name != name or "\\" in name:
+        raise InvalidName(f"{name!r} is not the name of a file in the output folder")
+    return name
 
 
 class TokenSettings(Settings):
@@ -72,14 +93,14 @@ class LoraSettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     stage_c: PathFromRoot
     text_encoder: PathFromRoot
     effnet: PathFromRoot
     effnet_size: Pixels | None = None
     target_modules: Several[str] | None = ("attention",)
     text_encoder_modules: Several[str] | None = None
-    rank: Count = 16
+    rank: Annotated[Whole, Field(ge=1, le=8192)] = 16
     alpha: Annotated[Number, Field(ge=1e-6)] | None = None
     dropout: Annotated[Number, Field(ge=0, le=0.95)] = 0.0
     use_dora: StrictBool = False
@@ -93,7 +114,7 @@ class LoraSettings(Settings):
     previewer: PathFromRoot | None = None
     sample_prompts: Several[str] | None = None
     sample_steps: Count = 20
-    name: str = "lora"
+    name: Annotated[str, AfterValidator(_file_name)] = "lora"
     formats: Several[FormatName] = ("comfyui",)
 
 
@@ -144,12 +165,15 @@ class Captions:
 class LoraTask(DiffusionTask):
     """Trains an `Adapter` on cached latents; on cached embeddings too where the text encoder stays as it is.
 
+    on_image: called for each file and image that is looked at; an exception in it ends the work.
     problems: lines about images that were left out or had no caption.
     seen: names of the sources' contents; a run goes on with the same images only.
     """
 
-    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
-        self.config, self.settings = config, config.settings
+    def __init__(
+        self, config: TrainingConfig, on_chunk: OnChunk | None = None, on_image: OnImage | None = None
+    ) -> None:
+        self.config, self.settings, self.on_image = config, config.settings, on_image
         settings: LoraSettings = config.settings
         self.device = pick_device(config.device)
         self.net = with_training_attention(self._network(settings.stage_c, "stage_c"), self.device)
@@ -259,10 +283,12 @@ class LoraTask(DiffusionTask):
             encoder = encoder or frozen(settings.effnet, self.device, "effnet")
             parts = []
             for part in np.array_split(pixels, -(-len(pixels) // AT_ONCE)):
+                if self.on_image is not None:
+                    self.on_image()
                 parts.append(encode_latents(encoder, to_images(torch.from_numpy(part).to(self.device)), size))
             return {"latents": np.concatenate(parts)}
 
-        source = open_images(images)
+        source = open_images(images, self.on_image)
         self.problems += describe_problems(source)
         self.seen.append(source.name)
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"

@@ -15,12 +15,22 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of folder/metrics.jsonl (a line cut off by a crash is left out)."""
+    """The complete lines of folder/metrics.jsonl (one that a crash cut off, or that is damaged, is left out)."""
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = map(_parsed, text.splitlines())
+    return [line for line in lines if isinstance(line.get("step"), int) and 0 < line["step"] < 2**63]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Empty for a line that is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
@@ -40,7 +50,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
 
 def plot_loss(folder: Path, *, size: tuple[int, int] = (900, 420)) -> Image.Image | None:
     """The loss over the steps, logarithmic upwards; thin as logged, thick smoothed. None with fewer than two lines."""
-    lines = [m for m in read_metrics(folder) if isinstance(m.get("loss"), float) and m["loss"] > 0]
+    lines = [m for m in read_metrics(folder) if isinstance(m.get("loss"), float) and 0 < m["loss"] < math.inf]
     if len(lines) < 2:
         return None
     steps, losses = [m["step"] for m in lines], [math.log10(m["loss"]) for m in lines]

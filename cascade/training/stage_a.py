@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InvalidConfig
 from ..models import StageA, StageAConfig
-from .config import Amount, PathFromRoot, Pixels, Settings, TrainingConfig
+from .config import Amount, NewPath, Pixels, Settings, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, cached, open_images, to_images
 from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import model_config, new_network, recalibrate_batch_norm, sheet
@@ -26,7 +26,7 @@ class StageASettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     model: Mapping[str, Any]
     crop: Pixels = 128
     l1: Amount = 1.0

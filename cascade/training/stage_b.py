@@ -13,7 +13,7 @@ from torch import Tensor
 from ..diffusion import Guidance, SamplingSettings, SeededNoise, sample
 from ..errors import InvalidConfig
 from ..models import StageB, StageBConfig
-from .config import Amount, Count, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
+from .config import Amount, Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .loop import Modules, derive_seed, pick_device
 from .networks import encode_latents, frozen, model_config, new_network, sheet, training_attention
@@ -31,7 +31,7 @@ class StageBSettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     stage_a: PathFromRoot
     effnet: PathFromRoot
     model: Mapping[str, Any]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
 from ..models import Conditions, StageC, StageCConfig
-from .config import Count, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
+from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import (
     Cache,
     ImageSettings,
@@ -55,7 +55,7 @@ class StageCSettings(Settings):
     """
 
     images: ImageSettings
-    cache: PathFromRoot
+    cache: NewPath
     effnet: PathFromRoot
     effnet_size: Pixels = 192
     model: Mapping[str, Any]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import BrokenCheckpoint
+from ..checkpoints.pickles import read_archive
+from ..errors import BrokenCheckpoint, CheckpointError
 from ..files import write_atomically
 
 STATE_FILE = "state.pt"
@@ -21,18 +21,29 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     The new file is complete and on the disk before it takes the place of the old one, so a crash at any
     moment leaves one or the other.
     """
-    write_atomically(folder / STATE_FILE, lambda path: torch.save({"format": _FORMAT, **state}, path))
+
+    def write(path: Path) -> None:
+        # A file of Python's: torch's own writer says of a full disk only that it failed.
+        with path.open("wb") as file:
+            torch.save({"format": _FORMAT, **state}, file)
+
+    write_atomically(folder / STATE_FILE, write)
 
 
 def load_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The saved state, or None when there is none yet. Raises BrokenCheckpoint. Never runs code of the file."""
+    """The saved state, or None when there is none yet. Never runs code of the file.
+
+    Raises BrokenCheckpoint: not a state of this version, or one of its bytes is not as it was written.
+    """
     path = folder / STATE_FILE
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise BrokenCheckpoint(f"{path}: not a readable training state ({error}); delete it to restart") from error
-    if state.get("format") != _FORMAT:
-        raise BrokenCheckpoint(f"{path}: a training state of another version; delete it to restart")
+        state = read_archive(path, device)
+    except (CheckpointError, OSError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise BrokenCheckpoint(f"not a readable training state ({reason}); delete it to restart", path) from error
+    version = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(version, int) or version != _FORMAT:
+        raise BrokenCheckpoint("a training state of another version; delete it to restart", path)
     return state

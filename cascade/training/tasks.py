@@ -9,6 +9,7 @@ from .captions import CaptionsSettings, CaptionsTask
 from .config import Settings, TrainingConfig
 from .controlnet import ControlNetSettings, ControlNetTask
 from .encoder import EncoderSettings, EncoderTask
+from .lock import exclusive
 from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
 from .stage_a import StageASettings, StageATask
@@ -41,5 +42,6 @@ ProgressBars = Callable[[str, str], Callable[..., None]]
 def train(config: TrainingConfig, *, progress: ProgressBars | None = None) -> Outcome:
     """Run one training: compute what is cached, train, export. Raises as its task and as `fit`."""
     on_chunk = progress(f"{config.task} images", "image") if progress else None
-    task = TASKS[config.task].task(config, on_chunk)
-    return fit(task, config, on_step=progress(config.task, "step") if progress else None)
+    with exclusive(config.output):
+        task = TASKS[config.task].task(config, on_chunk)
+        return fit(task, config, on_step=progress(config.task, "step") if progress else None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ...cascade import tiny
-from ...cascade.errors import CascadeError, MissingPart
+from ...cascade.errors import CascadeError, MissingPart, NotWritable, shown
+from ...cascade.files import check_name
 from ..types import field
 
 TINY = "tiny cascade (included)"
@@ -36,6 +38,12 @@ TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{n
 
 ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras")}
 """What is added to networks: LoRAs, and learned tokens, which may be in LoRAs too."""
+
+
+TRAINING_FOLDERS = "training_folders"
+"""The name under which extra_model_paths.yaml says where else images for trainings may lie."""
+STAMPED = 20_000
+"""Files of a folder of images whose changes are noticed before a training starts; a larger one is always read anew."""
 
 
 def choices(kind: str) -> list[str]:
@@ -129,8 +137,13 @@ def numbered_file(kind: str, filename_prefix: str, ending: str = ".safetensors")
     """
     folder = _writable(kind).resolve()
     prefix = inside(folder, filename_prefix).relative_to(folder)
-    where, name, counter, _, _ = folder_paths.get_save_image_path(str(prefix), str(folder))
-    return Path(where) / f"{name}_{counter:05}_{ending}"
+    try:
+        where, name, counter, _, _ = folder_paths.get_save_image_path(str(prefix), str(folder))
+    except OSError as error:
+        raise NotWritable(f"{folder / prefix}: no file can be written there: {error.strerror or error}") from error
+    path = Path(where) / f"{name}_{counter:05}_{ending}"
+    check_name(path)
+    return path
 
 
 def _writable(kind: str) -> Path:
@@ -147,21 +160,53 @@ def run_folder(name: str) -> Path:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A path under a folder. Raises CascadeError."""
+    """A path under a folder. Raises CascadeError for a name that leads elsewhere, or that not every system can have."""
     root = folder.resolve()
-    path = root if "\0" in name else (root / name.strip()).resolve()
+    check_name(Path(name.strip()), windows=True)
+    path = (root / name.strip()).resolve()
     if not path.is_relative_to(root) or path == root:
         raise CascadeError(f"{name!r} is no name for a file here: use letters, digits, - and _, and / for a subfolder.")
+    check_name(path)
     return path
 
 
 def images(name: str) -> Path:
-    """A folder or tar of images: one in ComfyUI's input folder, or a whole path. Raises MissingPart."""
-    path = Path(name.strip()).expanduser()
-    found = path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
-    if not name.strip() or not found.exists():
-        raise MissingPart(f"There are no images at {found}. Give a folder in ComfyUI's input folder, or a whole path.")
-    return found
+    """A folder or tar of images: in ComfyUI's input folder, or a whole path below one of `image_folders`.
+
+    Raises MissingPart, with the same text for what is not there and what is elsewhere: who may send prompts is not told
+    which files this machine has.
+    """
+    roots = image_folders()
+    # Without a look at the disk: links below these folders are the owner's.
+    path = Path(os.path.normpath(roots[0] / name.strip()))
+    if name.strip() and any(path.is_relative_to(root) for root in roots) and path.exists():
+        return path
+    raise MissingPart(
+        f"There are no images at {shown(name)}. Give a folder or a tar in ComfyUI's input folder, or a whole path in "
+        f"its input, output or models folder, or in one that {TRAINING_FOLDERS} in extra_model_paths.yaml names."
+    )
+
+
+def image_folders() -> list[Path]:
+    """Where trainings may read images: input first, output, models, and those that the server's owner has named."""
+    named = folder_paths.folder_names_and_paths.get(TRAINING_FOLDERS)
+    own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
+    roots = [*own, *(named[0] if named else ())]
+    return [path for root in map(Path, roots) for path in (Path(os.path.normpath(root.absolute())), root.resolve())]
+
+
+def image_stamp(path: Path, stopped: Callable[[], bool]) -> tuple[object, ...] | None:
+    """As `stamp`, of a folder of images; None where it has more than STAMPED files, or when it was stopped."""
+    found: list[tuple[str, int, int]] = []
+    for where, folders, files in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
+        folders.sort()
+        for name in sorted(files):
+            if len(found) >= STAMPED or stopped():
+                return None
+            with suppress(OSError):  # a link that leads nowhere
+                stat = (Path(where) / name).stat()
+                found.append((str(Path(where) / name), stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
 
 
 def embeddings() -> list[str]:

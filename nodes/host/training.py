@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...cascade.adapters import Lora, read_lora
-from ...cascade.errors import CascadeError, RunConflict
+from ...cascade.errors import CascadeError, RunConflict, printable
 from ...cascade.files import write_atomically
 from ...cascade.images import from_pillow, to_pillow
 from ...cascade.training import SETTINGS, TASKS, fit, parse_config
+from ...cascade.training.lock import exclusive, writing
 from ...cascade.training.metrics import plot_loss
 from . import folders
 
@@ -35,6 +37,26 @@ class Trained:
     loss: Tensor
     samples: Tensor
     report: str
+
+
+def image_stamp(name: str) -> tuple[object, ...] | None:
+    """Changes when the images of a training do; None where it cannot be told."""
+    try:
+        return folders.image_stamp(folders.images(name), comfy.model_management.processing_interrupted)
+    except CascadeError:
+        return None  # the training itself says why
+
+
+@contextmanager
+def run_of(name: str) -> Iterator[None]:
+    """The training of this name, alone: its names are checked, and its folder is held.
+
+    Raises:
+        CascadeError: a name that no file can have, or another process trains there.
+    """
+    folders.new_file("lora", name)
+    with exclusive(folders.run_folder(name)):
+        yield
 
 
 def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
@@ -69,7 +91,8 @@ def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
             gc.collect()
             comfy.model_management.soft_empty_cache()
     # Loaded networks may have the old file mapped: it is replaced, never changed in place.
-    write_atomically(target, lambda path: shutil.copyfile(output / "lora.safetensors", path))
+    with writing(target.parent):
+        write_atomically(target, lambda path: shutil.copyfile(output / "lora.safetensors", path))
     samples = sorted((output / "samples").glob("*.png"))
     return Trained(
         read_lora(target),
@@ -83,14 +106,14 @@ def _run(whole: Mapping[str, Any]) -> str:
     config = parse_config(whole, SETTINGS, where="Train LoRA", root=Path())
     bar = comfy.utils.ProgressBar(config.steps)
 
-    def on_chunk(done: int, total: int) -> None:
+    def look(*_: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def on_step(step: int, steps: int, metrics: dict[str, float]) -> None:
         bar.update_absolute(step, steps)
 
     try:
-        task = TASKS["lora"].task(config, on_chunk)
+        task = TASKS["lora"].task(config, on_chunk=look, on_image=look)
         outcome = fit(task, config, on_step=on_step, should_stop=comfy.model_management.processing_interrupted)
     except RunConflict as error:
         raise CascadeError(f"{error} Or set existing_run to 'restart', or give the LoRA another name.") from error
@@ -127,15 +150,16 @@ def store_images(name: str, images: Tensor, captions: list[str]) -> Path:
             f"{len(images)} images need as many lines of captions, or one for all; there are {len(captions)}."
         )
     place = folders.run_folder(name) / "images"
-    if place.exists():
-        for path in place.glob("[0-9][0-9][0-9][0-9].*"):
-            path.unlink()
-    place.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(images):
-        to_pillow(image.movedim(-1, 0)).save(place / f"{number:04}.png")
-        if captions:
-            text = captions[number] if len(captions) > 1 else captions[0]
-            (place / f"{number:04}.txt").write_text(text, encoding="utf-8")
+    with writing(place):
+        if place.exists():
+            for path in place.glob("[0-9][0-9][0-9][0-9].*"):
+                path.unlink()
+        place.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            to_pillow(image.movedim(-1, 0)).save(place / f"{number:04}.png")
+            if captions:
+                text = captions[number] if len(captions) > 1 else captions[0]
+                (place / f"{number:04}.txt").write_text(printable(text), encoding="utf-8")
     return place
 
 

@@ -47,6 +47,9 @@ def test_one_training(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["--set", "stpes=2"], "'steps'"),
         (["--set", "steps"], "KEY=VALUE"),
+        (["--set", "steps.x=1"], "which has no keys"),
+        (["--set", "steps=!!bool maybe"], "--set steps: not valid"),
+        (["--set", "steps=[" + "[" * 5000], "--set steps: not valid"),
         (["--set", "stage_a.crop=34"], "multiple of 4"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,14 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
     ("changes", "reason"),
     [
         ({"folder": "nowhere"}, "There are no images at"),
+        ({"folder": "\ud800"}, "There are no images at"),
         ({"name": "../outside"}, "no name for a file"),
+        ({"name": "\ud800"}, "a name is Unicode text"),
+        ({"name": "a\0b"}, "no control characters"),
+        ({"name": "n" * 201}, "at most 200 bytes"),
+        ({"name": "d/" * 2000 + "n"}, "the path has more than"),
+        ({"name": "com1.owl"}, "a device of Windows"),
+        ({"name": "owl."}, "end in a dot"),
         ({"token": "dog"}, "ordinary word"),
         ({"token": "two words"}, "cannot be a token"),
         ({"target_modules": "none", "token": ""}, "nothing to train"),
@@ -218,3 +227,88 @@ def test_the_run_lies_where_it_is_said(host: Any, folder: str) -> None:
     run = Path(host.base) / "output" / "stable_cascade" / "training" / "sub" / "deep"
     assert {"state.pt", "metrics.jsonl", "lora.safetensors", "cache"} <= {path.name for path in run.iterdir()}
     assert (host.models / "loras" / "sub" / "deep.safetensors").exists()
+
+
+def test_names_are_checked_before_anything_is_written(host: Any, folder: str) -> None:
+    runs = host.base / "output" / "stable_cascade" / "training"
+    before = set(runs.iterdir()) if runs.exists() else set()
+    for name in ("n" * 201, "a:b", "aux", "\ud800"):
+        with pytest.raises(errors(host).InvalidName):
+            train(host, name, folder, images=torch.rand(2, 64, 64, 3))
+    assert (set(runs.iterdir()) if runs.exists() else set()) == before
+    for node, values in (("CascadeSaveLora", {"lora_name": "tiny cascade (included)", "format": "cascade"}),):
+        for name in ("n" * 201, "a:b", "lpt1", "a\ud800"):
+            with pytest.raises(errors(host).InvalidName):
+                host.call(node, filename_prefix=name, **values)
+
+
+@pytest.fixture
+def private(host: Any, tmp_path: Path) -> Path:
+    """A folder of images that the server's owner has not named."""
+    place = tmp_path / "private"
+    place.mkdir()
+    Image.new("RGB", (64, 64)).save(place / "owl.png")
+    return place
+
+
+def test_other_folders_are_not_read_and_not_told_of(host: Any, folder: str, private: Path) -> None:
+    there, not_there = str(private), str(private.with_name("nothing"))
+    (host.base / "output" / "images").mkdir(parents=True, exist_ok=True)
+    up = "../" * 30
+    for path in (there, up + there, f"{host.base}/output/images/{up}{there}", f"{host.base}/input/../../..{there}"):
+        told = []
+        for each in (path, path.replace(there, not_there)):
+            for key in ("folder", "class_folder"):
+                with pytest.raises(errors(host).MissingPart) as error:
+                    train(host, "closed", **{"folder": folder, key: each})
+                told.append(str(error.value).replace(each, "").replace(repr(each), ""))
+        assert len({text.split(". Give")[1] for text in told}) == 1
+        assert not any("private" in text.split(". Give")[1] for text in told)
+
+
+def test_a_folder_that_the_owner_has_named_is_read(host: Any, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import folder_paths
+
+    name = host.pack("nodes.host.folders").TRAINING_FOLDERS
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(private.parent)], set()))
+    assert "1 images" in train(host, "named", str(private), steps=1)[3]
+    assert "1 images" in train(host, "named2", str(private / ".." / "private"), steps=1)[3]
+    with pytest.raises(errors(host).MissingPart):
+        train(host, "named", str(private.parent.parent))
+
+
+def test_listing_is_stopped_by_the_stop_button(host: Any, folder: str) -> None:
+    import comfy.model_management as management
+
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        train(host, "listing", folder)
+    assert not management.processing_interrupted()
+    node = host.classes["CascadeTrainLora"]
+    management.interrupt_current_processing()
+    try:
+        stamp = node.fingerprint_inputs(folder=folder, class_folder="", existing_run="continue")
+        assert stamp != stamp, "what was not looked at to the end counts as changed"
+    finally:
+        management.interrupt_current_processing(False)
+    first, second = (node.fingerprint_inputs(folder=folder, class_folder="", existing_run="") for _ in range(2))
+    assert first == second
+
+
+def test_a_second_training_of_the_name_is_refused(host: Any, folder: str) -> None:
+    run = host.base / "output" / "stable_cascade" / "training" / "twice"
+    code = (
+        "import sys, time, pathlib\n"
+        f"sys.path.insert(0, {str(networks.__file__).rsplit('/tests', 1)[0]!r})\n"
+        "from cascade.training.lock import exclusive\n"
+        f"with exclusive(pathlib.Path({str(run)!r})):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(errors(host).FolderInUse, match=f"process {other.pid} "):
+            train(host, "twice", folder)
+        other.kill()
+    assert "4 steps" in train(host, "twice", folder)[3]

@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 
+from cascade import tiny
 from cascade.conditioning import StageBInputs, StageCInputs, TextEncoder
 from cascade.diffusion import Guidance, SeededNoise, sample
 from cascade.errors import MissingPart
@@ -87,6 +88,18 @@ def test_an_image_is_the_same_alone_as_among_others(parts):
     for i, prompt in enumerate([LONG, "a cat", "a dog"]):
         alone = generate(parts, [prompt], seeds=[4 + i], settings=FEW)
         assert relative_error(among.images[i : i + 1], alone.images) < 1e-4
+
+
+@pytest.mark.skipif(not tiny.path("stage_c").exists(), reason="the tiny cascade's weights are not here")
+def test_a_batch_changes_pixels_by_no_more_than_is_said():
+    """The bound of docs/library.md and of `generate`, at the released numbers of steps; bit for bit at equal sizes."""
+    prompts = ["a large red circle on a blue background, left", "a small green square on a white background, right"]
+    parts, sizes = Parts(tiny.parts()), Settings(width=256, height=256)
+    among, again = (generate(parts, prompts, seeds=[4, 5], settings=sizes).images for _ in range(2))
+    assert torch.equal(among, again)
+    for i, prompt in enumerate(prompts):
+        alone = generate(parts, [prompt], seeds=[4 + i], settings=sizes).images
+        assert (among[i : i + 1] - alone).abs().max() < 0.005
 
 
 def test_negative_prompt_and_variation_change_the_image(parts):

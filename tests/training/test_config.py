@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,101 @@ def test_settings_cannot_be_changed() -> None:
 def test_settings_survive_json() -> None:
     config = parse()
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+def nested_anchors(name: str) -> str:
+    """A kilobyte of YAML that stands for 9 ** 9 values of a key."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    return "\n".join([*lines, f"{name}: *a9", ""])
+
+
+def nested_merges() -> str:
+    """The same through merge keys, which a reader copies while it reads."""
+    lines = ["m0: &m0 {a: 1}"]
+    lines += [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}" for i in range(1, 12)]
+    return "\n".join([*lines, ""])
+
+
+PLAIN = """
+task: stage_a
+output: out
+steps: 10
+batch_size: 2
+stage_a: {images: {source: tiny, count: 8}, cache: cache, model: {width: 16}}
+"""
+HOSTILE = {
+    "anchors": PLAIN.replace("steps: 10\n", nested_anchors("steps")),
+    "anchors in a section": PLAIN.replace("{width: 16}", "*a9").replace("stage_a:", nested_anchors("x") + "stage_a:"),
+    "merges": nested_merges() + PLAIN,
+    "recursion": PLAIN.replace("steps: 10", "steps: &a [*a]"),
+    "recursion in a section": PLAIN.replace("{width: 16}", "&m {width: *m}"),
+    "depth": PLAIN.replace("steps: 10", "steps: " + "[" * 5000 + "]" * 5000),
+    "forty deep": PLAIN.replace("{width: 16}", "{a: " * 40 + "1" + "}" * 40),
+    "digits": PLAIN.replace("10", "9" * 5000),
+    "hex digits": PLAIN.replace("10", "0x" + "f" * 9000),
+    "sexagesimal digits": PLAIN.replace("10", "1:" * 3000 + "1"),
+    "a bool that is none": PLAIN + "ema: !!bool maybe\n",
+    "an int that is none": PLAIN + 'ema: !!int ""\n',
+    "a timestamp that is none": PLAIN + "ema: !!timestamp x\n",
+    "a set": PLAIN + "ema: !!set {a, b}\n",
+    "code": PLAIN + "ema: !!python/object/apply:os.mkdir [ran]\n",
+    "a surrogate": PLAIN.replace("out\n", '"\\ud800"\n'),
+    "a NUL": PLAIN.replace("out\n", '"a\\0b"\n'),
+    "a list as a key": "? [a, b]\n: 3\n" + PLAIN,
+    "a long key": f"? {'k' * 50_000}\n: 3\n" + PLAIN,
+    "a long value": PLAIN.replace("10", "k" * 50_000),
+    "many mistakes": PLAIN.replace("16}}", "16}, weights: [" + "x," * 9000 + "x]}"),
+    "two documents": PLAIN + "---" + PLAIN,
+    "a large file": PLAIN + "# " + "x" * 2**17,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_files_are_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidConfig, match=r"a\.yaml") as caught:
+        read_config(path, SETTINGS)
+    assert len(str(caught.value)) < 1500
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, '{"steps": ' + "9" * 5000 + "}", '{"a": "\\ud800"}', "\ud800"])
+def test_hostile_json_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(InvalidConfig, match=r"a\.json"):
+        read_config(path, SETTINGS)
+
+
+def test_dates_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(PLAIN.replace("output: out", "output: 2026-99-99"), encoding="utf-8")
+    assert read_config(path, SETTINGS).output == Path("2026-99-99")
+
+
+def test_aliases_and_merges_of_moderate_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    text = PLAIN.replace("{width: 16}", "{<<: {width: 8}, levels: 3}") + "seed: &s 3\nwarmup: *s\n"
+    path.write_text(text, encoding="utf-8")
+    config = read_config(path, SETTINGS)
+    assert config.settings.model == {"width": 8, "levels": 3}
+    assert config.seed == config.warmup == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(InvalidConfig, match="a file of settings is expected"):
+        read_config(tmp_path / "a.yaml", SETTINGS)
+
+
+def test_a_change_below_a_value_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(PLAIN, encoding="utf-8")
+    for changes in ({"steps.x": 3}, {"stage_a.cache.y.z": 3}):
+        with pytest.raises(InvalidConfig, match="which has no keys"):
+            read_config(path, SETTINGS, changes=changes)

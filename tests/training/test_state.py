@@ -62,3 +62,10 @@ def test_the_plot_wants_two_lines(tmp_path: Path) -> None:
     image = plot_loss(tmp_path)
     assert image is not None
     assert len(image.getcolors() or ()) > 2
+
+
+@pytest.mark.parametrize("version", [None, "2", torch.zeros(0), torch.zeros(3), [2]])
+def test_a_state_of_another_version_is_named(tmp_path: Path, version: object) -> None:
+    torch.save({"format": version}, tmp_path / STATE_FILE)
+    with pytest.raises(BrokenCheckpoint, match="another version"):
+        load_state(tmp_path)
