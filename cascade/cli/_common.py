@@ -32,6 +32,8 @@ RELEASED_FILES = {
 NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
 """What a prompt needs."""
 SMALLEST_TILE = 256
+STOPPED = 130
+"""The exit status of a training that was stopped, saved, and can go on."""
 SAMPLING = ("steps", "sampler_name", "shift")
 GUIDANCE = ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent")
 """Options of a stage, with the names that they have in `SamplingSettings` and in its `Guidance`."""

@@ -136,7 +136,7 @@ def read_config(
     path = Path(path)
     data = _read_mapping(path)
     for key, value in (changes or {}).items():
-        _put(data, key, value)
+        put(data, key, value)
     return parse_config(data, settings, where=str(path), root=root)
 
 
@@ -207,7 +207,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def _put(data: dict[str, Any], key: str, value: Any) -> None:
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of settings ("steps", or "stage_b.cache" inside a section)."""
     *parents, last = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
