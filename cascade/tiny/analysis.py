@@ -67,6 +67,12 @@ def foreground(image: Any) -> np.ndarray:
     return np.any([np.zeros(seen.smooth.shape[:2], bool), *(_cover(seen, p)[1] > 0.5 for p in seen.pieces)], axis=0)
 
 
+def outline_overlap(image: Any, other: Any) -> float:
+    """Intersection over union of the foregrounds of two images of one size; 0 where neither has one."""
+    one, two = foreground(image), foreground(other)
+    return float((one & two).sum() / max(1, (one | two).sum()))
+
+
 class _Seen(NamedTuple):
     """An image without its noise [H, W, 3], its background [3], the distance from that [H, W], the pieces [H, W]."""
 
