@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError
-from ._common import STOPPED, count, counter, parts_of, say
+from ._common import STOPPED, count, parts_of, say
 
 if TYPE_CHECKING:
     from ..training import ProgressBars
 
-SETTINGS = "settings.yaml"
-ABOUT_SETTINGS = """\
-# The settings of a LoRA, as `python -m cascade train lora` chose them. To change more than that command can, copy this
-# file, give it another `output`, and run `python -m cascade train COPY.yaml`.
-"""
 CLASS_IMAGES_TINY, CLASS_IMAGES, AT_ONCE_TINY = 200, 100, 10
 
 
@@ -64,47 +60,30 @@ def run(args: argparse.Namespace, changes: Mapping[str, Any], progress: Progress
     parts = parts_of(args, ("text_encoder", "stage_c", "effnet", "stage_b", "stage_a"))
     if not args.models:
         say("Using the tiny cascade that ships with this package. For the released networks give --models DIR.")
-    import yaml
-
     from ..files import write_atomically
-    from ..training import SETTINGS as TASK_SETTINGS
-    from ..training import parse_config, train
-    from ..training.config import put
-    from ..training.lora import defaults_for
-    from ..training.plain import NETWORKS, make_class_images, plain_settings, prepare_images
+    from ..training.plain import SETTINGS_FILE, PlainLora, train_plain
 
-    folder = (args.folder or Path("runs") / output.stem).absolute()
-    networks: dict[str, Any] = {kind: parts.sources[kind] for kind in NETWORKS if kind in parts.sources}
-    size = defaults_for(networks["stage_c"]).resolution
-    captions = prepare_images(args.images, folder / "images", size, args.token)
-    prompts = _class_prompts(args, captions)
-    values = plain_settings(
-        folder,
-        networks,
+    folder = args.folder or Path("runs") / output.stem
+    wanted = PlainLora(
+        images=args.images,
+        folder=folder,
         name=output.stem,
-        device=parts.device,
         token=args.token,
         initializer=args.initializer,
         steps=args.steps,
-        class_images=bool(prompts),
-        sample_prompts=[*list(dict.fromkeys(captions))[:3], *prompts[:1]],
+        changes=changes,
+        class_prompts=partial(_class_prompts, args),
+        at_once=1 if args.models else AT_ONCE_TINY,
     )
-    for key, value in changes.items():
-        put(values, key, value)
-    config = parse_config(values, TASK_SETTINGS, where="train lora")
-    text = ABOUT_SETTINGS + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_atomically(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
-    if prompts:
-        with counter("images of the class", "image") as on_image:
-            at_once = 1 if args.models else AT_ONCE_TINY
-            make_class_images(parts, prompts, folder / "class", size=size, at_once=at_once, on_image=on_image)
-    outcome = train(config, progress=progress)
+    outcome, captions = train_plain(wanted, parts, progress=progress)
     made = folder / output.name
     if not outcome.complete:
-        say(f"Stopped at step {outcome.step} of {config.steps}; the same command continues. So far: {made}")
+        say(f"Stopped at step {outcome.step}; the same command continues. So far: {made}")
         return STOPPED
     write_atomically(output, lambda path: shutil.copyfile(made, path))
-    _report(args, folder, output, captions)
+    say(f"Samples: {folder / 'samples'}; loss: {folder / 'loss.png'}; settings: {folder / SETTINGS_FILE}")
+    models = "".join(f" --models {path}" for path in args.models or ())
+    say(f'Try it: python -m cascade generate "{captions[0]}" --lora {output}{models}')
     print(output)
     return 0
 
@@ -137,14 +116,6 @@ def _class_prompts(args: argparse.Namespace, captions: Sequence[str]) -> list[st
 
         plain = [without_token(caption, args.token or "", args.initializer or "") for caption in captions]
         return [plain[i % len(plain)] for i in range(number)]
-    from numpy.random import default_rng
+    from ..tiny.new_shapes import class_prompts
 
-    from ..tiny import grammar
-
-    return [grammar.write(grammar.sample(default_rng((1, i)))) for i in range(number)]
-
-
-def _report(args: argparse.Namespace, folder: Path, output: Path, captions: Sequence[str]) -> None:
-    say(f"Samples: {folder / 'samples'}; loss: {folder / 'loss.png'}; settings: {folder / SETTINGS}")
-    models = "".join(f" --models {path}" for path in args.models or ())
-    say(f'Try it: python -m cascade generate "{captions[0]}" --lora {output}{models}')
+    return class_prompts(number)

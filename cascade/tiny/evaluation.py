@@ -172,6 +172,14 @@ def evaluate_lora(
             judged += [Judged(LEARNED, float(shown)), Judged(LEARNED_WHOLE, float(right))]
             samples.append(Sample(caption, image))
         report("the learned token", numbers[-1] + 1, seeds)
+    others, shown = judge_others(parts, taught, prompts, report)
+    return Evaluation(to_rows([*judged, *others], LORA_AIMS), (*samples, *shown))
+
+
+def judge_others(parts: Parts, taught: Parts, prompts: int, report: OnProgress) -> tuple[list[Judged], list[Sample]]:
+    """What a LoRA changes in prompts without its token, and the images with it. `taught`: `parts` with the LoRA."""
+    judged: list[Judged] = []
+    samples: list[Sample] = []
     for first, some in _batches(held_out_scenes(prompts, seed=3)):
         captions, numbers = [grammar.write(scene) for scene in some], _seeds(3, first, len(some))
         plain, other = (generate(each, captions, seeds=numbers, settings=SETTINGS).images for each in (parts, taught))
@@ -182,7 +190,7 @@ def evaluate_lora(
                 judged.append(Judged(question, answers["all that the prompt says"]))
             samples.append(Sample(grammar.write(scene), after))
         report("prompts without it", first + len(some), prompts)
-    return Evaluation(to_rows(judged, LORA_AIMS), tuple(samples))
+    return judged, samples
 
 
 def held_out_scenes(count: int, seed: int) -> list[Scene]:

@@ -55,12 +55,12 @@ def draw(rng: np.random.Generator, *, size: int = 256) -> np.ndarray:
     image = _fill(rng, first, PLAIN_BACKGROUND, size)
     taken = np.zeros((size, size), np.float32)
     for _ in range(count):
-        cover = _object(rng, str(rng.choice(list(TRAINED))), count, size)
-        if count == 2 and (cover * taken).any():
+        seen = _object(rng, str(rng.choice(list(TRAINED))), count, size)
+        if count == 2 and (seen * taken).any():
             continue
-        taken = np.maximum(taken, cover)
-        _paint(image, cover, _fill(rng, color(rng, first), PLAIN, size))
-    return _to_bytes(image)
+        taken = np.maximum(taken, seen)
+        paint(image, seen, _fill(rng, color(rng, first), PLAIN, size))
+    return to_bytes(image)
 
 
 def draw_held_out(kind: str, rng: np.random.Generator, *, size: int = 256) -> np.ndarray:
@@ -69,14 +69,14 @@ def draw_held_out(kind: str, rng: np.random.Generator, *, size: int = 256) -> np
     image = np.tile(background, (size, size, 1))
     front = color(rng, background, contrast=PLAIN_CONTRAST)
     if kind == OVERLAPPING:
-        for cover in _overlapping(rng, size):
-            _paint(image, cover, front)
+        for seen in _overlapping(rng, size):
+            paint(image, seen, front)
             front = color(rng, background, front, contrast=PLAIN_CONTRAST)
     else:
         radius = rng.uniform(0.2, 0.32)
         x, y = rng.uniform(radius + 0.03, 0.97 - radius, 2)
-        _paint(image, mask(HELD_OUT[kind], rng, x, y, radius, size), front)
-    return _to_bytes(image)
+        paint(image, mask(HELD_OUT[kind], rng, x, y, radius, size), front)
+    return to_bytes(image)
 
 
 def color(rng: np.random.Generator, *others: np.ndarray, contrast: float = CONTRAST) -> np.ndarray:
@@ -98,18 +98,29 @@ def mask(
     radius: float,
     size: int,
 ) -> np.ndarray:
-    """How much of an object is in each pixel, float32 [size, size] in [0, 1]; lengths are parts of the side."""
+    """As `cover`, for an object of a kind at a random angle."""
+    shape = kind(rng)
+    if isinstance(shape, str):
+        bold, tilt = rng.uniform(0.02, 0.08), rng.uniform(-TEXT_TILT, TEXT_TILT)
+        return cover(shape, x, y, radius, size, angle=-tilt, bold=bold)
+    return cover(shape, x, y, radius, size, angle=rng.uniform(0, 2 * np.pi))
+
+
+def cover(
+    shape: Parts | str, x: float, y: float, radius: float, size: int, *, angle: float = 0.0, bold: float = 0.05
+) -> np.ndarray:
+    """How much of an object is in each pixel, float32 [size, size] in [0, 1]; lengths are parts of the side.
+
+    angle: clockwise. bold: how much wider a character's lines are on each side, as a part of the radius.
+    """
     side = size * SCALE
     canvas = Image.new("L", (side, side))
     pen = ImageDraw.Draw(canvas)
-    shape = kind(rng)
     if isinstance(shape, str):
-        font, bold = _font(round(2 * radius * side)), int(radius * side * rng.uniform(0.02, 0.08))
-        pen.text((x * side, y * side), shape, fill=255, font=font, anchor="mm", stroke_width=bold)
-        tilt = np.degrees(rng.uniform(-TEXT_TILT, TEXT_TILT))
-        canvas = canvas.rotate(tilt, Image.Resampling.BILINEAR, center=(x * side, y * side))
+        font, width = _font(round(2 * radius * side)), int(radius * side * bold)
+        pen.text((x * side, y * side), shape, fill=255, font=font, anchor="mm", stroke_width=width)
+        canvas = canvas.rotate(-np.degrees(angle), Image.Resampling.BILINEAR, center=(x * side, y * side))
     else:
-        angle = rng.uniform(0, 2 * np.pi)
         cos, sin = np.cos(angle), np.sin(angle)
         for corners, added in shape:
             turned = corners @ np.array([[cos, sin], [-sin, cos]])
@@ -136,8 +147,9 @@ def _overlapping(rng: np.random.Generator, size: int) -> list[np.ndarray]:
             return covers
 
 
-def _paint(image: np.ndarray, cover: np.ndarray, fill: np.ndarray) -> None:
-    image += cover[:, :, None] * (fill - image)
+def paint(image: np.ndarray, seen: np.ndarray, fill: np.ndarray) -> None:
+    """Paint an object into an image [h, w, 3]: `seen` [h, w] as of `cover`, `fill` a color or an image of them."""
+    image += seen[:, :, None] * (fill - image)
 
 
 def _fill(rng: np.random.Generator, rgb: np.ndarray, plain: float, size: int) -> np.ndarray:
@@ -162,7 +174,8 @@ def _fill(rng: np.random.Generator, rgb: np.ndarray, plain: float, size: int) ->
     return (rgb + share[:, :, None] * (second - rgb)).astype(np.float32)
 
 
-def _to_bytes(image: np.ndarray) -> np.ndarray:
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as uint8."""
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
@@ -176,7 +189,8 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont:
 # Shapes with random proportions.
 
 
-def _arc(width: float, height: float, start: float = 0.0, stop: float = 2 * np.pi, count: int = 72) -> Polygon:
+def arc(width: float, height: float, start: float = 0.0, stop: float = 2 * np.pi, count: int = 72) -> Polygon:
+    """Corners on an ellipse, from one angle to another."""
     angles = np.linspace(start, stop, count)
     return np.stack([width * np.cos(angles), height * np.sin(angles)], axis=1)
 
@@ -186,7 +200,7 @@ def _radial(radii: np.ndarray, angles: np.ndarray) -> Polygon:
 
 
 def _ellipse(rng: np.random.Generator) -> Parts:
-    return [(_arc(1.0, rng.uniform(0.5, 1.0)), True)]
+    return [(arc(1.0, rng.uniform(0.5, 1.0)), True)]
 
 
 def _polygon(rng: np.random.Generator) -> Parts:
@@ -207,7 +221,7 @@ def _rectangle(rng: np.random.Generator) -> Parts:
     """With corners that may be round."""
     half = np.array([1.0, rng.uniform(0.25, 1.0)]) * 0.8
     rounding = rng.choice([0.0, rng.uniform(0.2, 1.0)]) * half.min()
-    quarter = [_arc(rounding, rounding, k * np.pi / 2, (k + 1) * np.pi / 2, 12) for k in range(4)]
+    quarter = [arc(rounding, rounding, k * np.pi / 2, (k + 1) * np.pi / 2, 12) for k in range(4)]
     signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
     return [(np.concatenate([signs[k] * (half - rounding) + quarter[k] for k in range(4)]), True)]
 
@@ -230,7 +244,7 @@ def _stroke(rng: np.random.Generator) -> Parts:
 
 
 def _line(points: np.ndarray, half: float) -> Parts:
-    parts: Parts = [(point + _arc(half, half, count=24), True) for point in points]
+    parts: Parts = [(point + arc(half, half, count=24), True) for point in points]
     for start, stop in pairwise(points):
         along = (stop - start) / max(1e-6, float(np.linalg.norm(stop - start)))
         side = half * np.array([-along[1], along[0]])
@@ -290,18 +304,18 @@ def _digit(rng: np.random.Generator) -> str:
 
 def _sector(rng: np.random.Generator) -> Parts:
     """A piece of a circle: to its center, or cut off straight."""
-    arc = _arc(1.0, 1.0, 0.0, rng.uniform(0.5, 1.8) * np.pi)
-    return [(np.concatenate([arc, [[0.0, 0.0]]]) if rng.random() < 0.6 else arc, True)]
+    edge = arc(1.0, 1.0, 0.0, rng.uniform(0.5, 1.8) * np.pi)
+    return [(np.concatenate([edge, [[0.0, 0.0]]]) if rng.random() < 0.6 else edge, True)]
 
 
 def _crescent(rng: np.random.Generator) -> Parts:
     inner = rng.uniform(0.75, 0.95)
-    return [(_arc(1.0, 1.0), True), (_arc(inner, inner) + [1.0 - inner + rng.uniform(0.3, 0.5), 0.0], False)]
+    return [(arc(1.0, 1.0), True), (arc(inner, inner) + [1.0 - inner + rng.uniform(0.3, 0.5), 0.0], False)]
 
 
 def _ring(rng: np.random.Generator) -> Parts:
     inner = rng.uniform(0.45, 0.7)
-    return [(_arc(1.0, 1.0), True), (_arc(inner, inner), False)]
+    return [(arc(1.0, 1.0), True), (arc(inner, inner), False)]
 
 
 def _arrow(rng: np.random.Generator) -> Parts:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 
 from ..files import write_atomically
 from ..images import to_pillow
 from ..pipelines import Parts, Settings, generate
+from .config import parse_config, put
 from .folders import FolderImages
+from .loop import Outcome
 from .lora import defaults_for, is_small
+from .tasks import SETTINGS, ProgressBars, train
 
 OnImage = Callable[[int, int], None]
+
+SETTINGS_FILE = "settings.yaml"
+_ABOUT_SETTINGS = """\
+# The settings of a LoRA, as `python -m cascade train lora` chose them. To change more than that command can, copy this
+# file, give it another `output`, and run `python -m cascade train COPY.yaml`.
+"""
 
 NETWORKS = ("stage_c", "text_encoder", "effnet", "previewer")
 """What a training reads; the previewer may be missing."""
@@ -43,6 +54,53 @@ _LARGE: Mapping[str, Any] = {
     "lora": {"target_modules": ["attention"], "rank": 16},
 }
 _VECTORS, _TOKEN_RATE = 4, 1e-2  # of the token of a small one
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainLora:
+    """What is asked for: a LoRA of the images of a folder.
+
+    images: the folder, or a webdataset tar.
+    folder: of the run.
+    name: of the file in it, without its ending.
+    token: None for a style.
+    initializer: a text for something similar.
+    steps: None for what suits the size.
+    changes: further keys of the settings.
+    class_prompts: captions of the images -> prompts of class images.
+    at_once: class images that are generated together.
+    """
+
+    images: Path
+    folder: Path
+    name: str
+    token: str | None = None
+    initializer: str | None = None
+    steps: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    class_prompts: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
+    at_once: int = 1
+
+
+def train_plain(wanted: PlainLora, parts: Parts, *, progress: ProgressBars | None = None) -> tuple[Outcome, list[str]]:
+    """Train it, going on with what is in its folder; how that ended, and the captions of the images.
+
+    parts: files of "stage_c", "text_encoder", "effnet", and for class images "stage_b" and "stage_a". Raises as `train`
+    and `generate`.
+    """
+    folder = wanted.folder.absolute()
+    networks: dict[str, Any] = {kind: parts.sources[kind] for kind in NETWORKS if kind in parts.sources}
+    size = defaults_for(networks["stage_c"]).resolution
+    captions = prepare_images(wanted.images, folder / "images", size, wanted.token)
+    prompts = wanted.class_prompts(captions)
+    values = plain_settings(wanted, networks, parts.device, [*list(dict.fromkeys(captions))[:3], *prompts[:1]], prompts)
+    config = parse_config(values, SETTINGS, where="train lora")
+    text = _ABOUT_SETTINGS + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / SETTINGS_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    if prompts:
+        on_image = progress("images of the class", "image") if progress else None
+        make_class_images(parts, prompts, folder / "class", size=size, at_once=wanted.at_once, on_image=on_image)
+    return train(config, progress=progress), captions
 
 
 def with_token(caption: str, token: str) -> str:
@@ -105,37 +163,32 @@ def _write(folder: Path, place: int, image: Image.Image, caption: str) -> None:
 
 
 def plain_settings(
-    folder: Path,
+    wanted: PlainLora,
     networks: Mapping[str, Path],
-    *,
-    name: str,
     device: torch.device | str,
-    token: str | None = None,
-    initializer: str | None = None,
-    steps: int | None = None,
-    class_images: bool = True,
-    sample_prompts: Sequence[str] | None = None,
+    sample_prompts: Sequence[str] = (),
+    class_prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A settings file for the images in `folder / "images"` and `folder / "class"`, as a mapping.
+    """The settings, as a file has them, for the images in the run's `images` and, with class prompts, `class`.
 
     networks: files of `NETWORKS`. Raises CheckpointError for a Stage C that cannot be read.
     """
-    stage_c = networks["stage_c"]
-    small, by_size = is_small(stage_c), defaults_for(stage_c)
-    values, steps = dict(_SMALL if small else _LARGE), steps or int((_SMALL if small else _LARGE)["steps"])
-    vectors, rate = (_VECTORS, _TOKEN_RATE) if small else (1, by_size.token_learning_rate)
-    tokens = None if token is None else [{"text": token, "initializer": initializer, "vectors": vectors}]
+    folder, small = wanted.folder.absolute(), is_small(networks["stage_c"])
+    by_size, chosen = defaults_for(networks["stage_c"]), _SMALL if small else _LARGE
+    vectors, token_rate = (_VECTORS, _TOKEN_RATE) if small else (1, by_size.token_learning_rate)
+    steps = wanted.steps or int(chosen["steps"])
+    token = {"text": wanted.token, "initializer": wanted.initializer, "vectors": vectors}
 
     def images(kind: str) -> dict[str, Any]:
         return {"source": "folder", "path": str(folder / kind), "size": by_size.resolution}
 
-    return {
+    values = {
         "task": "lora",
         "output": str(folder),
         "seed": 1,
         "batch_size": 4,
         "learning_rate": by_size.learning_rate,
-        **values,
+        **chosen,
         "steps": steps,
         "precision": "bfloat16" if torch.device(device).type == "cuda" else "float32",
         "device": str(device),
@@ -144,14 +197,17 @@ def plain_settings(
         "log_every": max(1, min(20, steps // 20)),
         "lora": {
             "images": images("images"),
-            "class_images": images("class") if class_images else None,
+            "class_images": images("class") if class_prompts else None,
             "class_target": "network",
             "cache": str(folder / "cache"),
-            **{kind: str(networks[kind]) for kind in NETWORKS if kind in networks},
-            **values["lora"],
-            "tokens": tokens,
-            "token_learning_rate": rate if tokens else None,
-            "sample_prompts": None if sample_prompts is None else list(sample_prompts),
-            "name": name,
+            **{kind: str(path) for kind, path in networks.items()},
+            **chosen["lora"],
+            "tokens": None if wanted.token is None else [token],
+            "token_learning_rate": None if wanted.token is None else token_rate,
+            "sample_prompts": list(sample_prompts) or None,
+            "name": wanted.name,
         },
     }
+    for key, value in wanted.changes.items():
+        put(values, key, value)
+    return values

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from cascade import tiny
@@ -13,7 +12,15 @@ from cascade.errors import InvalidConfig
 from cascade.pipelines import Parts
 from cascade.training import SETTINGS, parse_config
 from cascade.training.lora import LoraSettings
-from cascade.training.plain import make_class_images, plain_settings, prepare_images, with_token, without_token
+from cascade.training.plain import (
+    NETWORKS,
+    PlainLora,
+    make_class_images,
+    plain_settings,
+    prepare_images,
+    with_token,
+    without_token,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +73,11 @@ def test_class_images_that_are_there_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", [None, "[moon]"])
 def test_settings_follow_from_the_size(tmp_path: Path, token: str | None) -> None:
-    values = plain_settings(tmp_path, tiny.parts(), name="moon", device=torch.device("cpu"), token=token)
+    wanted = PlainLora(images=tmp_path, folder=tmp_path, name="moon", token=token, changes={"lora.rank": 2})
+    values = plain_settings(wanted, {kind: tiny.path(kind) for kind in NETWORKS}, "cpu")
     config = parse_config(values, SETTINGS, where="here")
     settings: LoraSettings = config.settings
     assert config.learning_rate == 2e-3
-    assert settings.images.size == 256
+    assert (settings.images.size, settings.rank, settings.class_images) == (256, 2, None)
     assert [each.text for each in settings.tokens or ()] == ([token] if token else [])
     assert settings.stage_c == tiny.path("stage_c")
