@@ -48,12 +48,15 @@ STAGES = {"stage_c": ("Stage C 1B", 24), "stage_b": ("Stage B 700M", 64)}
 """kind -> (title, side of the latent)."""
 HEAD = ["", "ComfyUI", "ours", "ratio", "error"]
 ONCE = "CASCADE_ONCE"
-GUIDANCE = {
+OPTIONS = {
     "cfg_rescale": 0.0,
     "cfg_end": 0.0,
     "start_percent": 0.0,
     "end_percent": 1.0,
     "rescale_scope": "per image",
+    "img2img_noise_level": "matches denoise",
+    "tile_size": 1024,
+    "overlap": 256,
 }
 
 
@@ -184,7 +187,8 @@ def overhead_row(host: Host, path: Path, repeats: int) -> list[str]:
     model = our_model(host, path, "stage_c")
     conds = {"positive": conditioning(1), "negative": conditioning(2)}
     latent = {"samples": torch.zeros(1, 16, 6, 6)}
-    settings = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "ddpm", "denoise": 1.0, "shift": 2.0, **GUIDANCE}
+    settings = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "ddpm", "denoise": 1.0, "shift": 2.0}
+    settings["options"] = host.call("CascadeSamplingOptions", **OPTIONS)[0]
 
     def ours() -> None:
         host.call("CascadeSampleStageC", model=model, latent_image=latent, **conds, **settings)

@@ -4,6 +4,41 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
+
+LONGEST = 1000
+"""Characters of an error's text, without the path: a few lines on a screen. Names in files have any length."""
+
+
+class _Shown(reprlib.Repr):
+    """Python's short form, with numbers of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 200 else f"a number of {x.bit_length():,} bits"
+
+
+def shown(value: object) -> str:
+    """A value of a file, for a message: its repr, cut to a part of a line.
+
+    Large or deeply nested values are not written out before that, which could take all memory.
+    """
+    return _Shown().repr(value)[:LONGEST]
+
+
+def one_line(text: str) -> str:
+    """A text of at most `LONGEST` characters without line breaks and control characters."""
+    cut = text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+    return _visible(cut.replace("\n", " "))
+
+
+def _visible(text: str) -> str:
+    """Text with what cannot be seen as its escape: control characters could change the rest of a line or a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def printable(text: str) -> str:
@@ -23,10 +58,10 @@ class Printable(logging.Filter):
 
 
 class CascadeError(Exception):
-    """Base of every error that this library raises on purpose. Its text is printable."""
+    """Base of every error that this library raises on purpose. Its text is one line that can be printed."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class CheckpointError(CascadeError):
@@ -37,8 +72,9 @@ class CheckpointError(CascadeError):
     """
 
     def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
-        message = message.replace("\n", " ")  # as names of tensors may have it
-        super().__init__(f"{os.fspath(path)}: {message}" if path is not None else message)
+        message = one_line(message)
+        # Not counted with the message: a path is what the user needs, and has a limit of its own.
+        Exception.__init__(self, f"{_visible(os.fspath(path))}: {message}" if path is not None else message)
         self.path = path
 
 

@@ -1,24 +1,50 @@
-"""Writing files and folders completely or not at all."""
+"""Writing files and folders completely or not at all, and opening files that may be something else."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. A pipe, on which reading would wait without end, or a device is refused.
+
+    Raises:
+        OSError: it is not a file, or cannot be read.
+    """
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  it is returned
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary)` create a file or a folder next to `path`, flush it to the disk, and move it to `path`.
 
     A crash at any moment leaves either what was there before or all of the new. If writing fails, the temporary is
-    removed. Missing parent folders are created. A symbolic link at `path` is replaced; its target stays as it is.
+    removed, and so is what killed processes left of theirs for the same path. Missing parent folders are created. A
+    symbolic link at `path` is replaced; its target stays as it is, and so does what a program has mapped of a file.
 
     Raises:
-        OSError: it could not be written, or a new folder would replace one that is not empty.
+        OSError: it could not be written, a new folder would replace one that is not empty, or a pipe or device is at
+            `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_symlink() and path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    remove_abandoned(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(temporary)  # a killed process may have had the same number, which is usual in containers
     try:
@@ -47,17 +73,17 @@ def _flush(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete the temporaries in a folder whose processes no longer run."""
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Delete the temporaries in a folder whose processes no longer run: those of one file, or all."""
     if os.name != "posix":  # elsewhere signal 0 ends a process
         return
-    for temporary in folder.glob(".*.tmp"):
+    for temporary in folder.glob(".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"):
         owner = temporary.name.split(".")[-2]
         if owner.isdigit() and not _runs(int(owner)):
             _remove(temporary)

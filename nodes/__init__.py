@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from . import adapters, conditioning, controlnet, crop, decoding, hints, images, latents, loaders, sampling, training
+from .host.messages import short_names
 
-NODES = [
-    *loaders.NODES,
-    *conditioning.NODES,
-    *latents.NODES,
-    *images.NODES,
-    *sampling.NODES,
-    *decoding.NODES,
-    *adapters.NODES,
-    *training.NODES,
-    *controlnet.NODES,
-    *hints.NODES,
-    *crop.NODES,
-]
+NODES = short_names(
+    [
+        *loaders.NODES,
+        *conditioning.NODES,
+        *latents.NODES,
+        *images.NODES,
+        *sampling.NODES,
+        *decoding.NODES,
+        *adapters.NODES,
+        *training.NODES,
+        *controlnet.NODES,
+        *hints.NODES,
+        *crop.NODES,
+    ]
+)

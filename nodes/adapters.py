@@ -240,9 +240,9 @@ class CascadeSaveLora(io.ComfyNode):
                     io.Combo,
                     "format",
                     options=list(WRITABLE),
-                    default="cascade",
-                    tooltip="cascade keeps everything. kohya and onetrainer: for ComfyUI's own LoRA loader and others. "
-                    "released: for the released code. embedding: only one token.",
+                    default=WRITABLE[0],
+                    tooltip="comfyui: for ComfyUI's own LoRA loader, OneTrainer and this pack. cascade: our own names. "
+                    "released: for the released code. embedding: only one token, for ComfyUI's embeddings.",
                 ),
                 field(LoraType, "lora", optional=True, tooltip=WINS_TIP),
                 field(

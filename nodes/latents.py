@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..cascade.diffusion import lerp, sequence, slerp
+from ..cascade.errors import InvalidSettings
 from ..cascade.pipelines import latent_sizes
 from ..cascade.pipelines.sizes import LARGEST, SMALLEST
 from .host import checks, sampling
@@ -36,7 +37,7 @@ PRESETS: dict[str, tuple[int, int] | None] = {
 class CascadeEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"min": SMALLEST, "max": LARGEST, "step": 8, "default": 1024}
+        side = {"min": SMALLEST, "max": LARGEST, "step": 8, "default": 256}
         return schema(
             node_id="CascadeEmptyLatent",
             display_name="Empty Latent (Stable Cascade)",
@@ -48,10 +49,11 @@ class CascadeEmptyLatent(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default=next(iter(PRESETS)),
-                    tooltip="The size of the image. custom: width and height below. Tiny cascade: 256 x 256.",
+                    tooltip="Writes its size into width and height. custom: any width and height. Tiny cascade: "
+                    "256 x 256.",
                 ),
-                field(io.Int, "width", **side, tooltip="Width in pixels, with the preset custom."),
-                field(io.Int, "height", **side, tooltip="Height in pixels, with the preset custom."),
+                field(io.Int, "width", **side, tooltip="Width in pixels. Another one than the preset's: custom."),
+                field(io.Int, "height", **side, tooltip="Height in pixels. Another one than the preset's: custom."),
                 field(
                     io.Int,
                     "batch_size",
@@ -74,7 +76,11 @@ class CascadeEmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str, width: int, height: int, batch_size: int) -> io.NodeOutput:
-        width, height = PRESETS[preset] or (width, height)
+        if PRESETS[preset] not in (None, (width, height)):
+            raise InvalidSettings(
+                f"Empty Latent: the preset is {preset}, and width and height are {width} x {height}. Choose the preset "
+                "custom for these, or write the preset's numbers into width and height."
+            )
         sizes = latent_sizes(height, width)
         shapes = [(batch_size, *size) for size in (sizes.stage_c, sizes.stage_b)]
         checks.affordable(shapes, f"A batch of {batch_size} images of {width} x {height}")

@@ -20,8 +20,8 @@ VAE_WEIGHT_DTYPE_TIP = (
     "Number format of the weights in memory. default: bf16 where the machine is fast with it. fp32 is exact."
 )
 PREVIEWER_TIP = (
-    "Network for live previews after every step, with any sampler. auto: the one in the same file, or one in the vae "
-    "folder. none: only ComfyUI's own previews."
+    "Network for live previews, with any sampler. auto: the one in the same file, or one in the vae folder. none: "
+    "ComfyUI's own, which are coarser. ComfyUI's setting says whether there are previews."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,12 +12,31 @@ from ..cascade.diffusion import Guidance, SamplingSettings
 from ..cascade.pipelines import STAGE_B_SETTINGS, STAGE_C_SETTINGS, Tiles
 from .host import sampling
 from .host.tiling import too_large
-from .types import CUSTOM_SAMPLING, SAMPLING, cfg_field, field, schema, seed_field
+from .types import CUSTOM_SAMPLING, SAMPLING, SamplingOptionsType, cfg_field, field, schema, seed_field
 
 PER_IMAGE, WHOLE_BATCH = "per image", "whole batch (as released)"
 MATCHES_DENOISE, AS_RELEASED = "matches denoise", "as released"
 AUTO, NEVER, ALWAYS = "auto", "never", "always"
 PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What the node Sampling Options sets.
+
+    guidance: everything but its cfg.
+    as_released: see `Start`.
+    """
+
+    guidance: Guidance
+    as_released: bool
+    tiles: Tiles
+
+    def with_cfg(self, cfg: float) -> Guidance:
+        return replace(self.guidance, cfg=cfg)
+
+
+RELEASED = SamplingOptions(Guidance(), as_released=False, tiles=Tiles())
 
 
 def conditioning_fields() -> list[Any]:
@@ -26,15 +46,14 @@ def conditioning_fields() -> list[Any]:
     ]
 
 
-def guidance_fields() -> list[Any]:
-    """Guidance beyond its scale."""
+def options_fields() -> list[Any]:
+    """The inputs of the node Sampling Options."""
     return [
         field(
             io.Float,
             "cfg_rescale",
-            default=0.7,
+            default=RELEASED.guidance.cfg_rescale,
             **PERCENT,
-            advanced=True,
             tooltip="Reduces the contrast that a high cfg adds: 0 not at all, 1 fully. Released: 0.7 (called rho).",
         ),
         field(
@@ -45,7 +64,6 @@ def guidance_fields() -> list[Any]:
             max=100.0,
             step=0.1,
             round=0.01,
-            advanced=True,
             tooltip="cfg at the end of sampling; from start to end it changes evenly. 0: the same as cfg. Released: 0.",
         ),
         field(
@@ -53,7 +71,6 @@ def guidance_fields() -> list[Any]:
             "start_percent",
             default=0.0,
             **PERCENT,
-            advanced=True,
             tooltip="From where on cfg acts: 0 is the start of sampling, 1 the end. Before it, steps are faster and "
             "ignore the negative prompt. Released: 0.",
         ),
@@ -62,7 +79,6 @@ def guidance_fields() -> list[Any]:
             "end_percent",
             default=1.0,
             **PERCENT,
-            advanced=True,
             tooltip="Up to where cfg acts: 0 is the start of sampling, 1 the end. After it, steps are faster and "
             "ignore the negative prompt. Released: 1.",
         ),
@@ -71,17 +87,46 @@ def guidance_fields() -> list[Any]:
             "rescale_scope",
             options=[PER_IMAGE, WHOLE_BATCH],
             default=PER_IMAGE,
-            advanced=True,
             tooltip="Where cfg_rescale measures contrast. With the whole batch, an image depends on the others in it.",
+        ),
+        field(
+            io.Combo,
+            "img2img_noise_level",
+            options=[MATCHES_DENOISE, AS_RELEASED],
+            default=MATCHES_DENOISE,
+            tooltip="Only Sample Stage C. Noise added to latent_image when denoise is below 1. as released: less than "
+            "the sampler expects (that of shift 1), which keeps more of the image and makes the result smoother.",
+        ),
+        field(
+            io.Int,
+            "tile_size",
+            default=RELEASED.tiles.tile_size,
+            min=256,
+            max=8192,
+            step=64,
+            tooltip="Only Sample Stage B with tiling. Side of a tile in pixels. Trained: 1024.",
+        ),
+        field(
+            io.Int,
+            "overlap",
+            default=RELEASED.tiles.overlap,
+            min=64,
+            max=4096,
+            step=64,
+            tooltip="Only Sample Stage B with tiling. Pixels by which neighboring tiles overlap, at most half of "
+            "tile_size. More: smoother seams, and slower.",
         ),
     ]
 
 
+def options_field() -> Any:
+    tip = "Sampling Options, for what is rarely changed. Not connected: the released settings."
+    return field(SamplingOptionsType, "options", optional=True, tooltip=tip)
+
+
 def shift_field(default: float) -> Any:
     tip = f"Higher spends more steps at high noise levels, for larger images. Released: {default:g}."
-    return field(
-        io.Float, "shift", default=default, min=0.1, max=20.0, step=0.1, round=0.01, advanced=True, tooltip=tip
-    )
+    return field(io.Float, "shift", default=default, min=0.1, max=20.0, step=0.1, round=0.01, tooltip=tip)
 
 
 def steps_field(default: int) -> Any:
@@ -112,22 +157,48 @@ def run_fields(released: SamplingSettings) -> list[Any]:
             tooltip="How much of latent_image is generated again: 1 all of it, less keeps more of an encoded image.",
         ),
         shift_field(released.shift),
-        *guidance_fields(),
     ]
 
 
-def to_guidance(
-    cfg: float, cfg_rescale: float, cfg_end: float, start_percent: float, end_percent: float, rescale_scope: str
-) -> Guidance:
-    """The inputs of a node as the library's. Raises ValueError for an interval that ends before it starts."""
-    return Guidance(
-        cfg=cfg,
-        cfg_rescale=cfg_rescale,
-        cfg_end=cfg_end or None,
-        start_percent=start_percent,
-        end_percent=end_percent,
-        per_image=rescale_scope == PER_IMAGE,
-    )
+class CascadeSamplingOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeSamplingOptions",
+            display_name="Sampling Options (Stable Cascade)",
+            category=SAMPLING,
+            description="What is rarely changed in Sample Stage C, Sample Stage B and Guider. The defaults are the "
+            "released settings.",
+            inputs=options_fields(),
+            outputs=[
+                SamplingOptionsType.Output(
+                    "options", display_name="options", tooltip="For Sample Stage C, Sample Stage B and Guider."
+                )
+            ],
+            search_aliases=["rescale cfg", "cfg interval", "tile size", "overlap", "rho"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        cfg_rescale: float,
+        cfg_end: float,
+        start_percent: float,
+        end_percent: float,
+        rescale_scope: str,
+        img2img_noise_level: str,
+        tile_size: int,
+        overlap: int,
+    ) -> io.NodeOutput:
+        guidance = Guidance(
+            cfg_rescale=cfg_rescale,
+            cfg_end=cfg_end or None,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            per_image=rescale_scope == PER_IMAGE,
+        )
+        tiles = Tiles(tile_size, overlap)
+        return io.NodeOutput(SamplingOptions(guidance, img2img_noise_level == AS_RELEASED, tiles))
 
 
 class CascadeSampleStageC(io.ComfyNode):
@@ -143,16 +214,7 @@ class CascadeSampleStageC(io.ComfyNode):
                 *conditioning_fields(),
                 field(io.Latent, "latent_image", tooltip="Where to start: an empty latent, or an encoded image."),
                 *run_fields(STAGE_C_SETTINGS),
-                field(
-                    io.Combo,
-                    "img2img_noise_level",
-                    options=[MATCHES_DENOISE, AS_RELEASED],
-                    default=MATCHES_DENOISE,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Noise added to latent_image when denoise is below 1. as released: less than the sampler "
-                    "expects (that of shift 1), which keeps more of the image and makes the result smoother.",
-                ),
+                options_field(),
             ],
             outputs=[io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage B.")],
             search_aliases=["ksampler", "sampler", "sample", "prior", "text to image", "wuerstchen"],
@@ -167,18 +229,17 @@ class CascadeSampleStageC(io.ComfyNode):
         latent_image: Any,
         seed: int,
         steps: int,
+        cfg: float,
         sampler_name: str,
         denoise: float,
         shift: float,
-        img2img_noise_level: str = MATCHES_DENOISE,
-        **guidance: Any,
+        options: SamplingOptions = RELEASED,
     ) -> io.NodeOutput:
         settings = SamplingSettings(
-            steps=steps, sampler_name=sampler_name, shift=shift, guidance=to_guidance(**guidance)
+            steps=steps, sampler_name=sampler_name, shift=shift, guidance=options.with_cfg(cfg)
         ).with_strength(denoise)
-        as_released = img2img_noise_level == AS_RELEASED
         return io.NodeOutput(
-            sampling.sample_stage_c(model, positive, negative, latent_image, seed, settings, as_released)
+            sampling.sample_stage_c(model, positive, negative, latent_image, seed, settings, options.as_released)
         )
 
 
@@ -212,33 +273,10 @@ class CascadeSampleStageB(io.ComfyNode):
                     options=[NEVER, AUTO, ALWAYS],
                     default=NEVER,
                     optional=True,
-                    advanced=True,
                     tooltip="Sample in overlapping tiles, each with its part of Stage C's latent: for large images. "
-                    "auto: only if a step on the whole image would not fit into memory.",
+                    "auto: only if a step on the whole image would not fit into memory. options has the tiles' size.",
                 ),
-                field(
-                    io.Int,
-                    "tile_size",
-                    default=Tiles.tile_size,
-                    min=256,
-                    max=8192,
-                    step=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Side of a tile in pixels. Trained: 1024.",
-                ),
-                field(
-                    io.Int,
-                    "overlap",
-                    default=Tiles.overlap,
-                    min=64,
-                    max=4096,
-                    step=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Pixels by which neighboring tiles overlap, at most half of tile_size. More: smoother "
-                    "seams, and slower.",
-                ),
+                options_field(),
             ],
             outputs=[io.Latent.Output("stage_b", display_name="stage_b", tooltip="For decoding with Stage A.")],
             search_aliases=["ksampler", "sampler", "sample", "decoder", "tiled", "wuerstchen"],
@@ -253,22 +291,21 @@ class CascadeSampleStageB(io.ComfyNode):
         stage_c: Any,
         seed: int,
         steps: int,
+        cfg: float,
         sampler_name: str,
         denoise: float,
         shift: float,
         latent_image: Any = None,
         tiling: str = NEVER,
-        tile_size: int = Tiles.tile_size,
-        overlap: int = Tiles.overlap,
-        **guidance: Any,
+        options: SamplingOptions = RELEASED,
     ) -> io.NodeOutput:
         settings = SamplingSettings(
-            steps=steps, sampler_name=sampler_name, shift=shift, guidance=to_guidance(**guidance)
+            steps=steps, sampler_name=sampler_name, shift=shift, guidance=options.with_cfg(cfg)
         ).with_strength(denoise)
 
         def tiles(samples: Tensor) -> Tiles | None:
             wanted = tiling == ALWAYS or (tiling == AUTO and too_large(model, samples))
-            return Tiles(tile_size, overlap) if wanted else None
+            return options.tiles if wanted else None
 
         return io.NodeOutput(
             sampling.sample_stage_b(model, positive, negative, stage_c, latent_image, seed, settings, tiles)
@@ -324,15 +361,17 @@ class CascadeGuider(io.ComfyNode):
                 field(io.Model, "model", tooltip="Stage C or Stage B."),
                 *conditioning_fields(),
                 cfg_field(STAGE_C_SETTINGS.guidance.cfg),
-                *guidance_fields(),
+                options_field(),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
             search_aliases=["cfg", "cfg guider", "rescale cfg"],
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, negative: Any, **guidance: Any) -> io.NodeOutput:
-        return io.NodeOutput(sampling.guider(model, positive, negative, to_guidance(**guidance)))
+    def execute(
+        cls, model: Any, positive: Any, negative: Any, cfg: float, options: SamplingOptions = RELEASED
+    ) -> io.NodeOutput:
+        return io.NodeOutput(sampling.guider(model, positive, negative, options.with_cfg(cfg)))
 
 
-NODES = [CascadeSampleStageC, CascadeSampleStageB, CascadeSigmas, CascadeGuider]
+NODES = [CascadeSampleStageC, CascadeSampleStageB, CascadeSamplingOptions, CascadeSigmas, CascadeGuider]

@@ -21,6 +21,9 @@ CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
 LoraType = io.Custom("CASCADE_LORA")
 """A LoRA in the library's form, whatever file or training it came from."""
 
+SamplingOptionsType = io.Custom("CASCADE_SAMPLING_OPTIONS")
+"""What the node Sampling Options sets."""
+
 
 NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
 """Schema keywords that not every supported ComfyUI knows. For any other unknown one the host raises TypeError."""

@@ -27,6 +27,8 @@ NETWORKS = {
     "previewer": (models.Previewer, models.PreviewerConfig),
     "effnet": (models.EffnetEncoder, models.EffnetConfig),
     "controlnet": (models.ControlNet, models.ControlNetConfig),
+    "ultrapixel_inr": (models.HighResGuide, models.HighResGuideConfig),
+    "ultrapixel_stage_c": (models.StageC, models.StageCConfig),
 }
 
 

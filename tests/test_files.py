@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from cascade.adapters import Lora, LowRank, save_lora
-from cascade.checkpoints import save_model
+from cascade.adapters import Lora, LowRank, read_lora, save_lora
+from cascade.checkpoints import load_model, save_model
 from cascade.files import remove_abandoned, write_atomically
 from cascade.training.state import save_state
-from tests.checkpoints.files import network
+from tests.checkpoints.files import network, released_state, same_weights
 
 LORA = Lora({"stage_c": {"clip_img_mapper.weight": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0)}})
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -77,6 +79,85 @@ def test_what_a_killed_process_of_the_same_number_left_is_no_obstacle(tmp_path: 
     (tmp_path / f".target.{os.getpid()}.tmp").mkdir()
     write_atomically(tmp_path / "target", lambda path: path.write_bytes(b"new"))
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks whether a process lives")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path: Path, writer: str) -> None:
+    target, other = tmp_path / "state.pt", tmp_path / ".notes.99999999.tmp"
+    other.write_bytes(b"of another program")
+    (tmp_path / ".state.pt.99999999.tmp").write_bytes(b"half")
+    WRITERS[writer](target)
+    assert sorted(tmp_path.iterdir()) == [other, target]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_pipe_is_not_replaced(tmp_path: Path, writer: str) -> None:
+    target = tmp_path / "state.pt"
+    os.mkfifo(target)
+    with pytest.raises(OSError, match="a pipe or a device, not a file"):
+        WRITERS[writer](target)
+    assert target.is_fifo()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+def test_a_link_in_the_place_of_the_temporary_is_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"old")
+    (tmp_path / f".target.{os.getpid()}.tmp").symlink_to(elsewhere)
+    write_atomically(tmp_path / "target", lambda path: path.write_bytes(b"new"))
+    assert (elsewhere / "file").read_bytes() == b"old"
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["file.safetensors", "file.pt"])
+def test_what_is_loaded_stays_as_it_is_when_its_file_is_written_again(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    torch.save(released_state("previewer"), path) if path.suffix == ".pt" else save_model(network("previewer"), path)
+    loaded = load_model(path)
+    other = load_model(released_state("previewer"))
+    for parameter in other.parameters():
+        parameter.data = parameter.data + 1
+    save_model(other, path)
+    assert same_weights(loaded, network("previewer"))
+    assert same_weights(load_model(path), other)
+
+
+def test_a_loaded_lora_stays_as_it_is_when_its_file_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_lora(LORA, path)
+    loaded = read_lora(path).changes["stage_c"]["clip_img_mapper.weight"]
+    other = LowRank(torch.full((1, 4), 5.0), torch.ones(4, 1), 1.0)
+    save_lora(Lora({"stage_c": {"clip_img_mapper.weight": other}}), path)
+    assert isinstance(loaded, LowRank)
+    assert torch.equal(loaded.down, torch.ones(1, 4))
+
+
+EQUAL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from cascade.adapters import save_lora
+from cascade.checkpoints import save_model
+from tests.checkpoints.files import network
+from tests.fuzz.damaged_loras import original
+save_lora(replace(original(), training={"b": 1, "a": [2]}), Path(sys.argv[1]) / "lora.safetensors")
+save_model(network("stage_c"), Path(sys.argv[1]) / "network.safetensors")
+"""
+
+
+def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
+    """In two processes, whose tables have another order where it is left to chance."""
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        command = [sys.executable, "-c", EQUAL, str(tmp_path / seed)]
+        env = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=Path(__file__).parents[1], env=env, check=True)
+    for name in ("lora.safetensors", "network.safetensors"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="asks whether a process lives")

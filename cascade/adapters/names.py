@@ -30,6 +30,8 @@ TEXT_LAYER = (
     "layer_norm1",
     "layer_norm2",
 )
+NORM = re.compile(r"(down|up)_blocks\.\d{1,4}\.\d{1,4}\.channelwise\.2\.(gamma|beta)")
+"""Parameters of Stage C that are neither a weight nor a bias."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "clip_g.": ("text_encoder",),
     "prior.": ("stage_c",),
     "diffusion_model.": ("stage_c",),
+    "text_encoders.clip_g.transformer.": ("text_encoder",),
     "stage_c.": ("stage_c",),
     "text_encoder.": ("text_encoder",),
     "base_model.model.": ("stage_c", "text_encoder"),
@@ -122,12 +125,14 @@ class Format:
     prefixes: kind of network -> prefix.
     spelling: column of `Module.spellings`.
     endings: part of a change -> ending; the format cannot hold other parts.
+    rest: kind of network -> prefix of what has no place under the other names: full changes and embedding tables.
     """
 
     title: str
     prefixes: Mapping[str, str]
     spelling: int
     endings: Mapping[str, str]
+    rest: Mapping[str, str] | None = None
 
 
 _KOHYA_ENDINGS = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha", "dora": ".dora_scale"}
@@ -153,6 +158,13 @@ FORMATS: Mapping[str, Format] = {
         DIFFUSERS,
         {"down": ".lora_A.weight", "up": ".lora_B.weight", "magnitude": ".lora_magnitude_vector.weight"},
     ),
+    "comfyui": Format(
+        "ComfyUI",
+        {"stage_c": "lora_prior_unet_", "text_encoder": "lora_prior_te_"},
+        OURS,
+        _KOHYA_ENDINGS | _FULL_ENDINGS,
+        rest={"stage_c": "diffusion_model.", "text_encoder": "text_encoders.clip_g.transformer."},
+    ),
     "cascade": Format(
         "our own",
         {"stage_c": "stage_c.", "text_encoder": "text_encoder."},
@@ -160,8 +172,9 @@ FORMATS: Mapping[str, Format] = {
         _KOHYA_ENDINGS | {"delta": ".delta", "rows": ".rows", "indices": ".row_indices"},
     ),
 }
-"""The formats that name modules. `released` numbers its tensors and `embedding` has tokens only: see `released`,
-`reading` and `writing`."""
+"""The formats that name modules. `comfyui` has OneTrainer's names for what OneTrainer can hold, and ComfyUI's own for
+the rest, so that ComfyUI's loader reads all of it. `released` numbers its tensors and `embedding` has tokens only: see
+`released`, `reading` and `writing`."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,8 @@ def find_place(name: str) -> Place | None:
             for kind in kinds:
                 if part == "delta":
                     return Place(kind, (stem.removeprefix(prefix),), "full")
+                if part == "full" and NORM.fullmatch(stem.removeprefix(prefix)):
+                    return Place(kind, (stem.removeprefix(prefix),), part)
                 modules = _find_modules(kind, stem.removeprefix(prefix), prefix[-1:] or ".")
                 if modules:
                     kept, parameter = ("full", "bias") if part == "full_bias" else (part, "weight")

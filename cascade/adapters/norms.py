@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw
 
+from ..errors import one_line
 from .lora import Change, Full, Lora, Rows
 
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\d+)\.|text_model\.encoder\.(layers)\.(\d+)\.")
@@ -21,6 +22,8 @@ def norm_of(change: Change) -> float:
     if isinstance(change, Rows):
         return float(change.values.float().norm())
     up, down = change.up.float().flatten(1), change.down.float().flatten(1)
+    if change.rank**2 > up.shape[0] * down.shape[1]:
+        return abs(change.scale) * float((up @ down).norm())
     # |up @ down|^2 is the sum of the elementwise product of two [rank, rank] matrices: the product is not formed.
     return abs(change.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
@@ -99,7 +102,8 @@ def summary(lora: Lora) -> list[str]:
     for token in lora.tokens:
         added = f", added to {token.initializer!r}" if token.initializer else ""
         lines.append(f"token: {token.text or '(without a name)'}, {len(token.vectors)} vectors{added}")
-    return [*lines, *(f"{name}: {value}" for name, value in lora.training.items() if value not in (None, "", [], {}))]
+    lines += (f"{name}: {value}" for name, value in lora.training.items() if value not in (None, "", [], {}))
+    return [one_line(line) for line in lines]
 
 
 def _made_for(lora: Lora) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.detection import METADATA_KIND, detect_parts
+from ..checkpoints.header import parsed_json, read_json
 from ..checkpoints.sources import TensorSource, open_tensors
 from ..errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import StageCConfig
@@ -133,12 +134,12 @@ def _scaled_by_config(
     named = source.path is not None and (source.path.is_dir() or source.path.stem == "adapter_model")
     if file is None or not named or not file.exists():
         return changes, training
+    settings = read_json(file)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
         alpha, stabilized = float(settings["lora_alpha"]), bool(settings.get("use_rslora"))
         patterns = settings.get("alpha_pattern")
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise BrokenCheckpoint(f"it has no valid lora_alpha: {str(error)[:200]}", file) from error
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        raise BrokenCheckpoint(f"it has no valid lora_alpha: {error}", file) from error
     if patterns or not math.isfinite(alpha):
         raise IncompatibleCheckpoint("it has an alpha_pattern, which is not supported", file)
     scaled: dict[str, dict[str, Change]] = {}
@@ -157,12 +158,13 @@ def _metadata(source: TensorSource) -> tuple[dict[str, Any], dict[str, Any]]:
     if text is None:
         return {}, dict(source.metadata)
     try:
-        own = json.loads(text)
+        own = parsed_json(text)
         training = own.get("training", {})
         tokens = own.get("tokens", [])
-        fine = isinstance(training, dict) and isinstance(tokens, list) and all(map(_is_named, tokens))
+        fine = isinstance(training, dict) and isinstance(own.get("format", ""), str)
+        fine = fine and isinstance(tokens, list) and all(map(_is_named, tokens))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise BrokenCheckpoint(f"its metadata is damaged: {str(error)[:200]}", source.path) from error
+        raise BrokenCheckpoint(f"its metadata is damaged: {error}", source.path) from error
     if not fine:
         raise BrokenCheckpoint("its metadata does not describe a LoRA", source.path)
     return own, training
@@ -305,5 +307,5 @@ def _as_rows(change: Change) -> Change:
 
 def _check_tokens(lora: Lora) -> None:
     texts = [token.text.lower() for token in lora.tokens if token.text]
-    if twice := [text for text in texts if texts.count(text) > 1]:
+    if twice := [text for text, count in Counter(texts).items() if count > 1]:
         raise IncompatibleCheckpoint(f"it defines the token {twice[0]} twice", lora.path)

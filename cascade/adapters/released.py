@@ -21,6 +21,7 @@ from .lora import RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
 
 VOCABULARY = 49408
 """Size of CLIP's vocabulary; the ids of new tokens follow."""
+NOT_RELEASED = "a size that was not released: its Stage C is needed too (model, --base or config)"
 ALPHA = 1.0
 WEIGHT = re.compile(r"weights\.(\d{1,6})\.lora_(down|up)")
 EMBEDDINGS, INDICES = "embeddings.embeddings", "embeddings.indices"
@@ -66,7 +67,8 @@ def _pairs(tensors: Mapping[str, Tensor], path: str | None) -> tuple[list[tuple[
     for index, (down, up) in enumerate(pairs):
         if down.dim() == up.dim() == 2 and 0 in (down.shape[0], up.shape[1]):
             raise BrokenCheckpoint(f"weights.{index} has rank 0", path)
-        if not down.dim() == up.dim() == 2 or down.shape[0] != up.shape[1] or not down.is_floating_point():
+        numbers = down.is_floating_point() and up.is_floating_point() and down.numel() and up.numel()
+        if not numbers or not down.dim() == up.dim() == 2 or down.shape[0] != up.shape[1]:
             text = f"weights.{index}: {list(down.shape)} and {list(up.shape)} make no low-rank change"
             raise BrokenCheckpoint(text, path)
     return pairs, others
@@ -129,8 +131,7 @@ def _settled(pairs: Sequence[tuple[Tensor, Tensor]], config: StageCConfig | None
     width = shapes[0][1]
     wanted = config or next((size for size in sizes if size.levels[0].width == width), None)
     if wanted is None:
-        text = f"made for a Stage C {width} wide, a size that was not released: give config="
-        raise IncompatibleCheckpoint(text, path)
+        raise IncompatibleCheckpoint(f"made for a Stage C {width} wide, {NOT_RELEASED}", path)
     due, this = 2 * len(attention_stems(wanted)), variant("stage_c", wanted)
     own_width = {level.width for level in wanted.levels}
     if not any(width in own_width for width in shapes[0]):
@@ -159,7 +160,7 @@ def write(lora: Lora, config: StageCConfig | None) -> dict[str, Tensor]:
     if config is None:
         config = RELEASED_STAGE_C.get(lora.base or "")
         if config is None and changes:
-            raise IncompatibleCheckpoint("for a Stage C of a size that was not released: give config=", lora.path)
+            raise IncompatibleCheckpoint(f"for a Stage C of {NOT_RELEASED}", lora.path)
     tensors = _ordered(changes, config, lora.path) if changes and config is not None else {}
     if changes:
         text = f"the released form can only hold attention's matrices, not {', '.join(list(changes)[:3])}"
@@ -193,6 +194,8 @@ def _stacked(changes: Sequence[Change | None], shape: Shape, path: str | None) -
     for change in found:
         if not isinstance(change, LowRank) or change.dora is not None or not change.fits(torch.Size((rows, shape[1]))):
             raise IncompatibleCheckpoint("the released form only holds low-rank matrices without DoRA", path)
+        if change.down.dim() != 2 or change.up.dim() != 2:
+            raise IncompatibleCheckpoint("the released form only holds matrices, of two dimensions", path)
     low = [change for change in found if isinstance(change, LowRank)]
     first = low[0].down
     if all(change.down is first or torch.equal(change.down, first) for change in low):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.detection import METADATA_KIND
 from ..checkpoints.saving import save_tensors
-from ..errors import IncompatibleCheckpoint
+from ..errors import IncompatibleCheckpoint, printable, shown
 from ..models import StageCConfig
 from . import released
 from .lora import TABLE, Change, Full, Lora, LowRank, Rows
@@ -20,14 +20,17 @@ from .names import FORMATS, Format, name_of
 from .reading import METADATA
 from .tokens import NAMELESS
 
-WRITABLE = (*FORMATS, "released", "embedding")
+DEFAULT = "comfyui"
+WRITABLE = (DEFAULT, *(name for name in FORMATS if name != DEFAULT), "released", "embedding")
+EMBEDDINGS = "text_model.embeddings."
+"""Start of the names of the text encoder's tables."""
 
 
 def save_lora(
     lora: Lora,
     path: str | os.PathLike[str],
     *,
-    format: str = "cascade",
+    format: str = DEFAULT,
     config: StageCConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -53,7 +56,7 @@ def save_lora(
     save_tensors(tensors, path, metadata_of(lora, format))
 
 
-def metadata_of(lora: Lora, format: str = "cascade") -> dict[str, str]:
+def metadata_of(lora: Lora, format: str = DEFAULT) -> dict[str, str]:
     """Our metadata of a LoRA: base, ranks, alphas, modules, tokens, training settings."""
     names = [name for changes in lora.changes.values() for name in changes]
     described: dict[str, Any] = {
@@ -91,11 +94,16 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     """One change under the names of a format."""
     endings = form.endings
     if isinstance(change, Rows) and "rows" not in endings and name == TABLE:
-        change = as_low_rank(change)
+        change = as_low_rank(change, path)
     if isinstance(change, Full) and "delta" in endings:
         return {f"{form.prefixes[kind]}{name}{endings['delta']}": change.value}
     module, _, parameter = name.rpartition(".")
-    stem = name_of(kind, module, form)
+    if form.rest is not None and (isinstance(change, Full) or module.startswith(EMBEDDINGS)):
+        # A parameter that is neither a weight nor a bias is named itself.
+        stem: str | None = form.rest[kind] + (module if parameter in ("weight", "bias") else name)
+        parameter = "bias" if parameter == "bias" else "weight"
+    else:
+        stem = name_of(kind, module, form)
     parts = _parts(change, parameter, endings)
     if stem is None or any(part not in endings for part in parts):
         held = "DoRA" if "dora" in parts else "full change" if isinstance(change, Full) else "change"
@@ -103,9 +111,20 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
     return {stem + endings[part]: tensor for part, tensor in parts.items()}
 
 
-def as_low_rank(rows: Rows) -> LowRank:
-    """Rows of a table as factors whose `up` selects them."""
+MAX_ROWS = 1000
+"""Rows of the token table that another format holds. Each takes a number for every token of the vocabulary there."""
+
+
+def as_low_rank(rows: Rows, path: str | None = None) -> LowRank:
+    """Rows of a table as factors whose `up` selects them.
+
+    Raises:
+        IncompatibleCheckpoint: more than `MAX_ROWS`, or rows past the vocabulary.
+    """
     count = len(rows.indices)
+    if count > MAX_ROWS or rows.outputs > released.VOCABULARY:
+        text = f"it changes {count:,} tokens, up to the id {rows.outputs - 1:,}: only our own format can hold that"
+        raise IncompatibleCheckpoint(text, path)
     up = torch.zeros(released.VOCABULARY, count)
     up[rows.indices, torch.arange(count)] = 1.0
     return LowRank(rows.values, up, float(count))
@@ -137,6 +156,8 @@ def _bundled(lora: Lora, format: str) -> dict[str, Tensor]:
         raise IncompatibleCheckpoint(text + "make it absolute first, with the text encoder", lora.path)
     if any(not token.text for token in lora.tokens):
         raise IncompatibleCheckpoint(NAMELESS, lora.path)
+    if strange := [token.text for token in lora.tokens if printable(token.text) != token.text]:
+        raise IncompatibleCheckpoint(f"no file can hold a token named {shown(strange[0])}: rename it", lora.path)
     return {f"bundle_emb.{token.text}.clip_g": token.vectors for token in lora.tokens}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ..models import Config
+from ..models.config import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,9 @@ class ClipConfig(Config):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
-            wanted = str if name == "hidden_act" else (int, float) if name == "layer_norm_eps" else int
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise ValueError(f"{name} has the wrong type: {value!r}")
+        check_types(self)
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"a width of {self.hidden_size} cannot have {self.num_attention_heads} attention heads")
 
     @classmethod
     def from_transformers(cls, config: Any) -> Self:
@@ -55,7 +55,7 @@ class ClipTextConfig(ClipConfig):
         """A `transformers.CLIPTextModelWithProjection`."""
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-        return CLIPTextModelWithProjection(CLIPTextConfig(**self.to_dict()))
+        return _built(CLIPTextModelWithProjection, CLIPTextConfig, self.to_dict())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,15 @@ class ClipVisionConfig(ClipConfig):
         """A `transformers.CLIPVisionModelWithProjection`."""
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**self.to_dict()))
+        return _built(CLIPVisionModelWithProjection, CLIPVisionConfig, self.to_dict())
+
+
+def _built(network: Any, config: Any, sizes: dict[str, Any]) -> nn.Module:
+    """A network of transformers. Raises ValueError if transformers refuses its config."""
+    try:
+        return network(config(**sizes))
+    except Exception as error:  # its checks have types of their own, which depend on the version
+        raise ValueError(f"transformers refuses its config: {error}") from error
 
 
 def place_position_ids(net: nn.Module, device: torch.device | str) -> None:

@@ -17,6 +17,7 @@ from ..models import (
     ControlNetConfig,
     EffnetConfig,
     EffnetStage,
+    HighResGuideConfig,
     Level,
     PreviewerConfig,
     StageAConfig,
@@ -295,6 +296,27 @@ def _controlnet_backbone(shapes: Shapes) -> tuple[dict[str, Any], bool]:
     return found, True
 
 
+GUIDE_HEAD_WIDTH = 32
+"""Channels per attention head in the released high-res guides."""
+
+
+def _high_res_guides(shapes: Shapes, start: str = "down.0.") -> Inferred:
+    width = shapes.size(f"{start}input_layer.weight")
+    config = HighResGuideConfig(
+        stage_c_width=shapes.size(f"{start}input_layer.weight", 1),
+        width=width,
+        heads=width // GUIDE_HEAD_WIDTH if width % GUIDE_HEAD_WIDTH == 0 else 1,
+        groups=shapes.size(f"{start}wtokens") // 2,
+        timestep_channels=shapes.size(f"{start}mapp_t.mapper.weight", 1),
+        levels=shapes.count("down.{}.wtokens") or HighResGuideConfig.levels,
+    )
+    return Inferred(config, ("heads",), ("heads",) if width % GUIDE_HEAD_WIDTH else ())
+
+
+def _high_res_guide(shapes: Shapes) -> Inferred:
+    return _high_res_guides(shapes, "")
+
+
 def _text_encoder(shapes: Shapes) -> Inferred:
     width = shapes.size("text_model.embeddings.token_embedding.weight", 1)
     config = ClipTextConfig(
@@ -339,6 +361,8 @@ _INFERENCES: Mapping[str, Callable[[Shapes], Inferred]] = {
     "effnet": _effnet,
     "previewer": _previewer,
     "controlnet": _controlnet,
+    "high_res_guide": _high_res_guide,
+    "high_res_guides": _high_res_guides,
     "text_encoder": _text_encoder,
     "image_encoder": _image_encoder,
 }

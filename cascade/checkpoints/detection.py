@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,9 +15,9 @@ from ..errors import BrokenCheckpoint, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import Config
 from .clip import ClipConfig
 from .config_from_shapes import Inferred, infer
-from .header import TensorInfo
-from .layouts import COMFYUI_PREFIXES, Piece, rules, split_prefixes, to_ours
-from .network_kinds import KINDS, variant
+from .header import TensorInfo, parsed_json
+from .layouts import COMFYUI_PREFIXES, Piece, reading_rules, split_prefixes, to_ours
+from .network_kinds import KINDS, blocks_of, variant
 from .sources import TensorSource
 
 METADATA_KIND = "cascade.kind"
@@ -56,6 +56,10 @@ SIGNATURES = (
     Signature("controlnet", "released", ("projections.0.0.weight", "projections.0.2.weight", "backbone.*")),
     Signature("effnet", "released", ("backbone.0.0.weight", "mapper.0.weight")),
     Signature("previewer", "released", ("blocks.0.weight", "blocks.2.running_mean", "blocks.24.weight")),
+    Signature("high_res_guide", "released", ("wtokens", "base_params.wb0", "hr_norm.mapping.mapper.weight")),
+    Signature(
+        "high_res_guides", "released", ("*.0.wtokens", "*.0.base_params.wb0", "*.0.hr_norm.mapping.mapper.weight")
+    ),
     Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
     Signature("text_encoder", "comfyui", ("transformer.text_model.embeddings.token_embedding.weight",)),
     Signature(
@@ -123,7 +127,7 @@ class Part:
             IncompatibleCheckpoint: two of the file's names mean the same tensor.
         """
         try:
-            return to_ours(self.tensors, rules(self.layout, self.kind))
+            return to_ours(self.tensors, reading_rules(self.layout, self.kind, self.tensors))
         except ValueError as error:
             raise IncompatibleCheckpoint(f"{KINDS[self.kind].title}: {error}", self.source.path) from error
 
@@ -134,6 +138,15 @@ class Part:
             return {name: _shape(self.tensors[piece.name].shape, piece) for name, piece in self.pieces.items()}
         except ValueError as error:
             raise IncompatibleCheckpoint(f"{KINDS[self.kind].title}: {error}", self.source.path) from error
+
+    @property
+    def wrong_scales(self) -> list[str]:
+        """Factors that are neither one number nor one for each row of their matrix."""
+        return [
+            scale
+            for name, scale in self.scales.items()
+            if math.prod(self.source.tensors[scale].shape) not in (1, *self.tensors[name].shape[:1])
+        ]
 
     @cached_property
     def inferred(self) -> Inferred:
@@ -159,8 +172,8 @@ class Part:
 
     def _declared(self, text: str) -> Config:
         try:
-            data = json.loads(text)
-            if not isinstance(data, dict) or _blocks(data) > len(self.tensors):
+            data = parsed_json(text)
+            if not isinstance(data, dict) or blocks_of(data) > len(self.tensors):
                 raise ValueError("it describes more blocks than the file has tensors")
             return KINDS[self.kind].config.from_dict(data)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as error:
@@ -200,27 +213,6 @@ def _shape(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
     if not shape or shape[0] % piece.count:
         raise ValueError(f"{piece.name} has the shape {list(shape)}, which cannot be split into {piece.count} parts")
     return (shape[0] // piece.count, *shape[1:])
-
-
-def _blocks(data: Any) -> int:
-    """An upper bound of the blocks that a config, as plain data, would build: checked before a network is built."""
-    if isinstance(data, list):
-        return len(data) + sum(_blocks(item) for item in data)
-    if not isinstance(data, dict):
-        return 0
-    pattern = data.get("pattern", "")
-    repeated = len(pattern) if isinstance(pattern, str) else 0
-    counts = (
-        "depth",
-        "down_repeats",
-        "up_repeats",
-        "bottleneck_blocks",
-        "levels",
-        "num_hidden_layers",
-        "condition_tokens",
-    )
-    own = sum(value for name in counts if isinstance(value := data.get(name), int))
-    return own * max(1, repeated) + sum(_blocks(value) for value in data.values())
 
 
 def _completed(kind: str, found: Inferred, foreign: Mapping[str, Any]) -> Inferred:

@@ -16,12 +16,17 @@ from typing import Any
 
 import torch
 
-from ..errors import BrokenCheckpoint
+from ..errors import BrokenCheckpoint, shown
+from ..files import open_regular
 
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library."""
+MAX_HEADER = 10_000_000
+"""Bytes of a header, an index or a config. A checkpoint of 5,000 tensors has 1 MB; 100 MB, the limit of the safetensors
+library, take a minute and gigabytes."""
+MAX_TENSORS = 20_000
+"""Tensors of a file; a checkpoint with all networks has 5,000. Each is compared with the names of many formats."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""
+MAX_DIMENSIONS = 8
 ALIGNMENT = 64
 """Bytes, of a cache line and of the widest registers: at multiples of it tensors begin in the files that we write."""
 
@@ -68,8 +73,8 @@ def read_header(path: Path) -> Header:
     Raises:
         BrokenCheckpoint: the header is damaged or does not match the file's size.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise BrokenCheckpoint(f"truncated: its header should be {length:,} bytes, the file has {size:,}", path)
@@ -81,7 +86,7 @@ def read_header(path: Path) -> Header:
     try:
         header = _parsed(json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates))
     except (ValueError, RecursionError) as error:
-        raise BrokenCheckpoint(f"its header is damaged: {_first_line(error)}", path) from error
+        raise BrokenCheckpoint(f"its header is damaged: {error}", path) from error
     promised, held = sum(info.bytes for info in header.tensors.values()), size - 8 - length
     if promised > held:
         raise BrokenCheckpoint(
@@ -90,10 +95,6 @@ def read_header(path: Path) -> Header:
     if promised < held:
         raise BrokenCheckpoint(f"{held - promised:,} bytes at its end belong to no tensor", path)
     return header
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -109,6 +110,8 @@ def _parsed(content: Any) -> Header:
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata is not a table of strings")
+    if len(content) > MAX_TENSORS:
+        raise ValueError(f"it names {len(content):,} tensors; more than {MAX_TENSORS:,} cannot be right")
     entries = sorted((_entry(name, value) for name, value in content.items()), key=lambda entry: entry[1:3])
     position = 0
     for name, begin, end, _ in entries:
@@ -124,12 +127,14 @@ def _entry(name: str, value: Any) -> tuple[str, int, int, TensorInfo]:
         raise ValueError(f"a tensor's name has {len(name):,} characters")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} lacks its dtype, shape or data_offsets")
-    if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
-        raise ValueError(f"{name} is stored as {str(value['dtype'])[:40]}, which is not supported")
+    dtype = value["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        stored = dtype if isinstance(dtype, str) else shown(dtype)
+        raise ValueError(f"{name} is stored as {stored[:40]}, which is not supported")
     shape, offsets = _sizes(name, value["shape"]), _sizes(name, value["data_offsets"])
-    if len(offsets) != 2 or len(shape) > 8:
+    if len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{name} has an invalid shape or invalid offsets")
-    info = TensorInfo(shape, DTYPES[value["dtype"]])
+    info = TensorInfo(shape, DTYPES[dtype])
     if offsets[1] - offsets[0] != info.bytes:
         raise ValueError(
             f"{name} claims {offsets[1] - offsets[0]:,} bytes, its shape {list(shape)} makes {info.bytes:,}"
@@ -141,6 +146,36 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
         raise ValueError(f"{name} has a shape or offsets that are not whole numbers from 0")
     return tuple(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a small JSON file beside a network: an index of shards or a config.
+
+    Raises:
+        BrokenCheckpoint: it is damaged, too large, no JSON object, or has NaN or infinity in it.
+    """
+    try:
+        with open_regular(path) as file:
+            raw = file.read(MAX_HEADER + 1)
+        if len(raw) > MAX_HEADER:
+            raise BrokenCheckpoint(f"too large for a JSON file of this kind: more than {MAX_HEADER:,} bytes", path)
+        content = parsed_json(raw.decode("utf-8"))
+    except OSError as error:
+        raise BrokenCheckpoint(f"this cannot be read: {error.strerror}", path) from error
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"not readable as JSON: {error}", path) from error
+    if not isinstance(content, dict):
+        raise BrokenCheckpoint("not a JSON object", path)
+    return content
+
+
+def parsed_json(text: str) -> Any:
+    """JSON by its standard: Python also takes NaN and infinity. Raises ValueError, RecursionError."""
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
@@ -158,7 +193,7 @@ def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str])
 
 def what_it_is(path: str | os.PathLike[str]) -> str:
     """The kind of a file by its first bytes: safetensors, zip, pickle, or a description of what else it is."""
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         start = file.read(512)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:

@@ -51,8 +51,12 @@ DIFFUSERS_ATTENTION = (
 )
 CLIP_EXTRAS = (Rule("{}position_ids"), Rule("logit_scale"))
 
+GUIDES = (Rule("agg_net.{}", ("down.{}",)), Rule("agg_net_up.{}", ("up.{}",)))
+"""The lists of high-res guides as they are written; files that are read call them by many names."""
+
 LAYOUTS: Mapping[str, Mapping[str, tuple[Rule, ...]]] = {
     "released": {
+        "high_res_guides": GUIDES,
         "stage_c": FUSED_ATTENTION,
         "stage_b": FUSED_ATTENTION,
         "text_encoder": CLIP_EXTRAS,
@@ -105,6 +109,22 @@ DIFFUSERS_FOLDERS: Mapping[str, str] = {
 def rules(layout: str, kind: str) -> tuple[Rule, ...]:
     """The rules of a layout for one kind of network."""
     return LAYOUTS[layout].get(kind, ())
+
+
+def reading_rules(layout: str, kind: str, names: Iterable[str]) -> tuple[Rule, ...]:
+    """The rules by which a file with these names is read."""
+    return _guide_rules(names) if kind == "high_res_guides" else rules(layout, kind)
+
+
+def _guide_rules(names: Iterable[str]) -> tuple[Rule, ...]:
+    """High-res guides are two lists, whatever their names: first those of the way down (`agg_net` and `agg_net_up`,
+    `module.64` and `module.65`, or these with a prefix)."""
+    token = ".wtokens"
+    lists = {name.removesuffix(token).rpartition(".")[0] for name in names if name.endswith(token)}
+    if lists == {"down", "up"}:
+        return ()
+    ordered = sorted(lists, key=lambda name: (len(name), name))
+    return tuple(Rule(f"{theirs}.{{}}", (f"{ours}.{{}}",)) for theirs, ours in zip(ordered, ("down", "up")))
 
 
 def prefix(kind: str) -> str:

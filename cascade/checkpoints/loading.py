@@ -103,7 +103,7 @@ def settled_config(part: Part) -> Config:
     if inferred.unknown:
         raise IncompatibleCheckpoint(
             f"this is {part.describe()}, of a size that was not released, and the file does not define its "
-            f"{' and '.join(inferred.unknown)}: give config=",
+            f"{' and '.join(inferred.unknown)}: only a program can load it, with the argument config",
             part.source.path,
         )
     if inferred.guessed:
@@ -136,6 +136,7 @@ def expected_network(part: Part, config: Config) -> nn.Module:
         _listed("missing", [name for name in expected if name not in found]),
         _listed("left over", [part.pieces[name].name for name in found if name not in expected]),
         _listed("of another shape", [f"{name} {list(found[name])} for {list(expected[name])}" for name in wrong]),
+        _listed("factors of a wrong shape", part.wrong_scales),
     ]
     if any(problems):
         text = "; ".join(problem for problem in problems if problem)

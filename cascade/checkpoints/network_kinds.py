@@ -69,6 +69,16 @@ KINDS: Mapping[str, Kind] = {
             "identity": models.CONTROLNET_IDENTITY,
         },
     ),
+    "high_res_guide": Kind(
+        "High-res guide of one place", "model_patches", models.HighResGuideConfig, _ours(models.HighResGuide)
+    ),
+    "high_res_guides": Kind(
+        "High-res guides",
+        "model_patches",
+        models.HighResGuideConfig,
+        _ours(models.HighResGuides),
+        {"UltraPixel": models.ULTRAPIXEL},
+    ),
     # Networks of transformers ignore `ops`.
     "text_encoder": Kind(
         "Text encoder",
@@ -93,6 +103,8 @@ NETWORKS: Mapping[str, str] = {
     "EffnetEncoder": "effnet",
     "Previewer": "previewer",
     "ControlNet": "controlnet",
+    "HighResGuide": "high_res_guide",
+    "HighResGuides": "high_res_guides",
     "CLIPTextModelWithProjection": "text_encoder",
     "CLIPVisionModelWithProjection": "image_encoder",
 }
@@ -117,8 +129,39 @@ def config_of(net: nn.Module) -> Config:
     return config if isinstance(config, Config) else KINDS[kind].config.from_transformers(config)
 
 
+MAX_BLOCKS = 2000
+"""Blocks of a network, which cost time and memory to build even without weights; no released network has 300."""
+
+
+def blocks_of(data: Any) -> int:
+    """An upper bound of the blocks that a config, as plain data, would build: checked before a network is built."""
+    if isinstance(data, list | tuple):
+        return len(data) + sum(blocks_of(item) for item in data)
+    if not isinstance(data, dict):
+        return 0
+    pattern = data.get("pattern", "")
+    repeated = len(pattern) if isinstance(pattern, str) else 0
+    counts = (
+        "depth",
+        "down_repeats",
+        "up_repeats",
+        "bottleneck_blocks",
+        "levels",
+        "num_hidden_layers",
+        "condition_tokens",
+    )
+    own = sum(value for name in counts if isinstance(value := data.get(name), int))
+    return own * max(1, repeated) + sum(blocks_of(value) for value in data.values())
+
+
 def empty_network(kind: str, config: Config, ops: Any = nn) -> nn.Module:
-    """A network on the meta device: names and shapes without memory for weights."""
+    """A network on the meta device: names and shapes without memory for weights.
+
+    Raises:
+        ValueError: a network of absurdly many blocks.
+    """
+    if (blocks := blocks_of(config.to_dict())) > MAX_BLOCKS:
+        raise ValueError(f"it has {blocks:,} blocks; more than {MAX_BLOCKS:,} cannot be right")
     with torch.device("meta"):
         return KINDS[kind].network(config, ops)
 

@@ -5,14 +5,7 @@ A `TensorSource` has the names, shapes and types of all tensors; values are read
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import pickle
-import pickletools
-import re
-import struct
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,30 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import BrokenCheckpoint, UnknownCheckpoint, UnsafeCheckpoint
-from .header import TensorInfo, read_header, what_it_is
+from ..errors import BrokenCheckpoint, UnknownCheckpoint, printable, shown
+from .header import DTYPE_NAMES, MAX_NAME, MAX_TENSORS, TensorInfo, read_header, read_json, what_it_is
+from .pickles import read_pickle
 
 Get = Callable[[str], Tensor]
 
 PIPELINE_FOLDERS = ("prior", "decoder", "vqgan", "text_encoder", "image_encoder")
 """The folders of networks in a pipeline folder of diffusers."""
-_DAMAGES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RecursionError,
-    MemoryError,
-    struct.error,
-    OSError,
-)
-"""What torch raises for a truncated or damaged pickle."""
-MAX_INDEX = 50_000_000
-"""Bytes that a shard index or a config may have at most."""
+MAX_FILE_NAME = 255
+"""Characters, on every usual file system."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +82,11 @@ def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[
     if isinstance(source, Mapping):
         return {"": _from_state_dict(source, None)}
     path = Path(source)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise BrokenCheckpoint(f"this cannot be read: {error.strerror}", path) from error
+    if not there:
         raise FileNotFoundError(2, "there is no such file or folder", str(path))
     if not path.is_dir():
         return {"": _from_index(path) if path.suffix == ".json" else _from_file(path)}
@@ -115,72 +98,37 @@ def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[
 def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> TensorSource:
     nested = state.get("state_dict")
     state = nested if isinstance(nested, Mapping) else state
+    if len(state) > MAX_TENSORS:
+        raise BrokenCheckpoint(f"it names {len(state):,} tensors; more than {MAX_TENSORS:,} cannot be right", path)
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            found = f"{str(name)[:80]!r} is a {type(value).__name__}"
-            raise BrokenCheckpoint(f"not a table of tensors: {found}", path)
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise BrokenCheckpoint(f"not a table of tensors: {shown(name)} is a {type(value).__name__}", path)
+        if len(name) > MAX_NAME or printable(name) != name:
+            raise BrokenCheckpoint(f"it has a tensor of the name {shown(name)}", path)
+        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in DTYPE_NAMES:
+            kind = "without values" if value.is_meta else "nested" if value.is_nested else str(value.dtype)
+            raise BrokenCheckpoint(f"{shown(name)} is stored as {kind}, which is not supported", path)
     infos = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in state.items()}
     return TensorSource(path, infos, held={name: value.detach() for name, value in state.items()})
 
 
 def _from_file(path: Path) -> TensorSource:
-    kind = what_it_is(path)
+    try:
+        kind = what_it_is(path)
+    except OSError as error:
+        raise BrokenCheckpoint(f"this cannot be read: {error.strerror}", path) from error
     if kind == "safetensors":
         header = read_header(path)
         return TensorSource(path, header.tensors, files=dict.fromkeys(header.tensors, path), metadata=header.metadata)
     if kind in ("zip", "pickle"):
-        return _from_state_dict(_unpickled(path, mmap=kind == "zip"), path)
+        return _from_state_dict(read_pickle(path), path)
     raise BrokenCheckpoint(f"this is {kind}", path)
-
-
-def _unpickled(path: Path, mmap: bool) -> Mapping[Any, Any]:
-    """The content of a file of torch.save, read by torch's reader for weights only, which runs no code."""
-    try:
-        with warnings.catch_warnings():
-            # About pickles that another program than torch wrote; errors are raised below.
-            warnings.simplefilter("ignore", UserWarning)
-            if path.suffix == ".safetensors":
-                # By this name torch would read it as safetensors. A file object hides the name, but cannot be mapped.
-                with path.open("rb") as file:
-                    content = torch.load(file, map_location="cpu", weights_only=True)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        # The error's own text suggests to load it without weights_only: users should not see that.
-        called = re.search(r"GLOBAL ([\w.]+)", str(error))
-        called = called[1] if called else _first_global(path)
-        if called:
-            message = f"a pickle that contains code, which was not run: it calls {called}"
-            raise UnsafeCheckpoint(message, path) from error
-        raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
-    except _DAMAGES as error:
-        raise BrokenCheckpoint("a damaged or truncated pickle", path) from error
-    if not isinstance(content, Mapping):
-        raise BrokenCheckpoint(f"a pickle of a {type(content).__name__}, not of a table of tensors", path)
-    return content
-
-
-def _first_global(path: Path) -> str | None:
-    """The first function or class that a plain pickle refers to; None if there is none or it is not a plain pickle."""
-    with path.open("rb") as file:
-        start = io.BytesIO(file.read(MAX_INDEX))
-    texts: list[str] = []
-    try:
-        for code, argument, _ in pickletools.genops(start):
-            if code.name in ("GLOBAL", "INST"):
-                return str(argument).replace(" ", ".")
-            if code.name == "STACK_GLOBAL":
-                return ".".join(texts[-2:])
-            texts += [argument] if isinstance(argument, str) else []
-    except (ValueError, IndexError, OverflowError, UnicodeDecodeError):
-        return None
-    return None
 
 
 def _from_folder(path: Path) -> TensorSource:
     """The weights in a folder: a safetensors file, else shards by their index, else a pickle. Of several variants of a
     file (model.fp16.safetensors) the shortest name counts."""
-    config = _read_json(path / "config.json") if (path / "config.json").exists() else None
+    config = read_json(path / "config.json") if (path / "config.json").exists() else None
     for pattern, read in (
         ("*.safetensors", _from_file),
         ("*.safetensors.index*.json", _from_index),
@@ -200,17 +148,17 @@ def _from_folder(path: Path) -> TensorSource:
 
 def _from_index(path: Path) -> TensorSource:
     """The shards of an index.json, which must be in the same folder."""
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise BrokenCheckpoint("an index of shards without a weight_map", path)
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
     held: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise BrokenCheckpoint(f"an index of shards with a file in another folder: {name[:200]!r}", path)
+        if Path(name).name != name or name in ("", ".", "..") or len(name) > MAX_FILE_NAME:
+            raise BrokenCheckpoint(f"an index of shards with a file in another folder: {shown(name)}", path)
         shard = path.parent / name
-        if not shard.exists():
+        if not shard.is_file():
             raise BrokenCheckpoint(f"the shard {name} is missing", path)
         found = _from_file(shard)
         held |= found.held
@@ -221,15 +169,3 @@ def _from_index(path: Path) -> TensorSource:
     if missing := [tensor for tensor in weight_map if tensor not in tensors]:
         raise BrokenCheckpoint(f"{len(missing)} tensors are in no shard, among them {', '.join(missing[:3])}", path)
     return TensorSource(path, tensors, files, held)
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    if path.stat().st_size > MAX_INDEX:
-        raise BrokenCheckpoint(f"too large for a JSON file of this kind: more than {MAX_INDEX:,} bytes", path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BrokenCheckpoint(f"not readable as JSON: {str(error)[:200]}", path) from error
-    if not isinstance(content, dict):
-        raise BrokenCheckpoint("not a JSON object", path)
-    return content

@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError, InvalidImage, MissingPart
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,8 @@ NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
 SMALLEST_TILE = 256
 STOPPED = 130
 """The exit status of a training that was stopped, saved, and can go on."""
+TINY_SIDE = 256
+"""Sides of the tiny cascade's images."""
 SAMPLING = ("steps", "sampler_name", "shift")
 GUIDANCE = ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent")
 """Options of a stage, with the names that they have in `SamplingSettings` and in its `Guidance`."""
@@ -252,7 +255,7 @@ def settings_of(args: argparse.Namespace, image: Tensor | None = None) -> Settin
     from ..pipelines import Settings, latent_sizes, with_short_side
 
     released = Settings()
-    side = released.width if args.models else 256
+    side = released.width if args.models else TINY_SIDE
     height, width = (side, side) if image is None else with_short_side(image.shape[-2], image.shape[-1], side)
     width = width if args.width is None else args.width
     height = height if args.height is None else args.height
@@ -391,13 +394,13 @@ def stage_recipe(args: argparse.Namespace, stage: SamplingSettings, end: str = "
     return {"steps": stage.steps, "cfg": stage.guidance.cfg, **_given(args, (*SAMPLING, *GUIDANCE), end)}
 
 
-def save(image: Any, path: Path, recipe: dict[str, Any]) -> None:
+def save(image: Any, path: Path, recipe: Mapping[str, Any]) -> None:
     """Write an image; a PNG carries the recipe, from which it can be made again."""
-    if path.suffix.lower() != ".png":
-        image.save(path)
-        return
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
-    info.add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
-    image.save(path, pnginfo=info)
+    kind, options = Image.registered_extensions()[path.suffix.lower()], {}
+    if kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("cascade", json.dumps(recipe, ensure_ascii=False))
+    write_atomically(path, lambda temporary: image.save(temporary, kind, **options))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CascadeError
+from ..files import write_atomically
+from ._common import output_paths, save
 
 SHOWN = 30
 """Images on a contact sheet."""
@@ -53,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     sources = tiny.parts()
     if args.model != "tiny":
         sources = {kind: Path(args.model) / path.name for kind, path in sources.items()}
-    for file in (args.output, args.sheet):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise CascadeError(f"{file}: there is no folder {file.absolute().parent}.")
+    if args.output is not None and not args.output.absolute().parent.is_dir():
+        raise CascadeError(f"{args.output}: there is no folder {args.output.absolute().parent}.")
+    output_paths(args.sheet, 1)
     parts = Parts(sources, device=args.device)
     if args.lora:
         result = evaluation.evaluate_lora(
@@ -74,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     table = result.markdown()
     print(table, end="")
     if args.output is not None:
-        args.output.write_text(table, encoding="utf-8")
+        write_atomically(args.output, lambda path: path.write_text(table, encoding="utf-8"))
     if args.sheet is not None:
-        evaluation.contact_sheet(result.samples[:SHOWN]).save(args.sheet)
+        save(evaluation.contact_sheet(result.samples[:SHOWN]), args.sheet, {})
     return 0
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CascadeError
+from . import _prompts
 from ._common import (
     NEEDED,
+    TINY_SIDE,
     Bars,
     add_networks,
     add_stages,
@@ -29,6 +31,8 @@ from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_con
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..pipelines import HighRes, Parts
+
 DESCRIPTION = """Make images from a prompt: with the tiny cascade that ships with this package, or, with --models,
 with the released networks. --image starts from an image, --like makes variations of one or several, --control gives
 outlines and the like to follow."""
@@ -39,6 +43,7 @@ EXAMPLES = """examples:
   python -m cascade generate "" --like circle.png --number 4
   python -m cascade generate "a large yellow circle" --control canny=circle.png -o yellow.png
   python -m cascade generate "an owl in the snow" --models ComfyUI/models --width 1280 --height 832 -o owl.png
+  python -m cascade generate --prompts prompts.txt -o images
   python -m cascade generate "an owl" --models ComfyUI/models --enlarge 2 --tile 1024 -o large.png"""
 
 
@@ -51,11 +56,17 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="what the image should show")
+    parser.add_argument("prompt", nargs="?", help="what the image should show")
     parser.add_argument(
         "--negative", default="", metavar="PROMPT", help="what the image should not show; default: empty"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: the next free cascade-N.png; with --prompts the folder for the images",
+    )
     parser.add_argument("--number", type=count, default=1, metavar="N", help="how many images; default 1")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the first image, the next has one more; default 0"
@@ -109,12 +120,49 @@ def add_parser(subparsers: Any) -> None:
         metavar="TIMES",
         help="sample Stage C a second time on latents enlarged so many times, 0.25 to 16; default 1 (off)",
     )
+    group.add_argument(
+        "--high-res",
+        type=Path,
+        metavar="FILE",
+        help="high-res guides (ultrapixel_t2i.safetensors) for --width and --height of more than about 1.5 megapixels: "
+        "Stage C first makes the image at the usual size, then follows it at the large one",
+    )
+    group.add_argument(
+        "--high-res-weight",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="how strongly the guides act, 0 (not at all) to 1 (as trained) and above; default 1",
+    )
     add_tile(group)
+    group = parser.add_argument_group("many images")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="an image for each line: .txt (a prompt), .csv (with a header) or .jsonl (an object); a line can give its "
+        "own negative, seed, width, height, steps, cfg and so on. The same command continues where it was stopped; "
+        "under torchrun the lines are divided among the processes",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=count,
+        default=1,
+        metavar="N",
+        help="lines with the same settings sampled together; default 1",
+    )
     add_networks(parser)
+    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the images and write them; 0."""
+    """Make the images and write them; 0, or with --prompts 1 if a line failed."""
+    if args.prompts is not None:
+        _prompts.check(args)
+        _check(args)
+        return _prompts.run(args, _about_images(args), _high_res)
+    if args.prompt is None:
+        raise CascadeError("There is no prompt: give one, or --prompts FILE.")
     paths = output_paths(args.output, args.number)
     _check(args)
     controls = load_controls(args)
@@ -144,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
             variation_of=like or None,
             variation_weights=args.weight,
             controls=controls,
+            high_res=_high_res(args, parts),
             settings=settings,
             on_progress=bars,
         )
@@ -159,6 +208,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CascadeError(
             f"Each --like has one --weight: {len(args.like or ())} of one, {len(args.weight)} of the other."
         )
+    if args.high_res is not None and args.enlarge != 1:
+        raise CascadeError("--high-res and --enlarge are two ways to a large image; use one of them.")
     if not 0.25 <= args.enlarge <= 16:
         raise CascadeError(f"--enlarge takes 0.25 to 16, not {args.enlarge:g}.")
 
@@ -177,6 +228,18 @@ def _source(args: argparse.Namespace, image: Tensor | None, mask: Tensor | None)
     )
 
 
+def _high_res(args: argparse.Namespace, parts: Parts) -> HighRes | None:
+    """The high-res guides that were asked for, where `parts` are."""
+    if args.high_res is None:
+        return None
+    from ..checkpoints import load_model
+    from ..pipelines import HighRes
+
+    guides = load_model(args.high_res, part="high_res_guides", dtype=parts.dtype, device=parts.device)
+    size = {} if args.models else {"resolution": TINY_SIDE}
+    return HighRes(guides=guides, weight=args.high_res_weight, **size)
+
+
 def _about_images(args: argparse.Namespace) -> dict[str, Any]:
     """What the recipe says of them; nothing without any."""
     about: dict[str, Any] = {}
@@ -187,4 +250,6 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about["mask"] = args.mask.name
     if args.like:
         about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
+    if args.high_res is not None:
+        about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
     return about | control_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..adapters import Lora
     from ..models import StageCConfig
 
-FORMATS = ("cascade", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "released", "embedding")
+FORMATS = ("comfyui", "cascade", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "released", "embedding")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -74,7 +74,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=FORMATS, default="cascade", help="format to write; default %(default)s")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="format to write; default %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the tensors; default: unchanged")
 
 

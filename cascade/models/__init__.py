@@ -15,6 +15,7 @@ from .controlnet import (
     ControlNetConfig,
 )
 from .effnet import EFFNET_V2_S, EffnetConfig, EffnetEncoder, EffnetStage
+from .high_res import ULTRAPIXEL, Features, HighResGuide, HighResGuideConfig, HighResGuides
 from .initialization import initialize
 from .previewer import PREVIEWER, Previewer, PreviewerConfig
 from .stack import Conditions, Residuals
@@ -34,6 +35,7 @@ __all__ = [
     "STAGE_B_700M",
     "STAGE_C_1B",
     "STAGE_C_3_6B",
+    "ULTRAPIXEL",
     "Attention",
     "Conditions",
     "Config",
@@ -42,6 +44,10 @@ __all__ = [
     "EffnetConfig",
     "EffnetEncoder",
     "EffnetStage",
+    "Features",
+    "HighResGuide",
+    "HighResGuideConfig",
+    "HighResGuides",
     "Level",
     "Previewer",
     "PreviewerConfig",

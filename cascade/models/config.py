@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,16 +25,48 @@ class Config:
         """Inverse of `to_dict`; lists become tuples.
 
         Raises:
-            ValueError: names that this config does not have.
+            ValueError: names that this config does not have, or values of a wrong type or out of range.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        return cls(**{name: cls._read(name, value) for name, value in data.items()})
+        config = cls(**{name: cls._read(name, value) for name, value in data.items()})
+        check_types(config)
+        return config
 
     @classmethod
     def _read(cls, name: str, value: Any) -> Any:
         return _frozen(value)
+
+
+MAX_NUMBER = 2**31 - 1
+"""Largest whole number of a config, far above every size of a network."""
+
+
+def check_types(config: Any) -> None:
+    """Raises ValueError if a field of a config, which may be from a file, has a wrong type or is out of range."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if not _fits(getattr(config, name), hint):
+            raise ValueError(f"{name} is not valid: it must be {_wanted(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        inner, *rest = typing.get_args(hint)
+        right = isinstance(value, tuple) and (rest == [Ellipsis] or len(value) == 1 + len(rest))
+        return right and all(_fits(item, inner) for item in value)
+    if hint is int:
+        return type(value) is int and 0 <= value <= MAX_NUMBER
+    if hint is float:
+        return type(value) in (int, float) and 0 < value < math.inf
+    if dataclasses.is_dataclass(hint):
+        right = type(value) is hint
+        return right and all(_fits(getattr(value, n), h) for n, h in typing.get_type_hints(hint).items())
+    return isinstance(value, hint)
+
+
+def _wanted(hint: Any) -> str:
+    return {int: "a whole number from 0", float: "a number above 0"}.get(hint, str(getattr(hint, "__name__", hint)))
 
 
 def _frozen(value: Any) -> Any:

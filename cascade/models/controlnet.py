@@ -16,6 +16,9 @@ from .layers import layer_factory
 
 BACKBONES = ("effnet", "simple", "large")
 
+MAX_BLOCKS = 1000
+"""Blocks of a Stage C, at most; the released one has 64. A residual, or none, is kept for each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ControlNetConfig(Config):
@@ -64,6 +67,8 @@ class ControlNetConfig(Config):
             raise ValueError(f"a ControlNet's backbone is one of {', '.join(BACKBONES)}, not {self.backbone}")
         if not self.blocks or len(set(self.blocks)) != len(self.blocks) or min(self.blocks) < 0:
             raise ValueError(f"a ControlNet's blocks are different numbers from 0, not {self.blocks}")
+        if max(self.blocks) >= MAX_BLOCKS:
+            raise ValueError(f"a ControlNet's blocks are numbers below {MAX_BLOCKS}, not {max(self.blocks)}")
 
     @classmethod
     def from_reference(

@@ -10,6 +10,7 @@ from torch import nn
 
 from .blocks import BatchNorm2d, FeedForwardBlock, GlobalResponseNorm, ResBlock, TimestepBlock
 from .controlnet import ControlNet
+from .high_res import HighResGuide
 from .stack import Stack
 from .stage_a import ModulatedResBlock, VectorQuantizer
 from .stage_b import StageB
@@ -26,6 +27,9 @@ def initialize(net: nn.Module) -> nn.Module:
         _initialize_layer(module)
     if isinstance(net, Stack):
         _initialize_stack(net)
+    for module in net.modules():
+        if isinstance(module, HighResGuide):
+            _initialize_guide(module)
     if isinstance(net, ControlNet):
         for projection in net.projections:
             # Zero residuals: training starts from the network as it is without control.
@@ -70,6 +74,17 @@ def _initialize_stack(net: Stack) -> None:
     for block in net.blocks(TimestepBlock):
         for layer in block.children():
             _zero(layer)
+
+
+def _initialize_guide(guide: HighResGuide) -> None:
+    """Weights of the coordinate network are normalized, so that their size does not matter; what is added is zero."""
+    for table in (guide.wtokens, guide.tokenizer.posemb):
+        nn.init.normal_(table, std=0.02)
+    for base in guide.base_params.values():
+        nn.init.xavier_uniform_(base[:-1])
+        nn.init.zeros_(base[-1])
+    for modulation in (guide.mapp_t, guide.hr_norm.mapping):
+        _zero(modulation.mapper)
 
 
 def _zero(layer: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -26,6 +26,17 @@ from .layers import layer_factory
 
 Residuals = Sequence[Tensor | None]
 """A ControlNet's: [B, c, h, w] or None for each residual block, in order of execution; may be shorter."""
+
+
+AfterAttention = Mapping[int, Callable[[Tensor], Tensor]]
+"""Number of an attention block -> what is done with the stream [B, c, h, w] after it."""
+
+
+class Places(NamedTuple):
+    """Numbers of the first attention block of each level, on the way down and on the way up."""
+
+    down: tuple[int, ...]
+    up: tuple[int, ...]
 
 
 class Conditions(NamedTuple):
@@ -94,6 +105,14 @@ class Stack(nn.Module):
         paths = (*self.down_blocks, *self.up_blocks)
         return [block for path in paths for block in path if isinstance(block, kind)]
 
+    def places(self) -> Places:
+        """Where a high-res guide acts: after the first attention block of each level that has one."""
+        attention = (
+            [[block.number for block in blocks if isinstance(block, AttnBlock)] for blocks in path]
+            for path in (self.down_blocks, self.up_blocks)
+        )
+        return Places(*(tuple(numbers[0] for numbers in levels if numbers) for levels in attention))
+
     def _conditions(self, tokens: Tensor, extra: dict[str, Tensor | None], spatial: Tensor | None) -> Conditions:
         """Conditions of tokens [B, n, c] and of the extra timestep conditions, each [B] or None for 0."""
         zeros = torch.zeros(tokens.shape[0], device=tokens.device)
@@ -116,16 +135,26 @@ class Stack(nn.Module):
         pooled = pooled.unsqueeze(1) if pooled.dim() == 2 else pooled
         return mapper(pooled).unflatten(-1, (self.config.condition_tokens, -1)).flatten(1, 2)
 
-    def denoise(self, x: Tensor, r: Tensor, conditions: Conditions, *, control: Residuals | None = None) -> Tensor:
+    def denoise(
+        self,
+        x: Tensor,
+        r: Tensor,
+        conditions: Conditions,
+        *,
+        control: Residuals | None = None,
+        after_attention: AfterAttention | None = None,
+    ) -> Tensor:
         """The prediction [B, c, h, w] for latents x [B, c, h, w] at noise conditions r [B] in [0, 1].
 
         Args:
             conditions: from `conditions(...)` with the same batch (and, for Stage B, the same size).
             control: a residual [B, c, h', w'] or None for each residual block in order of execution.
+            after_attention: functions of the stream [B, c, h, w] by the number of the attention block after which they
+                act, at its first run.
         """
         size, dtype = x.shape[-2:], x.dtype
         embedding = self._embed_timestep(r, dtype)
-        run = _Run(dtype, embedding, conditions, iter(control or ()))
+        run = _Run(dtype, embedding, conditions, iter(control or ()), dict(after_attention or {}))
         x = stream(self.embedding(self._padded(x)))
         if conditions.spatial is not None:
             x = x + conditions.spatial
@@ -170,9 +199,15 @@ class _Run:
     """One pass through a stack: passes to each block what it reads in addition to the image."""
 
     def __init__(
-        self, dtype: torch.dtype, embedding: Tensor, conditions: Conditions, residuals: Iterator[Tensor | None]
+        self,
+        dtype: torch.dtype,
+        embedding: Tensor,
+        conditions: Conditions,
+        residuals: Iterator[Tensor | None],
+        after_attention: dict[int, Callable[[Tensor], Tensor]],
     ) -> None:
         self.dtype, self.embedding, self.conditions, self.residuals = dtype, embedding, conditions, residuals
+        self.after_attention = after_attention
 
     def rescale(self, scaler: nn.Module, x: Tensor) -> Tensor:
         return scaler(x, self.dtype) if isinstance(scaler, Rescale) else x
@@ -189,7 +224,9 @@ class _Run:
                 modulations = self.conditions.modulations
                 return block(x, self.embedding, modulations[block.number] if modulations else None)
             case AttnBlock():
-                return block(x, self.dtype, self.conditions.keys_values[block.number])
+                x = block(x, self.dtype, self.conditions.keys_values[block.number])
+                then = self.after_attention.pop(block.number, None)
+                return x if then is None else then(x)
             case _:
                 return block(x, self.dtype)
 

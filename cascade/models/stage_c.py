@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import Attention, resize, scaled_dot_product_attention
 from .config import Level, StackConfig, reference_levels
+from .high_res import FeatureRecorder, Features, GuidedRun, HighResGuides
 from .layers import layer_factory
 from .stack import Conditions, Rescale, Residuals, Stack
 
@@ -160,6 +161,8 @@ class StageC(Stack):
         sca: Tensor | None = None,
         crp: Tensor | None = None,
         control: Residuals | None = None,
+        guides: HighResGuides | None = None,
+        features: Features | None = None,
     ) -> Tensor:
         """The prediction [B, 16, h, w].
 
@@ -171,6 +174,30 @@ class StageC(Stack):
             clip_img: one to several image embeddings [B, k, clip_img], or [B, clip_img]; zeros for none.
             sca, crp: extra timestep conditions [B]; 0 where not given.
             control: a residual [B, width, h', w'] or None for each residual block as they run; may be shorter.
+            guides, features: high-res guides, and what `features` gave at a low resolution.
         """
         conditions = self.conditions(clip_text, clip_text_pooled, clip_img, sca=sca, crp=crp)
-        return self.denoise(x, r, conditions, control=control)
+        if (guides is None) != (features is None):
+            raise ValueError("guides need features, and features need guides")
+        if guides is None or features is None:
+            return self.denoise(x, r, conditions, control=control)
+        acting = GuidedRun(guides, features, self.places()).after_attention(r)
+        return self.denoise(x, r, conditions, control=control, after_attention=acting)
+
+    def features(
+        self,
+        x: Tensor,
+        r: Tensor,
+        clip_text: Tensor,
+        clip_text_pooled: Tensor,
+        clip_img: Tensor,
+        *,
+        sca: Tensor | None = None,
+        crp: Tensor | None = None,
+        control: Residuals | None = None,
+    ) -> tuple[Tensor, Features]:
+        """The prediction, and the features that high-res guides read. Arguments as in `forward`."""
+        conditions = self.conditions(clip_text, clip_text_pooled, clip_img, sca=sca, crp=crp)
+        recorder = FeatureRecorder(self.places())
+        prediction = self.denoise(x, r, conditions, control=control, after_attention=recorder.after_attention)
+        return prediction, recorder.features()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..diffusion import SamplingSettings
 from .control import Control
 from .generate import Generated, ImageToImage, Settings, generate
+from .high_res import HighRes
 from .mix import mix
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
@@ -17,6 +18,7 @@ from .stages import (
     encode_prompts,
     encode_stage_a,
     encode_stage_c,
+    sample_features,
     sample_stage_b,
     sample_stage_c,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "STAGE_C_SETTINGS",
     "Control",
     "Generated",
+    "HighRes",
     "ImageToImage",
     "LatentSizes",
     "Parts",
@@ -45,6 +48,7 @@ __all__ = [
     "latent_sizes",
     "mix",
     "reconstruct",
+    "sample_features",
     "sample_stage_b",
     "sample_stage_c",
     "stage_b_size",

@@ -12,13 +12,25 @@ from torch.nn import functional as F
 
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
 from ..diffusion import SamplingSettings
+from ..errors import InvalidSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
 from .control import Control
+from .high_res import HighRes
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
 from .sizes import LatentSizes, latent_sizes
-from .stages import OnStep, decode, encode_prompts, encode_stage_a, encode_stage_c, sample_stage_b, sample_stage_c
+from .stages import (
+    OnStep,
+    decode,
+    encode_prompts,
+    encode_stage_a,
+    encode_stage_c,
+    features_of,
+    sample_features,
+    sample_stage_b,
+    sample_stage_c,
+)
 
 OnProgress = Callable[[str, int, int, Tensor], Any]
 """Called after step i (from 0) of n of "stage_c" or "stage_b" with the latents predicted there; raise in it to stop."""
@@ -99,6 +111,7 @@ def generate(
     variation_of: Tensor | Sequence[Tensor] | None = None,
     variation_weights: Sequence[float] | None = None,
     controls: Sequence[Control] = (),
+    high_res: HighRes | None = None,
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -110,6 +123,9 @@ def generate(
     variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several of these.
     variation_weights: a weight for each of several; below 0: the opposite of the images. Default: 1 each.
     controls: ControlNets with their hints; their residuals are added up.
+    high_res: guides for images of more than about 1.5 megapixels: Stage C runs at `high_res.resolution` first (without
+        a source), then at the images' size. ControlNets act in the first run. The last progress of the first run has
+        its latents.
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize, InvalidImage,
     MissingPart, or what loading a part raises.
@@ -120,6 +136,8 @@ def generate(
         raise ValueError(f"each image needs a prompt and a seed: {len(prompts)} prompts, {len(seeds)} seeds")
     if wrong := [len(control.hint) for control in controls if len(control.hint) not in (1, len(prompts))]:
         raise ValueError(f"one hint for each image, or one for all: {wrong[0]} hints, {len(prompts)} images")
+    if high_res is not None and settings.enlarge != 1:
+        raise InvalidSettings("high-res guides and enlarge are two ways to a large image: use one of them")
     sizes = settings.sizes
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, [*prompts, negative]))
     clip_img = None
@@ -133,6 +151,7 @@ def generate(
         seeds=seeds,
         settings=settings,
         controls=controls,
+        high_res=high_res,
         on_progress=on_progress,
     )
     return (run if source is None else run.starting_from(parts, source, sizes))(parts)
@@ -148,6 +167,9 @@ class Run:
     settings: Settings
     clip_img: Tensor | None = None
     controls: Sequence[Control] = ()
+    high_res: HighRes | None = None
+    source_c: Tensor | None = None
+    """Stage C's latents of the images to start from, at the resolution that high-res guides read."""
     start_c: Start | None = None
     start_b: Start | None = None
     around: tuple[Tensor, Tensor] | None = None
@@ -176,8 +198,11 @@ class Run:
             latent_mask = None if mask is None else mask_of_latent(mask, latents.shape[-2:])
             return Start(latents=latents, mask=latent_mask, as_released=as_released)
 
-        latents = parts.use("effnet", lambda net: encode_stage_c(net, images, sizes.stage_c[-2:]))
-        start_c, start_b = start(latents, source.as_released), None
+        def encoded(sizes: LatentSizes) -> Tensor:
+            return parts.use("effnet", lambda net: encode_stage_c(net, images, sizes.stage_c[-2:]))
+
+        start_c, start_b = start(encoded(sizes), source.as_released), None
+        source_c = None if self.high_res is None else encoded(self._first_sizes(self.high_res))
         if source.strength_b < 1 or mask is not None:
             start_b = start(parts.use("stage_a", lambda net: encode_stage_a(net, images, settings.tile_size)))
         stages = replace(
@@ -186,7 +211,10 @@ class Run:
             stage_b=settings.stage_b.with_strength(source.strength_b) if start_b else settings.stage_b,
         )
         around = None if mask is None else (images, mask)
-        return replace(self, settings=stages, start_c=start_c, start_b=start_b, around=around)
+        return replace(self, settings=stages, start_c=start_c, start_b=start_b, source_c=source_c, around=around)
+
+    def _first_sizes(self, high_res: HighRes) -> LatentSizes:
+        return latent_sizes(*high_res.first_size(*self.settings.final))
 
     def stage_c(self, net: StageC) -> Tensor:
         """Stage C's latents [B, 16, h, w]."""
@@ -214,6 +242,8 @@ class Run:
     def _stage_c_of(self, net: StageC, group: list[int], number: int, groups: int) -> Tensor:
         """Stage C's latents of some of the images, in one pass or two."""
         plan = self._stage_c_plan(net, group)
+        if self.high_res is not None:
+            return self._guided(net, plan, self.high_res, group, number, groups)
         if self.settings.enlarge == 1 or self.start_c is not None:
             return sample_stage_c(net, plan, self._on_step("stage_c", number, groups))
         first = replace(plan, size=latent_sizes(self.settings.height, self.settings.width).stage_c)
@@ -222,6 +252,22 @@ class Run:
         settings = plan.settings.with_strength(self.settings.enlarge_strength)
         second = replace(plan, settings=settings, start=Start(latents=larger))
         return sample_stage_c(net, second, self._on_step("stage_c", 2 * number + 1, 2 * groups))
+
+    def _guided(
+        self, net: StageC, plan: StagePlan[StageCInputs], high_res: HighRes, group: list[int], number: int, groups: int
+    ) -> Tensor:
+        """Stage C's latents with high-res guides, which read the features of a first pass or of the source."""
+        first = replace(plan, size=self._first_sizes(high_res).stage_c)
+        if self.source_c is None:
+            _, features = sample_features(net, first, self._on_step("stage_c", 2 * number, 2 * groups))
+            on_step = self._on_step("stage_c", 2 * number + 1, 2 * groups)
+        else:
+            features = features_of(net, first, self.source_c[group])
+            on_step = self._on_step("stage_c", number, groups)
+        # ControlNets act in the pass for whose resolution they were trained; the second follows it.
+        controls = plan.controls if self.source_c is not None else ()
+        second = replace(plan, controls=controls, high_res=high_res, features=features)
+        return sample_stage_c(net, second, on_step)
 
     def _stage_c_plan(self, net: StageC, group: list[int]) -> StagePlan[StageCInputs]:
         text = TextEmbedding.join([self.texts[i] for i in group])

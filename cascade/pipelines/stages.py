@@ -12,9 +12,11 @@ from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncode
 from ..diffusion import RELEASED_DIFFUSION, Kept, NetworkArguments, StepArguments, sample
 from ..images import effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
-from ..models import EffnetEncoder, StageA, StageB, StageC
+from ..models import Conditions, EffnetEncoder, Features, Residuals, StageA, StageB, StageC
 from ..models.blocks import ResBlock
+from ..models.high_res import FeatureRecorder, GuidedRun
 from .control import ControlRun
+from .high_res import SOURCE_TIME
 from .plan import StagePlan, in_tiles
 
 OnStep = Callable[[int, int, Tensor], Any]
@@ -31,13 +33,57 @@ def encode_prompts(model: nn.Module, prompts: Iterable[str]) -> dict[str, TextEm
 
 
 def sample_stage_c(net: StageC, plan: StagePlan[StageCInputs], on_step: OnStep | None = None) -> Tensor:
-    """Latents [B, 16, h, w]. Raises IncompatibleCheckpoint for a ControlNet that does not fit."""
-    cond, uncond = (
-        {"conditions": net.conditions(**_placed(net, given.as_kwargs()))} for given in (plan.cond, plan.uncond)
-    )
+    """Latents [B, 16, h, w]. Raises IncompatibleCheckpoint for a ControlNet or high-res guides that do not fit."""
+    return _sample_stage_c(net, plan, on_step, None)
+
+
+def sample_features(
+    net: StageC, plan: StagePlan[StageCInputs], on_step: OnStep | None = None
+) -> tuple[Tensor, Features]:
+    """Latents [B, 16, h, w], and the features of the last step with the prompt, one row for each image.
+
+    Raises IncompatibleCheckpoint as `sample_stage_c`.
+    """
+    recorder = FeatureRecorder(net.places())
+    latents = _sample_stage_c(net, plan, on_step, recorder)
+    return latents, recorder.features(len(latents))
+
+
+def features_of(net: StageC, plan: StagePlan[StageCInputs], latents: Tensor) -> Features:
+    """The features of an image's latents [B, 16, h, w], with a little of the plan's noise, and its prompt."""
+    epsilon = plan.noise.start(*latents.shape[1:]).to(next(net.parameters()))
+    log_snr = RELEASED_DIFFUSION.schedule(torch.full((len(latents),), SOURCE_TIME, device=epsilon.device))
+    x = RELEASED_DIFFUSION.noised(latents.to(epsilon), epsilon, log_snr)
+    r = RELEASED_DIFFUSION.noise_condition(log_snr)
+    recorder = FeatureRecorder(net.places())
+    conditions = net.conditions(**_placed(net, plan.cond.as_kwargs()))
+    net.denoise(x, r, conditions, after_attention=recorder.after_attention)
+    return recorder.features()
+
+
+def _sample_stage_c(
+    net: StageC, plan: StagePlan[StageCInputs], on_step: OnStep | None, recorder: FeatureRecorder | None
+) -> Tensor:
+    cond, uncond = (net.conditions(**_placed(net, given.as_kwargs())) for given in (plan.cond, plan.uncond))
     width, blocks = net.config.levels[0].width, len(net.blocks(ResBlock))
     controls = ControlRun(plan.controls, width, blocks, plan.size) if plan.controls else None
-    return _sample(net, plan, net.denoise, cond, uncond, on_step, controls)
+    guided = None
+    if plan.high_res is not None and plan.features is not None:
+        guided = GuidedRun(plan.high_res.guides, plan.features, net.places())
+
+    def step_arguments(percent: float, batch: int) -> NetworkArguments:
+        weight = {} if plan.high_res is None else {"weight": plan.high_res.weight_at(percent)}
+        return {**({} if controls is None else controls(percent, batch)), **weight}
+
+    def predict(
+        x: Tensor, r: Tensor, conditions: Conditions, control: Residuals | None = None, weight: float = 0.0
+    ) -> Tensor:
+        after = None if guided is None else guided.after_attention(r, weight)
+        if recorder is not None and conditions is not uncond:  # with the prompt, or both with the prompt first
+            after = recorder.after_attention
+        return net.denoise(x, r, conditions, control=control, after_attention=after)
+
+    return _sample(net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments)
 
 
 def sample_stage_b(net: StageB, plan: StagePlan[StageBInputs], on_step: OnStep | None = None) -> Tensor:

@@ -36,7 +36,9 @@ from .text import prompts_for_samples, text_conditions, tokenize_captions
 
 log = logging.getLogger("cascade")
 
-FormatName = Literal["cascade", "released", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "embedding"]
+FormatName = Literal[
+    "comfyui", "cascade", "released", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "embedding"
+]
 AT_ONCE = 32
 """Images or captions that go through an encoder together."""
 
@@ -92,7 +94,7 @@ class LoraSettings(Settings):
     sample_prompts: Several[str] | None = None
     sample_steps: Count = 20
     name: str = "lora"
-    formats: Several[FormatName] = ("cascade",)
+    formats: Several[FormatName] = ("comfyui",)
 
 
 class Defaults(NamedTuple):

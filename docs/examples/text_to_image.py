@@ -33,9 +33,7 @@ def text_to_image(
     text: str, negative: str = "", seed: int = 1, checkpoint: str = TINY, size: int = 256
 ) -> dict[str, Any]:
     """The prompt in the format of the API: a node a name, links as [name, number of the output]."""
-    interval = {"start_percent": 0.0, "end_percent": 1.0}
-    guidance = {"cfg_rescale": 0.7, "cfg_end": 0.0, **interval, "rescale_scope": "per image"}
-    sampling = {"seed": seed, "sampler_name": "ddpm", "denoise": 1.0, **guidance}
+    sampling = {"seed": seed, "sampler_name": "ddpm", "denoise": 1.0}
     prompts = {"positive": ["text", 0], "negative": ["text", 1]}
     return {
         "checkpoint": node(

@@ -139,7 +139,7 @@ def _in_tiles(function: Callable[[Tensor], Tensor], batch: Tensor, **tiles: int)
 
 def load_stage_a(path: Path, dtype: str = "default") -> CascadeVAE:
     """The VAE of a Stage A file. Raises CheckpointError."""
-    wanted = _dtype(dtype)
+    wanted = dtype_of(dtype)
     with torch.inference_mode(False):
         net: Any = _network(HostStageA, path, "stage_a", wanted)
         vae = CascadeVAE(net, _stage_a_geometry(net.config), wanted)
@@ -149,7 +149,7 @@ def load_stage_a(path: Path, dtype: str = "default") -> CascadeVAE:
 
 def load_coder(encoder: Path | None, previewer: Path | None, dtype: str = "default") -> CascadeVAE:
     """The VAE of an EfficientNet encoder's and a previewer's file, which may be one. Raises CheckpointError."""
-    wanted = _dtype(dtype)
+    wanted = dtype_of(dtype)
     with torch.inference_mode(False):
         effnet: Any = None if encoder is None else _network(EffnetEncoder, encoder, "effnet", wanted)
         decoder: Any = None if previewer is None else _network(Previewer, previewer, "previewer", wanted)
@@ -163,7 +163,7 @@ def _patcher(load: Callable[..., CascadeVAE], *args: Any, **_: Any) -> Any:
     return load(*args).patcher
 
 
-def _dtype(choice: str) -> torch.dtype:
+def dtype_of(choice: str) -> torch.dtype:
     working = [torch.bfloat16, torch.float32]
     device = comfy.model_management.vae_device()
     return DTYPES[choice] or comfy.model_management.vae_dtype(device, working)

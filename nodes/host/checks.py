@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import server
 import torch
 from comfy_execution.utils import get_executing_context
@@ -24,6 +25,11 @@ CURES = {
     "Stage A": "Load Stage A with weight_dtype fp32.",
     "The previewer": "Load the encoder and previewer with weight_dtype fp32.",
 }
+
+NO_STAGE_C = (
+    "Stage B got no latent of Stage C, so the image would be nearly black: connect positive through ComfyUI's "
+    "StableCascade_StageB_Conditioning, or use Sample Stage B (Stable Cascade)."
+)
 
 CHANNELS = {"Stage C": 16, "Stage B": 4}
 MODELS = {"Stage C": "StableCascade_C", "Stage B": "StableCascade_B"}
@@ -50,12 +56,20 @@ def latents(latent: dict[str, Any], stage: str) -> Tensor:
             f"{shape}. Connect those of Empty Latent, Encode Image or a sampler of Stable Cascade."
         )
     if samples.shape[1] != channels:
-        other = next((name for name, count in CHANNELS.items() if count == samples.shape[1]), "another model")
         raise CascadeError(
             f"This takes {stage}'s latents, which have {channels} channels; these have {samples.shape[1]}: "
-            f"they are those of {other}."
+            f"{_described(samples, stage)}."
         )
     return finite(samples, stage, "latent")
+
+
+def _described(samples: Tensor, stage: str) -> str:
+    """What latents that are not this stage's are."""
+    if not samples.any():
+        output = stage.lower().replace(" ", "_")
+        return f"an empty latent of ComfyUI or of another stage. Connect {output} of Empty Latent (Stable Cascade)"
+    other = next((name for name, count in CHANNELS.items() if count == samples.shape[1]), "another model")
+    return f"they are those of {other}"
 
 
 def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
@@ -95,6 +109,41 @@ def model(patcher: Any, stage: str) -> Any:
         )
         raise CascadeError(f"This takes a {stage} model; the one that is connected is {found}.")
     return patcher
+
+
+def schedule(patcher: Any) -> Any:
+    """The model's schedule of noise levels, which must be Stable Cascade's. Raises CascadeError."""
+    found = patcher.get_model_object("model_sampling")
+    if not isinstance(found, comfy.model_sampling.StableCascadeSampling):
+        raise CascadeError(
+            "A node such as ModelSamplingFlux has given this model the noise levels of another one: remove that node. "
+            "Stable Cascade's shift is an input of its samplers, and of ModelSamplingStableCascade."
+        )
+    return found
+
+
+def conditioned(patcher: Any, positive: Any) -> None:
+    """Raises CascadeError for a Stage B whose conditioning has no latent of Stage C."""
+    with_latent = any("stable_cascade_prior" in extras for _, extras in positive)
+    if isinstance(patcher.model, comfy.model_base.StableCascade_B) and not with_latent:
+        raise CascadeError(NO_STAGE_C)
+
+
+def patches(options: dict[str, Any]) -> None:
+    """Checks what other nodes set in a model's transformer_options.
+
+    Warns of what has no effect on Stable Cascade. Raises CascadeError for what would end in an error of its own.
+    """
+    if options.get("patches_replace", {}).get("attn1"):
+        raise CascadeError(
+            "A node such as SelfAttentionGuidance replaces attention in a way that does not fit Stable Cascade, whose "
+            "image and text share it: remove that node. PerturbedAttentionGuidance works."
+        )
+    if idle := sorted(options.get("patches", {})):
+        warn(
+            f"A node set {', '.join(idle)}, as HyperTile, ToMe, NAG, FreeU and Deep Shrink do. That has no effect on "
+            "Stable Cascade."
+        )
 
 
 def autoencoder(vae: Any, stage: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,6 @@ from typing import Any
 import comfy.model_base
 import comfy.sd
 import comfy.supported_models
-
-CALLBACK = 5
-"""Index of the callback in a sampling run's arguments: noise, latent_image, sampler, sigmas, denoise_mask, callback."""
 
 _lock = threading.Lock()
 
@@ -37,7 +34,9 @@ class ModelEntry:
         return threading.get_ident() == self.thread and self.cls.matches(unet_config, *args, **kwargs)
 
     def __call__(self, unet_config: dict[str, Any]) -> Any:
-        return self.cls({"stable_cascade_stage": unet_config["stable_cascade_stage"], "config": self.config})
+        stage, config = unet_config["stable_cascade_stage"], self.config
+        # The last is for nodes that read it of every model, such as FreeU.
+        return self.cls({"stable_cascade_stage": stage, "config": config, "model_channels": config.levels[0].width})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cls, name)
@@ -75,10 +74,3 @@ def build_empty_vae(vae: comfy.sd.VAE) -> None:
         comfy.sd.VAE.__init__(vae, sd={})
     finally:
         root.removeFilter(other)
-
-
-def replace_callback(args: tuple[Any, ...], kwargs: dict[str, Any], replace: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """The arguments of a whole sampling run with `replace(callback)` in place of its callback."""
-    if len(args) > CALLBACK:
-        return (*args[:CALLBACK], replace(args[CALLBACK]), *args[CALLBACK + 1 :]), kwargs
-    return args, {**kwargs, "callback": replace(kwargs.get("callback"))}

@@ -19,14 +19,14 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
-from ...cascade.images.resize import COMPRESSION
 from ...cascade.models.blocks import resize
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
+from . import checks
 from .compat import build_base_model, known_model
 from .files import read
 from .imaging import ONE_EACH
 from .networks import HostStageB, HostStageC
-from .previews import Watch
+from .previews import LatentC, Previewer
 
 logger = logging.getLogger("cascade")
 
@@ -40,10 +40,6 @@ DTYPES: dict[str, torch.dtype | None] = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-
-
-class LatentC(comfy.latent_formats.SC_Prior):
-    spacial_downscale_ratio = int(COMPRESSION)
 
 
 class LatentB(comfy.latent_formats.SC_B):
@@ -118,6 +114,8 @@ class CascadeB(comfy.model_base.StableCascade_B):
         grid = tuple(-(-side // config.patch_size) for side in size)
         effnet = kwargs.get("stable_cascade_prior")
         if effnet is None:
+            if kwargs.get("prompt_type") == "positive":
+                checks.warn(checks.NO_STAGE_C)
             effnet = torch.zeros(1, config.effnet, *grid)
         elif effnet.shape[1] != config.effnet:
             raise CascadeError(
@@ -183,7 +181,7 @@ class _ConfigB(comfy.supported_models.Stable_Cascade_B):
         return CascadeB(self, device=device)
 
 
-_CONFIGS = {"stage_c": _ConfigC, "stage_b": _ConfigB}
+CONFIGS = {"stage_c": _ConfigC, "stage_b": _ConfigB}
 
 
 def load_stage(
@@ -204,13 +202,24 @@ def load_stage(
         config, state = read(path, kind)
         options = {} if DTYPES[dtype] is None else {"dtype": DTYPES[dtype]}
         load = comfy.sd.load_diffusion_model_state_dict
-        with known_model(_CONFIGS[kind], config):
+        with known_model(CONFIGS[kind], config):
             patcher = load(state, model_options=options, **({"disable_dynamic": True} if disable_dynamic else {}))
     patcher.cached_patcher_init = (load_stage, (kind, path, dtype, previewer))
     for event in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP, CallbacksMP.ON_APPLY_HOOKS):
         patcher.add_callback_with_key(event, KEY, _forget)
-    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, Watch(previewer))
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked)
+    if previewer is not None:
+        patcher.model.latent_format.previewer = made = Previewer(previewer)
+        patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, made.release)
     return patcher
+
+
+def _checked(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wraps a whole sampling run of a MODEL."""
+    patcher = executor.class_obj.model_patcher
+    checks.schedule(patcher)
+    checks.patches(patcher.model_options["transformer_options"])
+    return executor(*args, **kwargs)
 
 
 def _forget(patcher: Any, *_: Any, **__: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...cascade.errors import CascadeError
 from ...cascade.models import Conditions, StageB, StageC
+from ...cascade.models.blocks import AttnBlock
 
 HostControl = Mapping[str, list[Tensor | None]]
 """The host's: under "input", residuals of which the last is for the first block."""
@@ -27,13 +29,53 @@ class LayerFactory:
 
 
 class HostAttention:
-    """The host's attention, with the options of the current call (where nodes may replace attention)."""
+    """The host's attention, with the options of the current call (where nodes may replace attention).
+
+    The host's layers notice the stop button; attention is the one call that takes minutes for very large images. There
+    it runs on a part of the queries at a time, which gives the same result.
+    """
+
+    PAIRS = 2**27
+    """The most pairs of a query and a key in a call."""
 
     def __init__(self) -> None:
         self.options: Mapping[str, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        rows = max(1, self.PAIRS // k.shape[1])
+        if q.shape[1] <= rows:
+            return self._attend(q, k, v, heads)
+        parts = []
+        for part in q.split(rows, dim=1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            parts.append(self._attend(part, k, v, heads))
+        return torch.cat(parts, dim=1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return optimized_attention(q, k, v, heads, transformer_options=self.options)
+
+
+class BlockAttention:
+    """The attention of one block. In the middle of the stack other nodes may replace that of the image over itself."""
+
+    MIDDLE = ("middle", 0)
+    """What nodes such as PerturbedAttentionGuidance call the place."""
+
+    def __init__(self, attend: HostAttention, middle: bool) -> None:
+        self.attend, self.middle = attend, middle
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        replacement = _replacements(self.attend.options, "attn1").get(self.MIDDLE) if self.middle else None
+        if replacement is None:
+            return self.attend(q, k, v, heads)
+        # The image's own tokens come first, as many as there are queries.
+        own = q.shape[1]
+        return replacement(q, k[:, :own], v[:, :own], {**self.attend.options, "n_heads": heads})
+
+
+def _replacements(options: Mapping[str, Any], kind: str) -> Mapping[Any, Any]:
+    """What other nodes put in the place of blocks of a kind."""
+    return options.get("patches_replace", {}).get(kind, {})
 
 
 class ConditionCache:
@@ -78,6 +120,32 @@ class Hosted:
         attend = HostAttention()
         super().__init__(config, ops=LayerFactory(operations, dtype, device), attention=attend)  # type: ignore[call-arg]
         self.attend, self.dtype, self.cache = attend, dtype, ConditionCache()
+        # The host's networks have it, and RenormCFG reads it.
+        self.in_channels = config.latent_channels
+        self._open_blocks()
+
+    def _open_blocks(self) -> None:
+        """The attention blocks as places for other nodes.
+
+        SkipLayerGuidanceDiT numbers them as double blocks on the way down and single blocks on the way up. The middle
+        eighth is the middle block of PerturbedAttentionGuidance.
+        """
+        paths = {"double_block": self.down_blocks, "single_block": self.up_blocks}  # type: ignore[attr-defined]
+        count = len(self.blocks(AttnBlock))  # type: ignore[attr-defined]
+        reach = max(1, count // 16)
+        for name, path in paths.items():
+            blocks = [block for level in path for block in level if isinstance(block, AttnBlock)]
+            for number, block in enumerate(blocks):
+                middle = abs(block.number - (count - 1) / 2) < reach
+                block.attend = BlockAttention(self.attend, middle)
+                block.register_forward_hook(partial(self._replaced, (name, number)))
+
+    def _replaced(self, place: tuple[str, int], block: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """The output of an attention block, or what another node makes of it."""
+        replacement = _replacements(self.attend.options, "dit").get(place)
+        if replacement is None:
+            return output
+        return replacement({"img": inputs[0]}, {"original_block": lambda _: {"img": output}})["img"]
 
     def forward(
         self,

@@ -71,7 +71,8 @@ class CascadeGuidance(comfy.samplers.CFGGuider):
 
 
 def guider(model: Any, positive: Any, negative: Any, guidance: Guidance) -> CascadeGuidance:
-    """A GUIDER with both conditionings."""
+    """A GUIDER with both conditionings. Raises CascadeError for a Stage B without Stage C's latent."""
+    checks.conditioned(model, positive)
     made = CascadeGuidance(model)
     made.set_conds(positive, negative)
     made.set_cfg(guidance.cfg)
@@ -203,8 +204,8 @@ def _starting_at(sigma: float, sampler: Any) -> Any:
 
 def shifted(model: Any, shift: float) -> Any:
     """The model with this shift, from which the host computes a run's percentages. The model itself if it has it."""
-    current = model.get_model_object("model_sampling")
-    if math.isclose(getattr(current, "shift", shift), shift):
+    current = checks.schedule(model)
+    if math.isclose(current.shift, shift):
         return model
     # The host's own node computes the table one level at a time, which takes longer than a step.
     sampling = copy.deepcopy(current)

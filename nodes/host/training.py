@@ -50,6 +50,11 @@ def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
         InterruptProcessingException: it was stopped; its state is saved.
     """
     target, output = folders.new_file("lora", name), folders.run_folder(name)
+    if target.exists() and not (output / "lora.safetensors").exists():
+        raise CascadeError(
+            f"{target.name} is in models/loras already, and there is no training of this name that wrote it: give the "
+            "LoRA another name, or move that file."
+        )
     if restart and output.exists():
         _delete_run(output)
     comfy.model_management.unload_all_models()

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from cascade.adapters import WRITABLE, Applied, attach, read_lora, save_lora, to_tensors
+from cascade.adapters import (
+    WRITABLE,
+    Applied,
+    attach,
+    norms_by_block,
+    read_lora,
+    save_lora,
+    summary,
+    to_tensors,
+)
 from cascade.adapters.lora import Full, Lora, LowRank, Token
 from cascade.errors import (
     BrokenCheckpoint,
@@ -59,6 +68,15 @@ BROKEN = {
     "released gap": ({"weights.1.lora_down": torch.ones(1, 8), "weights.1.lora_up": torch.ones(8, 1)}, "missing"),
     "released half": ({"weights.0.lora_down": torch.ones(1, 8)}, "missing"),
     "released rank 0": ({"weights.0.lora_down": torch.ones(0, 8), "weights.0.lora_up": torch.ones(8, 0)}, "rank 0"),
+    "released without rows": (
+        {"weights.0.lora_down": torch.ones(1, 8), "weights.0.lora_up": torch.ones(0, 1)},
+        "make no low-rank change",
+    ),
+    "released integers": (
+        {"weights.0.lora_down": torch.ones(1, 8), "weights.0.lora_up": torch.ones(8, 1).int()},
+        "make no low-rank change",
+    ),
+    "complex alpha": (pair() | {f"{STEM}.alpha": torch.tensor(1 + 1j)}, "stored as torch.complex64"),
     "no vectors": ({"clip_g": torch.ones(0, 1280)}, "no vectors"),
     "rows": ({"embeddings.embeddings": torch.ones(1, 8), "embeddings.indices": torch.tensor([60000])}, "49408"),
 }
@@ -261,3 +279,41 @@ def test_a_peft_folder_tells_its_alpha(tmp_path: Path) -> None:
         file.write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match="adapter_config"):
             read_lora(tmp_path)
+
+
+def test_convolutions_are_not_written_in_the_released_form() -> None:
+    lora = read_lora(pair("stage_c.down_blocks.0.2.attention.attn.to_q", (2, 32, 1, 1), (32, 2, 1, 1)))
+    flat = read_lora(pair("stage_c.down_blocks.0.2.attention.attn.to_q", (2, 4, 8), (32, 2, 1)))
+    for each in (lora, flat):
+        with pytest.raises(IncompatibleCheckpoint, match="only holds matrices"):
+            to_tensors(each, "released", loras.SMALL)
+
+
+def test_a_high_rank_takes_no_more_memory_than_its_file() -> None:
+    """[rank, rank] would be 3.6 TB."""
+    name = f"{STEM}.lora_up.weight"
+    lora = read_lora({name: torch.ones(1, 950_000), DOWN: torch.ones(950_000, 1)})
+    [norm] = norms_by_block(lora).values()
+    assert norm == pytest.approx(950_000)
+
+
+def test_many_rows_of_the_token_table_stay_in_our_format(tmp_path: Path) -> None:
+    rows = {"embeddings.embeddings": torch.ones(40_000, 1), "embeddings.indices": torch.arange(40_000)}
+    lora = read_lora(rows)
+    with pytest.raises(IncompatibleCheckpoint, match="it changes 40,000 tokens"):
+        save_lora(lora, tmp_path / "lora.safetensors", format="kohya")
+    save_lora(lora, tmp_path / "lora.safetensors")
+
+
+def test_a_format_in_metadata_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(pair(), path, metadata={"cascade.kind": "lora", "cascade.lora": '{"format": [[]]}'})
+    with pytest.raises(BrokenCheckpoint, match="does not describe a LoRA"):
+        read_lora(path)
+
+
+def test_a_token_that_cannot_be_printed(tmp_path: Path) -> None:
+    lora = read_lora({"clip_g": torch.ones(1, 8)}, tokens=[("\ud800", None)])
+    assert "\n".join(summary(lora)).encode("utf-8")
+    with pytest.raises(IncompatibleCheckpoint, match="no file can hold a token named"):
+        save_lora(lora, tmp_path / "lora.safetensors")

@@ -50,7 +50,8 @@ def test_info(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_convert_merge_and_extract(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["--base", "base.safetensors"]
-    assert main(["lora", "convert", "lora.safetensors", "ours.safetensors", *base, "--token", "[rex]=dog"]) == 0
+    ours = ["--format", "cascade", "--token", "[rex]=dog"]
+    assert main(["lora", "convert", "lora.safetensors", "ours.safetensors", *base, *ours]) == 0
     assert main(["lora", "convert", "ours.safetensors", "kohya.safetensors", "--format", "kohya"]) == 1
     assert "make it absolute" in capsys.readouterr().err
     assert main(["lora", "merge", "base.safetensors", "ours.safetensors", "merged.safetensors"]) == 0

@@ -13,7 +13,7 @@ from cascade.adapters.lora import TABLE, Full, Lora, LowRank, Rows, Token
 from tests.adapters import loras
 from tests.support import golden, relative_error
 
-FORMATS = ("cascade", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "released")
+FORMATS = ("comfyui", "cascade", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft", "released")
 NAME = [("[thing]", "^dog</w>")]
 
 
@@ -96,7 +96,7 @@ def test_a_pickle_of_the_released_trainer_is_read(nested: bool, tmp_path: Path) 
     assert lora.tokens[0].text == ""
 
 
-@pytest.mark.parametrize("format", ["cascade", "kohya", "onetrainer", "onetrainer_diffusers", "omi", "peft"])
+@pytest.mark.parametrize("format", FORMATS[:-1])
 def test_each_kind_of_change_comes_back_the_same(format: str, tmp_path: Path) -> None:
     stem = "down_blocks.0.2.attention.attn.to_q.weight"
     weight = torch.randn(8, 6)
@@ -124,10 +124,45 @@ def test_each_kind_of_change_comes_back_the_same(format: str, tmp_path: Path) ->
 def test_full_changes_are_kept_by_those_that_have_a_place_for_them() -> None:
     full = {"clf.1.weight": Full(torch.randn(4, 3, 1, 1)), "clf.1.bias": Full(torch.randn(4))}
     gamma = {"down_blocks.0.0.channelwise.2.gamma": Full(torch.randn(1, 1, 1, 8))}
-    for format, changes in (("cascade", full | gamma), ("kohya", full)):
+    for format, changes in (("comfyui", full | gamma), ("cascade", full | gamma), ("kohya", full)):
         read = read_lora(to_tensors(Lora({"stage_c": changes}), format))
         for name, change in changes.items():
             assert torch.equal(read.changes["stage_c"][name].value, change.value)  # type: ignore[union-attr]
+
+
+def test_what_the_default_format_calls_things() -> None:
+    low = LowRank(torch.randn(1, 6), torch.randn(8, 1), 1.0)
+    changes = {
+        "stage_c": {
+            "down_blocks.0.2.attention.attn.to_q.weight": low,
+            "clf.1.bias": Full(torch.randn(4)),
+            "up_blocks.1.0.channelwise.2.gamma": Full(torch.randn(1, 1, 1, 8)),
+        },
+        "text_encoder": {
+            "text_model.encoder.layers.3.mlp.fc1.weight": low,
+            "text_projection.weight": low,
+            "text_model.final_layer_norm.weight": Full(torch.randn(6)),
+            TABLE: Rows(torch.tensor([5]), torch.randn(1, 6)),
+        },
+    }
+    tensors = to_tensors(Lora(changes, (Token("[thing]", torch.randn(1, 6)),)), "comfyui")
+    encoder = "text_encoders.clip_g.transformer.text_model"
+    low_rank = (
+        "lora_prior_unet_down_blocks_0_2_attention_attn_to_q",
+        "lora_prior_te_text_model_encoder_layers_3_mlp_fc1",
+        "lora_prior_te_text_projection",
+        f"{encoder}.embeddings.token_embedding",
+    )
+    assert set(tensors) == {
+        *(f"{name}{ending}" for name in low_rank for ending in (".lora_down.weight", ".lora_up.weight", ".alpha")),
+        "diffusion_model.clf.1.diff_b",
+        "diffusion_model.up_blocks.1.0.channelwise.2.gamma.diff",
+        f"{encoder}.final_layer_norm.diff",
+        "bundle_emb.[thing].clip_g",
+    }
+    read = read_lora(tensors)
+    assert {kind: set(own) for kind, own in read.changes.items()} == {kind: set(own) for kind, own in changes.items()}
+    assert isinstance(read.changes["text_encoder"][TABLE], Rows)
 
 
 def test_a_fused_matrix_by_name_is_taken_apart() -> None:

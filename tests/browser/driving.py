@@ -70,6 +70,12 @@ class Page:
         if message.type == "error" and not of_the_host:
             self.problems.append(f"{message.text} ({where})")
 
+    def speak(self, language: str) -> None:
+        """Choose the page's language, and open it anew."""
+        self.tab.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+        self.tab.reload()
+        self.tab.wait_for_function("window.app && app.vueAppReady && app.canvas")
+
     def run_command(self, command: str) -> None:
         self.tab.evaluate("(name) => app.extensionManager.command.execute(name)", command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.nodes.networks import file_name
 from tests.nodes.workflows import NAMES, workflow
 
 TEMPLATE = "Text to Image (tiny, no download)"
+TINY = "tiny cascade (included)"
 
 
 @needs_tiny
@@ -47,10 +49,48 @@ def test_the_size_node_shows_sizes(page: Page) -> None:
     page.wait_for_note("CascadeEmptyLatent", "256 x 256 pixels")
     page.choose("CascadeEmptyLatent", "preset", "1024 x 1024 (1:1)")
     assert page.note("CascadeEmptyLatent").splitlines() == ["1024 x 1024 pixels", "Stage C 24 x 24, Stage B 256 x 256"]
-    page.choose("CascadeEmptyLatent", "preset", "custom")
     page.choose("CascadeEmptyLatent", "width", 4096)
     page.choose("CascadeEmptyLatent", "height", 4096)
     assert "things may repeat" in page.note("CascadeEmptyLatent")
+
+
+def size(page: Page) -> list[Any]:
+    return page.tab.evaluate(f"{page.find('CascadeEmptyLatent')}.widgets.slice(0, 3).map((widget) => widget.value)")
+
+
+def test_preset_and_numbers_say_the_same(page: Page) -> None:
+    page.open(workflow(TEMPLATE))
+    page.wait_for_note("CascadeEmptyLatent", "256 x 256 pixels")
+    page.choose("CascadeEmptyLatent", "preset", "1376 x 768 (16:9)")
+    assert size(page) == ["1376 x 768 (16:9)", 1376, 768]
+    page.choose("CascadeEmptyLatent", "height", 736)
+    assert size(page) == ["custom", 1376, 736]
+    page.choose("CascadeEmptyLatent", "width", 1440)
+    assert size(page) == ["1440 x 736 (2:1)", 1440, 736]
+    page.choose("CascadeEmptyLatent", "preset", "custom")
+    assert size(page) == ["custom", 1440, 736]
+
+
+def test_a_new_size_node_follows_the_model_until_somebody_chooses(page: Page) -> None:
+    page.open({"nodes": [], "links": [], "version": 0.4})
+    page.tab.evaluate(
+        """() => {
+            const add = (type) => {
+                const node = LiteGraph.createNode(type);
+                app.graph.add(node);
+                return node;
+            };
+            window.parts = ["CascadeLoadStageC", "CascadeSampleStageC", "CascadeEmptyLatent"].map(add);
+        }"""
+    )
+    page.tab.evaluate("() => { parts[2].connect(0, parts[1], 'latent_image'); parts[0].connect(0, parts[1], 'model') }")
+    assert size(page) == ["256 x 256 (tiny cascade)", 256, 256]
+    page.choose("CascadeLoadStageC", "unet_name", file_name("stage_c"))
+    page.wait_for_note("CascadeEmptyLatent", "1024 x 1024 pixels")
+    assert size(page) == ["1024 x 1024 (1:1)", 1024, 1024]
+    page.choose("CascadeEmptyLatent", "preset", "832 x 1248 (2:3)")
+    page.choose("CascadeLoadStageC", "unet_name", TINY)
+    assert size(page) == ["832 x 1248 (2:3)", 832, 1248]
 
 
 def test_loaders_show_what_a_file_is(page: Page) -> None:

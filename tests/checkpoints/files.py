@@ -49,6 +49,8 @@ CONFIGS: dict[str, Any] = {
     "controlnet": models.ControlNetConfig(
         in_channels=3, width=8, blocks=(0, 4, 8, 12, 51, 55, 59, 63), backbone="simple"
     ),
+    "high_res_guide": models.HighResGuideConfig(stage_c_width=16, width=64, heads=2, groups=8, timestep_channels=16),
+    "high_res_guides": models.HighResGuideConfig(stage_c_width=16, width=64, heads=2, groups=8, levels=3),
     "text_encoder": ClipTextConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -108,6 +110,12 @@ def outputs(kind: str, net: Any) -> list[Tensor]:
             return [net(noise(1, 16, 3, 3))]
         case "controlnet":
             return [x for x in net(noise(1, config.in_channels, 4, 4)) if x is not None]
+        case "high_res_guide":
+            return [net(noise(1, 16, 4, 5), noise(1, 16, 2, 3), torch.tensor([0.2]))]
+        case "high_res_guides":
+            return [
+                guide(noise(1, 16, 4, 5), noise(1, 16, 2, 3), torch.tensor([0.2])) for guide in (*net.down, *net.up)
+            ]
         case "text_encoder":
             result = net(torch.arange(9)[None] % 40, output_hidden_states=True)
             return [result.text_embeds, result.hidden_states[-1]]
@@ -131,10 +139,12 @@ def released_state(kind: str) -> dict[str, Tensor]:
     """A network's tensors under the released names, written down here a second time on purpose."""
     state: dict[str, Tensor] = {}
     for name, tensor in network(kind).state_dict().items():
-        if ".to_q." in name:
+        if kind == "high_res_guides":
+            state[name.replace("down.", "agg_net.").replace("up.", "agg_net_up.")] = tensor
+        elif ".attn.to_q." in name:
             parts = [network(kind).state_dict()[name.replace(".to_q.", f".to_{m}.")] for m in "qkv"]
             state[name.replace(".to_q.", ".in_proj_")] = torch.cat(parts)
-        elif ".to_k." not in name and ".to_v." not in name:
+        elif ".attn.to_k." not in name and ".attn.to_v." not in name:
             state[name] = tensor
     return state
 

@@ -17,7 +17,7 @@ from tests.small import part as small_part
 pytestmark = pytest.mark.numeric
 
 KINDS = tuple(CONFIGS)
-MERGED = tuple(kind for kind in KINDS if kind != "controlnet")
+MERGED = tuple(kind for kind in KINDS if kind not in ("controlnet", "high_res_guide", "high_res_guides"))
 
 
 def state_of(path: Path) -> dict[str, Tensor]:
@@ -235,3 +235,15 @@ def test_folders_that_say_nothing(tmp_path: Path) -> None:
     save_model(network("previewer"), tmp_path / "b.safetensors")
     with pytest.raises(UnknownCheckpoint, match="give the path of one of them"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"), [("module.64.", "module.65."), ("net.agg_net.", "net.agg_net_up."), ("9.", "10."), ("down.", "up.")]
+)
+def test_high_res_guides_under_other_names(down: str, up: str, tmp_path: Path) -> None:
+    """The released file is a pickle of a whole list's names; converted files are said to have prefixes of their own."""
+    state = network("high_res_guides").state_dict()
+    named = {name.replace("down.", down).replace("up.", up): tensor for name, tensor in state.items()}
+    path = tmp_path / "ultrapixel_t2i.safetensors"
+    torch.save(named, path)
+    check("high_res_guides", path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support import INDEX, golden, golden_network, relative_error
+from cascade import models
+from cascade.checkpoints import load_model
+from tests.support import INDEX, SHAPES, golden, golden_network, reference_weights, relative_error
 
 pytestmark = pytest.mark.numeric
 
@@ -72,6 +74,33 @@ def test_controlnet(case: str) -> None:
         assert (residual is None) == (expected is None)
         if residual is not None and expected is not None:
             assert relative_error(residual, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases("ultrapixel_inr"))
+def test_high_res_guide(case: str) -> None:
+    net, data = golden_network(case), golden(case)
+    assert relative_error(net(data["target"], data["guide"], data["r"]), data["out"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases("ultrapixel_stage_c"))
+def test_stage_c_with_high_res_guides(case: str) -> None:
+    net, data, entry = golden_network(case), golden(case), INDEX[case]
+    config = models.HighResGuideConfig.from_reference(**entry["inr"])
+    guides = load_model(reference_weights(SHAPES[f"{case}.guide"], entry["seed"]), config=config)
+    inputs = [data[name] for name in ("clip_text", "clip_text_pooled", "clip_img")]
+
+    low, features = net.features(data["low"], data["r_low"], *inputs)
+    assert relative_error(low, data["out_low"]) < TOLERANCE
+    for way, found in (("down", features.down), ("up", features.up)):
+        assert len(found) == 2
+        for index, feature in enumerate(found):
+            assert relative_error(feature, data[f"{way}_{index}"]) < TOLERANCE
+    assert len(entry["sizes"]) == 3  # one for each factor on the way up
+    for height, width in entry["sizes"]:
+        size = f"{height}x{width}"
+        x, r = data[f"x_{size}"], data[f"r_{size}"]
+        assert relative_error(net(x, r, *inputs, guides=guides, features=features), data[f"out_{size}"]) < TOLERANCE
+        assert relative_error(net(x, r, *inputs), data[f"plain_{size}"]) < TOLERANCE
 
 
 def test_a_wrong_weight_is_noticed() -> None:

@@ -7,16 +7,20 @@ from typing import Any
 from tests.nodes.hosting import Graph, Outputs
 from tests.nodes.networks import file_name
 
-SETTINGS = {
-    "sampler_name": "ddpm",
-    "denoise": 1.0,
+SETTINGS = {"sampler_name": "ddpm", "denoise": 1.0}
+"""Inputs that both samplers share, at their defaults."""
+
+OPTIONS = {
     "cfg_rescale": 0.7,
     "cfg_end": 0.0,
     "start_percent": 0.0,
     "end_percent": 1.0,
     "rescale_scope": "per image",
+    "img2img_noise_level": "matches denoise",
+    "tile_size": 1024,
+    "overlap": 256,
 }
-"""Inputs that both samplers share, at their defaults."""
+"""Inputs of Sampling Options, at their defaults."""
 
 
 def cascade(graph: Graph, **changes: Any) -> tuple[Outputs, Outputs]:

@@ -148,10 +148,11 @@ class Host:
         """The pack's `cascade.errors` as the host loaded it: its classes are others than those of `import cascade`."""
         return self.pack("cascade.errors")
 
-    def run(self, graph: Graph, *, fresh: bool = False, **wanted: Any) -> SimpleNamespace:
+    def run(self, graph: Graph, *, fresh: bool = False, previews: str = "none", **wanted: Any) -> SimpleNamespace:
         """Run a prompt; the values of `wanted` (name = output) come back as attributes.
 
-        What the prompt before it loaded is still there, as on the page; `fresh` forgets it.
+        What the prompt before it loaded is still there, as on the page; `fresh` forgets it. `previews` is the setting
+        of the page.
 
         Raises Refused or Failed.
         """
@@ -160,17 +161,18 @@ class Host:
         Kept.values.clear()
         if fresh:
             self.executor.reset()
-        asyncio.run(self._run(graph.prompt))
+        asyncio.run(self._run(graph.prompt, previews))
         return SimpleNamespace(**Kept.values)
 
-    async def _run(self, prompt: dict[str, Any]) -> None:
+    async def _run(self, prompt: dict[str, Any], previews: str) -> None:
         name = str(uuid.uuid4())
         extra = [None] if len(inspect.signature(self.execution.validate_prompt).parameters) > 2 else []
         valid, error, outputs, errors = await self.execution.validate_prompt(name, prompt, *extra)
         if not valid:
             raise Refused(error, errors)
         self.server.sent.clear()
-        await self.executor.execute_async(prompt, name, {"client_id": "tests"}, outputs)
+        settings = {"client_id": "tests", "preview_method": previews}
+        await self.executor.execute_async(prompt, name, settings, outputs)
         # What a blocked node says goes to the page alone.
         for event, data in [*self.executor.status_messages, *self.server.sent]:
             if event in ("execution_error", "execution_interrupted"):

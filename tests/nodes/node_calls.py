@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cascade.conditioning import TextEmbedding
 from tests.nodes import networks
-from tests.nodes.graphs import SETTINGS
+from tests.nodes.graphs import OPTIONS, SETTINGS
 from tests.nodes.networks import file_name, random
 
 TEXT = networks.WIDTH
@@ -34,15 +34,22 @@ def model(host: Any, kind: str) -> Any:
     return host.call(node, unet_name=file_name(kind), weight_dtype="fp32", **extra)[0]
 
 
+def with_options(host: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a sampler: those that belong to Sampling Options come from that node."""
+    own = {name: value for name, value in settings.items() if name not in OPTIONS}
+    rare = {name: value for name, value in settings.items() if name in OPTIONS}
+    return {**own, "options": host.call("CascadeSamplingOptions", **{**OPTIONS, **rare})[0]} if rare else own
+
+
 def stage_c(host: Any, batch: int = 1, **changes: Any) -> Tensor:
-    settings = {"seed": 7, "steps": 4, "cfg": 4.0, "shift": 2.0, **SETTINGS, **changes}
+    settings = with_options(host, {"seed": 7, "steps": 4, "cfg": 4.0, "shift": 2.0, **SETTINGS, **changes})
     given = {"latent_image": {"samples": torch.zeros(batch, 16, 5, 6)}, "model": model(host, "stage_c")}
     conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
     return host.call("CascadeSampleStageC", **{**given, **conds, **settings})[0]["samples"]
 
 
 def stage_b(host: Any, small: Tensor, **changes: Any) -> Tensor:
-    settings = {"seed": 7, "steps": 3, "cfg": 1.1, "shift": 1.0, **SETTINGS, **changes}
+    settings = with_options(host, {"seed": 7, "steps": 3, "cfg": 1.1, "shift": 1.0, **SETTINGS, **changes})
     conds = {"positive": conditioning(POSITIVE), "negative": conditioning(NEGATIVE)}
     given = {"model": model(host, "stage_b"), "stage_c": {"samples": small}}
     return host.call("CascadeSampleStageB", **{**given, **conds, **settings})[0]["samples"]

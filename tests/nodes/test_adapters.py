@@ -16,6 +16,7 @@ from cascade.adapters.lora import TABLE, Full
 from cascade.conditioning import TextEncoder
 from cascade.models import StageC
 from tests.nodes import networks
+from tests.nodes.graphs import LoadedGraph
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import WIDTH, file_name
 from tests.support import relative_error
@@ -234,32 +235,76 @@ def test_the_released_trainers_file_and_its_token(host: Any) -> None:
     assert relative_error(predicted(changed), expected(read, 1.0)) < 1e-4
 
 
-def test_the_hosts_lora_loader_reads_what_is_converted(host: Any) -> None:
-    lora = Lora({"stage_c": {QUERY: low(64, 64, 1)}, "text_encoder": {FC1: low(48, WIDTH, 4)}})
-    put(host, lora)
-    graph = Graph()
-    saved = graph("CascadeSaveLora", lora_name="some.safetensors", filename_prefix="sub/for_host", format="kohya")
-    path = Path(host.run(graph, path=saved).path)
-    assert path == (host.models / "loras" / "sub" / "for_host_00001_.safetensors").resolve()
+def by_the_host(host: Any, name: str) -> Any:
+    """model and clip with a LoRA of ComfyUI's own loader."""
     graph = Graph()
     stage = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="fp32", previewer="none")
     text = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
-    theirs = graph(
-        "LoraLoader",
-        model=stage,
-        clip=text,
-        lora_name="sub/for_host_00001_.safetensors",
-        strength_model=1.0,
-        strength_clip=1.0,
-    )
-    result = host.run(graph, model=theirs[0], clip=theirs[1])
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+    theirs = graph("LoraLoader", model=stage, clip=text, lora_name=name, **strengths)
+    return host.run(graph, model=theirs[0], clip=theirs[1])
+
+
+@pytest.mark.parametrize("format", ["comfyui", "kohya", "onetrainer"])
+def test_the_hosts_lora_loader_reads_what_is_converted(host: Any, format: str) -> None:
+    lora = Lora({"stage_c": {QUERY: low(64, 64, 1)}, "text_encoder": {FC1: low(48, WIDTH, 4)}})
+    put(host, lora, format="cascade")
+    graph = Graph()
+    saved = graph("CascadeSaveLora", lora_name="some.safetensors", filename_prefix=f"sub/{format}", format=format)
+    path = Path(host.run(graph, path=saved).path)
+    assert path == (host.models / "loras" / "sub" / f"{format}_00001_.safetensors").resolve()
+    result = by_the_host(host, f"sub/{format}_00001_.safetensors")
     assert relative_error(predicted(result.model), expected(lora, 1.0)) < 1e-4
-    assert (
-        relative_error(
-            encoded(result.clip, "a dog")[0], encoded(load(host, "some.safetensors", None, clip(host))[1], "a dog")[0]
-        )
-        < 1e-5
+    theirs = encoded(result.clip, "a dog")[0]
+    assert relative_error(theirs, encoded(load(host, "some.safetensors", None, clip(host))[1], "a dog")[0]) < 1e-5
+    assert relative_error(theirs, encoded(clip(host), "a dog")[0]) > 1e-3
+
+
+def test_the_hosts_lora_loader_reads_the_default_format_whole(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Every kind of change but DoRA, for which the host has a formula of its own."""
+    lora = some_lora()
+    stage_c = {
+        name: change for name, change in lora.changes["stage_c"].items() if getattr(change, "dora", None) is None
+    }
+    stage_c["up_blocks.0.0.channelwise.2.gamma"] = Full(torch.randn(1, 1, 1, 256))
+    text = {**lora.changes["text_encoder"], "text_model.final_layer_norm.weight": Full(torch.randn(WIDTH))}
+    lora = replace(lora, changes={"stage_c": stage_c, "text_encoder": text})
+    result = by_the_host(host, put(host, lora, "default.safetensors"))
+    assert relative_error(predicted(result.model), expected(lora, 1.0)) < 1e-4
+    ours = load(host, "default.safetensors", None, clip(host))[1]
+    for prompt in ("a dog", "a an the"):
+        assert relative_error(encoded(result.clip, prompt)[0], encoded(ours, prompt)[0]) < 1e-4
+    missed = [record.getMessage() for record in caplog.records if "key not loaded" in record.getMessage()]
+    assert missed == [f"lora key not loaded: bundle_emb.{WORD}.clip_g"]
+
+
+def test_with_the_hosts_loader_a_default_file_makes_the_same_latents(host: Any) -> None:
+    name = put(
+        host, Lora({"stage_c": {QUERY: low(64, 64, 1)}, "text_encoder": {FC1: low(48, WIDTH, 4)}}), "same.safetensors"
     )
+    parts = LoadedGraph()
+    wanted = {"plain": parts.cascade()}
+    for node in ("LoraLoader", "CascadeLoadLora"):
+        strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+        loaded = parts.graph(node, model=parts.model, clip=parts.clip, lora_name=name, **strengths)
+        text = parts.encoded("a red circle on the left", clip=loaded[1])
+        wanted[node] = parts.cascade(model=loaded[0], positive=text[0], negative=text[1])
+    result = host.run(parts.graph, **wanted)
+    theirs, ours, plain = (vars(result)[name]["samples"] for name in ("LoraLoader", "CascadeLoadLora", "plain"))
+    assert relative_error(theirs, ours) < 1e-4
+    assert relative_error(plain, ours) > 1e-2
+
+
+def test_a_saved_embedding_is_the_hosts(host: Any) -> None:
+    put(host, Lora({}, some_lora().tokens), "word.safetensors")
+    saved = {"lora_name": "word.safetensors", "filename_prefix": "embedding", "format": "embedding"}
+    [path] = host.call("CascadeSaveLora", **saved)
+    folder = host.models / "embeddings"
+    folder.mkdir(exist_ok=True)
+    Path(path).rename(folder / "owlish.safetensors")
+    plain = host.call("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")[0]
+    ours = load(host, "word.safetensors", None, clip(host))[1]
+    assert relative_error(encoded(plain, "a embedding:owlish here")[0], encoded(ours, f"a {WORD} here")[0]) < 1e-5
 
 
 @pytest.mark.usefixtures("no_merged_file_stays")

@@ -20,7 +20,7 @@ from cascade.pipelines import (
     latent_sizes,
 )
 from tests.nodes import networks
-from tests.nodes.graphs import SETTINGS, LoadedGraph
+from tests.nodes.graphs import OPTIONS, SETTINGS, LoadedGraph
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name, library_sample, random
 from tests.nodes.node_calls import NEGATIVE, POSITIVE, coder, conditioning, images, model, stage_a, stage_b, stage_c
@@ -448,8 +448,7 @@ def test_two_passes_with_the_hosts_latent_scaling(host: Any) -> None:
         cfg=1.1,
         shift=1.0,
         tiling="always",
-        tile_size=256,
-        overlap=64,
+        options=graph("CascadeSamplingOptions", **{**OPTIONS, "tile_size": 256, "overlap": 64}),
         **SETTINGS,
     )
     result = host.run(graph, second=second, large=large)

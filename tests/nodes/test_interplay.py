@@ -14,7 +14,7 @@ from torch import Tensor
 from cascade.checkpoints import save_model
 from tests.nodes import networks
 from tests.nodes.graphs import SETTINGS, LoadedGraph
-from tests.nodes.hosting import Outputs
+from tests.nodes.hosting import Failed, Graph, Outputs
 from tests.nodes.model_pairs import native
 from tests.nodes.networks import file_name
 from tests.nodes.node_calls import model
@@ -329,6 +329,105 @@ def test_the_hosts_own_graph_for_stage_b_and_images(host: Any) -> None:
     assert result.image.shape == result.tiled.shape == (1, 192, 256, 3)
     assert result.encoded["samples"].shape == result.tiles["samples"].shape == (1, 4, 48, 64)
     assert 0 <= float(result.image.min()) <= float(result.image.max()) <= 1
+
+
+def patched(parts: LoadedGraph, node: str, **inputs: Any) -> tuple[Any, Any]:
+    """What ComfyUI's sampler and ours make of a model with a patch."""
+    model = parts.graph(node, model=parts.model, **inputs)
+    return parts.ksampler(model=model), parts.cascade(model=model)
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs"),
+    [
+        ("PerturbedAttentionGuidance", {"scale": 3.0}),
+        ("RenormCFG", {"cfg_trunc": 100.0, "renorm_cfg": 0.5}),
+        *(
+            (
+                "SkipLayerGuidanceDiT",
+                {"scale": 3.0, "start_percent": 0.0, "end_percent": 1.0, "rescaling_scale": 0.0, **layers},
+            )
+            for layers in ({"double_layers": "1", "single_layers": ""}, {"double_layers": "", "single_layers": "0, 2"})
+        ),
+        (
+            "SkipLayerGuidanceDiTSimple",
+            {"double_layers": "0", "single_layers": "", "start_percent": 0.0, "end_percent": 1.0},
+        ),
+    ],
+)
+def test_guidance_of_the_host_acts(host: Any, node: str, inputs: dict[str, Any]) -> None:
+    parts = LoadedGraph()
+    theirs, ours = patched(parts, node, **inputs)
+    plain, by_theirs, our_plain, by_ours = samples(
+        host, parts, plain=parts.ksampler(), theirs=theirs, our_plain=parts.cascade(), ours=ours
+    )
+    assert relative_error(by_theirs, plain) > 1e-3
+    assert relative_error(by_ours, our_plain) > 1e-3
+
+
+def test_skipped_layers_that_are_not_there_change_nothing(host: Any) -> None:
+    parts = LoadedGraph()
+    limits = {"scale": 3.0, "start_percent": 0.0, "end_percent": 1.0, "rescaling_scale": 0.0}
+    found, _ = patched(parts, "SkipLayerGuidanceDiT", double_layers="7", single_layers="7", **limits)
+    plain, skipped = samples(host, parts, plain=parts.ksampler(), skipped=found)
+    assert relative_error(skipped, plain) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "message"),
+    [
+        (
+            "ModelSamplingFlux",
+            {"max_shift": 1.15, "base_shift": 0.5, "width": 256, "height": 256},
+            "noise levels of another",
+        ),
+        ("SelfAttentionGuidance", {"scale": 0.5, "blur_sigma": 2.0}, "does not fit Stable Cascade"),
+    ],
+)
+@pytest.mark.parametrize("ours", [False, True])
+def test_what_does_not_fit_is_said(host: Any, node: str, inputs: dict[str, Any], message: str, ours: bool) -> None:
+    parts = LoadedGraph()
+    with pytest.raises(Failed, match=message) as failed:
+        host.run(parts.graph, found=patched(parts, node, **inputs)[int(ours)])
+    assert failed.value.details["exception_type"] == "stable_cascade.CascadeError"
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs"),
+    [
+        ("FreeU", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}),
+        ("FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}),
+        ("HyperTile", {"tile_size": 32, "swap_size": 2, "max_depth": 0, "scale_depth": False}),
+        ("TomePatchModel", {"ratio": 0.5}),
+        ("NAGuidance", {"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5}),
+    ],
+)
+def test_what_has_no_effect_is_said(
+    host: Any, node: str, inputs: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    if node not in host.classes:
+        pytest.skip(f"this ComfyUI has no {node}")
+    parts = LoadedGraph()
+    plain, found = samples(host, parts, plain=parts.ksampler(), found=patched(parts, node, **inputs)[0])
+    assert relative_error(found, plain) < 1e-5
+    assert [each for each in caplog.records if "has no effect on Stable Cascade" in each.getMessage()]
+
+
+def test_errors_name_no_folder_of_this_machine(host: Any) -> None:
+    folder = host.models / "diffusion_models" / "sub"
+    folder.mkdir(exist_ok=True)
+    (folder / "broken.safetensors").write_bytes(b"<html>" + bytes(100))
+    graph = Graph()
+    try:
+        name = {"unet_name": "sub/broken.safetensors", "weight_dtype": "fp32"}
+        with pytest.raises(Failed) as failed:
+            host.run(graph, model=graph("CascadeLoadStageB", **name))
+    finally:
+        (folder / "broken.safetensors").unlink()
+        folder.rmdir()
+    assert failed.value.details["exception_type"] == "stable_cascade.BrokenCheckpoint"
+    assert failed.value.details["exception_message"].startswith("sub/broken.safetensors: ")
+    assert str(host.base) not in failed.value.details["exception_message"]
 
 
 @pytest.mark.parametrize("node", ["CascadeSampleStageC", "CascadeSampleStageB"])

@@ -68,8 +68,8 @@ def test_images_and_links_of_pages_are_there() -> None:
         assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
 
-def describe(host: Any, kind: str, file: str) -> Any:
-    return host.pack("nodes.host.routes").describe(kind, file)
+def describe(host: Any, kind: str, file: str, *dtype: str) -> Any:
+    return host.pack("nodes.host.routes").describe(kind, file, *dtype)
 
 
 def test_the_page_is_told_what_a_file_is(host: Any) -> None:
@@ -86,6 +86,29 @@ def test_the_page_is_told_what_a_file_is(host: Any) -> None:
     assert "stage_c" in merged["kinds"]
     assert describe(host, "stage_c", "small_c.safetensors")["fits"]
     assert not describe(host, "stage_b", "small_c.safetensors")["fits"]
+
+
+@pytest.mark.parametrize("dtype", ["default", "fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "node", "name"),
+    [
+        ("stage_c", "CascadeLoadStageC", "unet_name"),
+        ("stage_b", "CascadeLoadStageB", "unet_name"),
+        ("stage_a", "CascadeLoadStageA", "vae_name"),
+        ("text_encoder", "CascadeLoadTextEncoder", "clip_name"),
+        # Not the image encoder: ComfyUI keeps its first layer in float32, most of so small a network.
+        ("controlnet", "CascadeLoadControlNet", "control_net_name"),
+    ],
+)
+def test_the_page_is_told_the_memory_that_is_then_taken(host: Any, kind: str, node: str, name: str, dtype: str) -> None:
+    names = specs_of(host.classes[node])
+    file = "tiny canny (included)" if kind == "controlnet" else file_name(kind)
+    more = {"weight_dtype": dtype} if "weight_dtype" in names else {"blocks": ""} if kind == "controlnet" else {}
+    more |= {"previewer": "none"} if "previewer" in names else {}
+    [loaded, *_] = host.call(node, **{name: file}, **more)
+    taken = sum(value.nbytes for value in getattr(loaded, "patcher", loaded).model.parameters())
+    # Stage C keeps a few of its weights in float32.
+    assert describe(host, kind, file, dtype)["memory"] == pytest.approx(taken, rel=0.02)
 
 
 @pytest.mark.parametrize(

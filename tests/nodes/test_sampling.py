@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from cascade.conditioning import StageBInputs, StageCInputs
 from cascade.diffusion import Guidance
 from cascade.pipelines import SamplingSettings
 from tests.nodes import networks
-from tests.nodes.graphs import SETTINGS, LoadedGraph, cascade, sampled
+from tests.nodes.graphs import OPTIONS, LoadedGraph, cascade, sampled
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.networks import file_name, library_sample, random
 from tests.nodes.node_calls import NEGATIVE, POSITIVE, conditioning, model, stage_b, stage_c
@@ -191,8 +192,7 @@ def custom(graph: Graph, loaded: Any, text: Any, latent: Any) -> Any:
         positive=text[0],
         negative=text[1],
         cfg=4.0,
-        **{name: value for name, value in SETTINGS.items() if name not in ("sampler_name", "denoise")}
-        | {"cfg_rescale": 0.0},
+        options=graph("CascadeSamplingOptions", **{**OPTIONS, "cfg_rescale": 0.0}),
     )
     return graph(
         "SamplerCustomAdvanced",
@@ -241,6 +241,10 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
     with pytest.raises(
         Exception, match=r"Stage C's latents, which have 16 channels; these have 4: they are those of Stage B"
     ):
+        stage_c(host, latent_image={"samples": torch.ones(1, 4, 8, 8)})
+    with pytest.raises(
+        Exception, match=r"these have 4: an empty latent of ComfyUI or .* Connect stage_c of Empty Latent"
+    ):
         stage_c(host, latent_image={"samples": torch.zeros(1, 4, 8, 8)})
     for shape, shown in (((0, 16, 6, 6), "0 x 16 x 6 x 6"), ((1, 16, 1, 6, 6), "1 x 16 x 1 x 6 x 6")):
         with pytest.raises(
@@ -249,6 +253,36 @@ def test_wrong_models_and_latents_are_explained(host: Any) -> None:
             stage_c(host, latent_image={"samples": torch.zeros(shape)})
     with pytest.raises(ValueError, match=r"start_percent 0.5 must not be above end_percent 0.1"):
         stage_c(host, start_percent=0.5, end_percent=0.1)
+
+
+def with_stage_b(graph: Graph, positive: Any) -> dict[str, Any]:
+    """Inputs of ComfyUI's samplers for Stage B."""
+    loaded = graph("CascadeLoadStageB", unet_name=file_name("stage_b"), weight_dtype="fp32")
+    return {"model": loaded, "positive": positive, "seed": 9, "cfg": 1.0}
+
+
+def test_stage_b_without_stage_c_is_said(host: Any) -> None:
+    """An error in our Guider, a warning on ComfyUI's KSampler."""
+    parts = LoadedGraph()
+    given = with_stage_b(parts.graph, parts.text[0])
+    guider = {"model": given["model"], "positive": parts.text[0], "negative": parts.text[1], "cfg": 1.1}
+    with pytest.raises(Failed, match=r"Stage B got no latent of Stage C.*StableCascade_StageB_Conditioning"):
+        host.run(parts.graph, guider=parts.graph("CascadeGuider", **guider))
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_comfyuis_sampler_warns_of_stage_b_without_stage_c(
+    host: Any, conditioned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = LoadedGraph()
+    positive = parts.text[0]
+    if conditioned:
+        latent = parts.ksampler()
+        positive = parts.graph("StableCascade_StageB_Conditioning", conditioning=positive, stage_c=latent)
+    large = parts.ksampler(**with_stage_b(parts.graph, positive), latent_image=parts.latent[1])
+    host.run(parts.graph, large=large)
+    warned = [record for record in caplog.records if "Stage B got no latent of Stage C" in record.getMessage()]
+    assert len(warned) == (0 if conditioned else 1)
 
 
 @pytest.fixture
@@ -263,11 +297,37 @@ def progress(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-@pytest.mark.parametrize("previewer", ["auto", file_name("previewer"), "small_c.safetensors"])
-def test_every_step_has_an_image(host: Any, progress: list[Any], previewer: str) -> None:
-    host.run(sampled(previewer))
+LEARNED, COLOR_MATRIX = (48, 40), (6, 5)
+"""Sizes of the two kinds of previews of Stage C's latent of 6 x 5."""
+
+
+@pytest.mark.parametrize(
+    ("previewer", "method", "size"),
+    [
+        ("auto", "auto", LEARNED),
+        (file_name("previewer"), "taesd", LEARNED),
+        ("small_c.safetensors", "auto", LEARNED),
+        ("auto", "latent2rgb", COLOR_MATRIX),
+        ("none", "auto", COLOR_MATRIX),
+        ("none", "taesd", COLOR_MATRIX),
+        ("auto", "none", None),
+        ("none", "none", None),
+    ],
+)
+def test_every_step_has_one_preview_of_the_chosen_kind(
+    host: Any, progress: list[Any], previewer: str, method: str, size: tuple[int, int] | None
+) -> None:
+    host.run(sampled(previewer), fresh=True, previews=method)
     images = [(value, total, preview[1].size) for value, total, preview in progress if preview]
-    assert images == [(step, 4, (48, 40)) for step in (1, 2, 3, 4)]
+    assert images == ([] if size is None else [(step, 4, size) for step in (1, 2, 3, 4)])
+
+
+def test_a_preview_is_the_previewers_image(host: Any, progress: list[Any]) -> None:
+    latent = host.run(sampled("auto", steps=1), fresh=True, previews="auto").latent["samples"]
+    with torch.no_grad():
+        expected = networks.network("previewer")(latent)[0].clamp(0, 1).movedim(0, -1)
+    [preview] = [np.asarray(preview[1]) / 255 for *_, preview in progress]
+    assert np.abs(preview - expected.numpy()).max() < 2 / 255
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "lcm", "heun", "dpmpp_2s_ancestral", "dpmpp_sde"])
@@ -275,21 +335,41 @@ def test_previews_come_with_every_sampler(host: Any, progress: list[Any], sample
     graph = Graph()
     _, sampling = cascade(graph)
     graph.prompt[sampling.node]["inputs"]["sampler_name"] = sampler
-    host.run(graph, latent=sampling)
+    host.run(graph, latent=sampling, previews="auto")
     assert [value for value, _, preview in progress if preview] == [1, 2, 3]
 
 
-def test_both_stages_tell_their_progress(host: Any, progress: list[Any]) -> None:
+@pytest.mark.parametrize("method", ["none", "auto", "latent2rgb", "taesd"])
+def test_both_stages_tell_their_progress_and_preview_once_a_step(host: Any, progress: list[Any], method: str) -> None:
     graph = Graph()
     image, _ = cascade(graph)
-    host.run(graph, fresh=True, image=image)
-    told = [(value, total) for value, total, _ in progress]
-    assert list(dict.fromkeys(told)) == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+    host.run(graph, fresh=True, previews=method, image=image)
+    steps = [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+    assert [(value, total) for value, total, preview in progress if preview] == (steps if method != "none" else [])
+    # The host leaves out what follows within a tenth of a second and has no preview.
+    assert {(1, 3), (3, 3), (1, 2), (2, 2)} <= {(value, total) for value, total, _ in progress} <= set(steps)
 
 
-def test_previews_can_be_switched_off(host: Any, progress: list[Any]) -> None:
-    host.run(sampled("none"))
-    assert {preview for _, _, preview in progress} == {None}
+def test_large_attention_in_parts_is_the_same(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = stage_c(host)
+    monkeypatch.setattr(host.pack("nodes.host.networks").HostAttention, "PAIRS", 100)
+    assert relative_error(stage_c(host), whole) < 1e-5
+
+
+def test_stop_is_heard_within_large_attention(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = host.pack("nodes.host.networks")
+    attend, calls = nets.HostAttention._attend, []
+
+    def interrupted(self: Any, *args: Any) -> Tensor:
+        calls.append(1)
+        comfy.model_management.interrupt_current_processing(True)
+        return attend(self, *args)
+
+    monkeypatch.setattr(nets.HostAttention, "PAIRS", 100)
+    monkeypatch.setattr(nets.HostAttention, "_attend", interrupted)
+    with pytest.raises(Failed):
+        host.run(sampled("none"))
+    assert len(calls) == 1
 
 
 def test_stop_is_heard_within_a_step_and_frees_memory(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_the_tiny_cascade_draws_what_the_library_draws(host: Any) -> None:
     clip = graph("CascadeLoadTextEncoder", clip_name=TINY, weight_dtype="default")
     text = graph("CascadeTextEncode", clip=clip, positive=caption, negative="")
     conds = {"positive": text[0], "negative": text[1], "seed": 3, **SETTINGS}
-    latent = graph("CascadeEmptyLatent", preset="256 x 256 (tiny cascade)", width=64, height=64, batch_size=2)
+    latent = graph("CascadeEmptyLatent", preset="256 x 256 (tiny cascade)", width=256, height=256, batch_size=2)
     model = graph("CascadeLoadStageC", unet_name=TINY, weight_dtype="default", previewer="auto")
     stage_c = graph("CascadeSampleStageC", model=model, latent_image=latent[0], steps=20, cfg=4.0, shift=2.0, **conds)
     decoder = graph("CascadeLoadStageB", unet_name=TINY, weight_dtype="default")
@@ -50,3 +50,12 @@ def test_the_tiny_cascade_draws_what_the_library_draws(host: Any) -> None:
     found = host.run(graph, image=image).image.movedim(-1, 1)
     assert found.shape == expected.shape
     assert float((found - expected).abs().mean()) < 0.01
+
+
+def test_a_size_is_never_ignored(host: Any) -> None:
+    for preset, size in (("custom", (320, 192)), ("1376 x 768 (16:9)", (1376, 768))):
+        small, large = host.call("CascadeEmptyLatent", preset=preset, width=size[0], height=size[1], batch_size=2)
+        assert large["samples"].shape == (2, 4, size[1] // 4, size[0] // 4)
+        assert small["samples"].shape[:2] == (2, 16)
+    with pytest.raises(host.errors.InvalidSettings, match=r"preset is 1376 x 768 .* are 640 x 480.*custom"):
+        host.call("CascadeEmptyLatent", preset="1376 x 768 (16:9)", width=640, height=480, batch_size=1)

@@ -60,6 +60,16 @@ def train(host: Any, name: str, folder: str = "", **changes: Any) -> Any:
     return host.call("CascadeTrainLora", **settings(host, name, folder=folder, **changes))
 
 
+def test_a_file_of_somebody_else_is_not_replaced(host: Any, folder: str) -> None:
+    path = host.models / "loras" / "taken.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"somebody else's")
+    with pytest.raises(errors(host).CascadeError, match=r"taken\.safetensors is in models/loras already"):
+        train(host, "taken", folder)
+    assert path.read_bytes() == b"somebody else's"
+    path.unlink()
+
+
 def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     state = torch.random.get_rng_state()
     lora, loss, samples, report = train(host, "owls", folder, sample_every=2, sample_prompts=f"a {TOKEN}\na dog")
@@ -70,6 +80,7 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert "left out broken.jpg" in report
     assert "1 of 3 images without a caption: owl_2.png" in report
     saved = read_lora(path)
+    assert saved.format == "comfyui"
     assert [token.text for token in saved.tokens] == [token.text for token in lora.tokens] == [TOKEN]
     assert len(saved.changes["stage_c"]) == MATRICES
     assert saved.training["images"] == 3

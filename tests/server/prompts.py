@@ -11,15 +11,7 @@ from tests.server.serving import Server
 
 Prompt = dict[str, Any]
 
-GUIDANCE = {
-    "cfg_rescale": 0.7,
-    "cfg_end": 0.0,
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "rescale_scope": "per image",
-}
-
-SAMPLING = {"sampler_name": "ddpm", "denoise": 1.0, "positive": ["text", 0], "negative": ["text", 1], **GUIDANCE}
+SAMPLING = {"sampler_name": "ddpm", "denoise": 1.0, "positive": ["text", 0], "negative": ["text", 1]}
 
 
 def node(kind: str, **inputs: Any) -> Prompt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import shutil
 import socket
@@ -12,9 +14,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import aiohttp
+from PIL import Image
 
 from tests.nodes import networks
 
@@ -52,9 +58,9 @@ class Server:
         assert status == 200, (path, status, body)
         return json.loads(body)
 
-    def send(self, prompt: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def send(self, prompt: dict[str, Any], **more: Any) -> tuple[int, dict[str, Any]]:
         """Queue a prompt: status and answer."""
-        status, body = self.post("/prompt", {"prompt": prompt})
+        status, body = self.post("/prompt", {"prompt": prompt, **more})
         return status, json.loads(body)
 
     def queue(self, prompt: dict[str, Any]) -> str:
@@ -76,6 +82,42 @@ class Server:
 
     def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
         return self.wait(self.queue(prompt))
+
+    def previews(self, prompt: dict[str, Any], method: str) -> list[tuple[str, Image.Image]]:
+        """Run a prompt with a setting of the page for live previews; what the page gets: node and image."""
+
+        async def collect() -> list[tuple[str, Image.Image]]:
+            return [(node, image) async for node, image in self._events(prompt, method) if image is not None]
+
+        return asyncio.run(collect())
+
+    def queue_until(self, prompt: dict[str, Any], node: str) -> str:
+        """Queue a prompt and wait until it has come to a node: its id."""
+
+        async def reach() -> None:
+            async for running, _ in self._events(prompt, "none"):
+                if running == node:
+                    return
+
+        asyncio.run(reach())
+        [[_, name, *_]] = self.json("/queue")["queue_running"]
+        return name
+
+    async def _events(self, prompt: dict[str, Any], method: str) -> AsyncIterator[tuple[str, Image.Image | None]]:
+        """Queue a prompt; (the node that runs, None), and (that node, an image) for each of its previews."""
+        url, node = f"{self.url}/ws?clientId=tests", ""
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
+            status, answer = self.send(prompt, client_id="tests", extra_data={"preview_method": method})
+            assert status == 200, answer
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    # The kind of event and that of the image come first, four bytes each.
+                    yield node, Image.open(io.BytesIO(message.data[8:]))
+                elif (event := json.loads(message.data))["type"] == "executing":
+                    if event["data"]["node"] is None:
+                        return
+                    node = event["data"]["node"]
+                    yield node, None
 
     def saved_images(self, history: dict[str, Any]) -> list[Path]:
         """The files that a prompt saved."""

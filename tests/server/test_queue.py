@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from tests.server.prompts import cascade, draws
 from tests.server.serving import Server
 
@@ -37,6 +39,26 @@ def stopped(server: Server, name: str, seconds: float = 60) -> dict[str, Any]:
             return history[name]
         time.sleep(0.2)
     raise TimeoutError(server.log()[-4000:])
+
+
+METHODS = ["none", "auto", "latent2rgb", "taesd"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_previews_come_once_a_step_and_as_they_are_set(server: Server, method: str) -> None:
+    # A seed of its own: what ran before is not sampled again.
+    prompt = cascade(seed=70 + METHODS.index(method), steps=3)
+    nodes = [node for node, _ in server.previews(prompt, method)]
+    assert nodes == ([] if method == "none" else ["stage_c"] * 3 + ["stage_b"] * 2)
+
+
+def test_a_step_of_minutes_is_stopped_within_seconds(server: Server) -> None:
+    """Stage C's latent of 384 x 384: its first attention alone takes more than a minute."""
+    name = server.queue_until(cascade(seed=80, width=16384, height=16384), "stage_c")
+    time.sleep(8)
+    since = time.monotonic()
+    assert "execution_interrupted" in dict(stopped(server, name)["status"]["messages"])
+    assert time.monotonic() - since < 20
 
 
 def test_one_of_two_is_stopped_and_the_other_runs(server: Server) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 from cascade.adapters import Applied, attach, read_lora
@@ -176,9 +175,8 @@ def test_stopped_and_started_again_it_ends_with_the_same_file(
     assert (outcome.step, outcome.complete) == (3, False)
     for settings in (whole, stopped):
         assert fit(TASKS["lora"].task(settings), settings).complete
-    one, other = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", "stopped"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = ((tmp_path / name / "lora.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert one == other
 
 
 def test_it_does_not_go_on_with_other_images(folder: Path, tmp_path: Path) -> None:

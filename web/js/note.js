@@ -7,12 +7,15 @@
 export function addNote(node) {
   const element = document.createElement("div");
   element.className = "stable-cascade-note";
+  // Reached with Tab, scrolled with the arrow keys, and read aloud when it changes.
+  element.tabIndex = 0;
+  element.setAttribute("role", "status");
   Object.assign(element.style, {
     fontSize: "11px",
     lineHeight: "15px",
     padding: "2px 8px",
     opacity: "0.9",
-    overflow: "hidden",
+    overflow: "hidden auto",
     overflowWrap: "anywhere",
     pointerEvents: "none",
   });

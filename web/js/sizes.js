@@ -14,6 +14,14 @@ export function sizeOfPreset(preset) {
   return found ? { width: Number(found[1]), height: Number(found[2]) } : null;
 }
 
+/** The preset of a size among these, undefined if there is none. */
+export function presetOfSize(presets, width, height) {
+  return presets.find((preset) => {
+    const size = sizeOfPreset(preset);
+    return size?.width === width && size.height === height;
+  });
+}
+
 /** Width and height of the latents of Stage C and Stage B. */
 export function latentSizes(width, height) {
   return {
