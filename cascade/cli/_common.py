@@ -33,6 +33,8 @@ RELEASED_FILES = {
 NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")
 """What a prompt needs."""
 SMALLEST_TILE = 256
+STOPPED = 130
+"""The exit status of a training that was stopped, saved, and can go on."""
 TINY_SIDE = 256
 """Sides of the tiny cascade's images."""
 SAMPLING = ("steps", "sampler_name", "shift")

@@ -34,6 +34,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--control", action="store_true", help="measure what the included ControlNets do, --prompts cases of each kind"
     )
+    parser.add_argument(
+        "--new-shapes",
+        type=Path,
+        metavar="DIR",
+        help="teach four shapes that it was not trained on, a LoRA each in DIR, and measure them; the same command "
+        "continues after a stop",
+    )
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="TABLE.md", help="write the table to this file too")
     parser.add_argument("--sheet", type=Path, metavar="SHEET.png", help=f"save the first {SHOWN} images with prompts")
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_lora
     from ..pipelines import Parts
-    from ..tiny import control, evaluation
+    from ..tiny import control, evaluation, new_shapes
 
     sources = tiny.parts()
     if args.model != "tiny":
@@ -60,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
             prompts=args.prompts,
             on_progress=_report,
         )
+    elif args.new_shapes is not None:
+        result = new_shapes.evaluate_new_shapes(parts, args.new_shapes, prompts=args.prompts, on_progress=_report)
     elif args.control:
         result = control.evaluate_control(parts, _controlnets(args), cases=args.prompts, on_progress=_report)
     else:

@@ -1,4 +1,4 @@
-"""`train`: one training from its file, or the tiny cascade from scratch."""
+"""`train`: one training from its file, a LoRA of a folder of images, or the tiny cascade from scratch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STOPPED = 130
-"""The exit status of a run that was stopped, saved, and can go on."""
+from . import _train_lora as _lora
+from ._common import STOPPED
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a network from a file of settings, or the tiny cascade from scratch",
-        description="Train one network from a file of settings (YAML or JSON), or, with `tiny`, the whole tiny "
-        "cascade. Ctrl-C saves and stops; the same command continues.",
+        help="train a LoRA of a folder of images, a network from a file of settings, or the tiny cascade from scratch",
+        description="Train a LoRA of a folder of images (`lora FOLDER`), one network from a file of settings (YAML or "
+        "JSON), or the whole tiny cascade (`tiny`). Ctrl-C saves and stops; the same command continues.",
     )
-    parser.add_argument("config", help="a settings file, or `tiny`")
+    parser.add_argument("config", help="`lora`, a settings file, or `tiny`")
     parser.add_argument(
-        "--folder", type=Path, help="relative paths of the settings start here (default: this folder; tiny: runs/tiny)"
+        "images",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="lora: the images, each with a caption in a .txt file of its name, else its name is the caption",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="relative paths of the settings start here (default: this folder; tiny: runs/tiny); lora: where the run "
+        "keeps its files (default: runs/NAME)",
     )
     parser.add_argument(
         "--set",
@@ -32,6 +42,7 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="another value for a key of the file, as in --set steps=2000 or --set stage_b.effnet_noise=0.1",
     )
+    _lora.add_options(parser)
     parser.add_argument(
         "--part",
         help="tiny: only this part of the recipe, such as stage_c; a name that it does not have lists them",
@@ -53,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise InvalidConfig(f"--set {change}: expected KEY=VALUE")
         changes[key] = read_value(value, f"--set {key}")
+    if args.config == "lora":
+        return _lora.run(args, changes, _progress)
+    _lora.refuse_options(args)
     if args.config == "tiny":
         parts = recipe.PARTS if args.part is None else (args.part,)
         folder = args.folder or Path("runs/tiny")

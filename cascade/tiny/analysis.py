@@ -25,6 +25,7 @@ LARGE = 0.172  # Half the longer side of the box: small ones end at 0.161, large
 OFF_CENTER = (0.5 - SIDE) / 2
 FIT = 0.2  # Mean distance between two outlines, in mean radii, from which on it is none of the shapes.
 ANGLES = 90
+TURN = np.radians(30.0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,35 @@ def foreground(image: Any) -> np.ndarray:
     """True [H, W] where an image, as in `describe`, is more of an item than of the background."""
     seen = _see(image)
     return np.any([np.zeros(seen.smooth.shape[:2], bool), *(_cover(seen, p)[1] > 0.5 for p in seen.pieces)], axis=0)
+
+
+def outline_overlap(image: Any, other: Any) -> float:
+    """Intersection over union of the foregrounds of two images of one size; 0 where neither has one."""
+    one, two = foreground(image), foreground(other)
+    return float((one & two).sum() / max(1, (one | two).sum()))
+
+
+def resemblance(image: Any, drawn: np.ndarray) -> float:
+    """How much what is in an image overlaps (IoU) with a shape, `drawn` [h, w] above 0.5, at the best angle up to TURN.
+
+    Both are moved and scaled to one center and one area before.
+    """
+    seen = foreground(image).astype(np.float32)
+    if not seen.any():
+        return 0.0
+    one = _normalized(seen, 0.0)
+    others = (_normalized(drawn, angle) for angle in np.linspace(-TURN, TURN, 13))
+    return max(float((one & other).sum() / (one | other).sum()) for other in others)
+
+
+def _normalized(cover: np.ndarray, angle: float, side: int = 96) -> np.ndarray:
+    """True [side, side] where a shape is, turned, its centroid in the middle and its area an eighth."""
+    rows, columns = np.indices(cover.shape)
+    y, x = (rows * cover).sum() / cover.sum(), (columns * cover).sum() / cover.sum()
+    scale = np.sqrt(8 * cover.sum()) / side
+    v, u = (np.indices((side, side)) - (side - 1) / 2) * scale
+    cos, sin = np.cos(angle), np.sin(angle)
+    return ndimage.map_coordinates(cover, [y + v * cos + u * sin, x + u * cos - v * sin], order=1) > 0.5
 
 
 class _Seen(NamedTuple):

@@ -16,7 +16,7 @@ from ..images import canny, inpaint_hint, normalize, outpaint, psnr, shrink, sup
 from ..models import ControlNet
 from ..pipelines import Control, Generated, ImageToImage, Parts, generate
 from . import grammar
-from .analysis import describe, foreground
+from .analysis import describe, foreground, outline_overlap
 from .evaluation import BATCH, SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
 from .grammar import Item, Scene
 
@@ -108,8 +108,7 @@ def _canny(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
     drawn = cases.drawn(scenes)
     prompts = [_recolored(scene, np.random.default_rng((seed, 0, 5))) for scene, seed in zip(scenes, cases.seeds)]
     for prompt, image, source in zip(prompts, cases.generate(prompts, canny(drawn), net), drawn):
-        found, wanted = foreground(image), foreground(source)
-        yield Judged("canny: overlap of the outlines (IoU)", float((found & wanted).sum() / (found | wanted).sum()))
+        yield Judged("canny: overlap of the outlines (IoU)", outline_overlap(image, source))
         yield Judged("canny: the colors are the prompt's", float(_colors(image, prompt)))
 
 

@@ -16,8 +16,8 @@ from ..adapters import Applied, Lora
 from ..images import psnr, to_pillow
 from ..models import StageA
 from ..pipelines import Parts, Settings, generate, reconstruct
-from . import grammar, hearts
-from .analysis import Description, Found, describe
+from . import flat, grammar, hearts
+from .analysis import Description, Found, describe, outline_overlap
 from .drawing import HEART, OUTLINES, draw
 from .grammar import Item, Scene
 
@@ -91,6 +91,8 @@ AIMS = {
     "reconstruction (encoder, Stage B, Stage A), PSNR": 24.0,
     "reconstruction, same shapes": 0.95,
     "Stage A alone, PSNR": 34.0,
+    "reconstruction of other kinds of drawings, PSNR": 26.0,
+    "reconstruction of other kinds of drawings, overlap of the outlines (IoU)": 0.85,
     "image variation, same color and shape": 0.85,
     "a color in the negative prompt does not appear": None,
     "that color does not appear without a negative prompt": None,
@@ -103,6 +105,8 @@ OnProgress = Callable[[str, int, int], None]
 
 def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: OnProgress | None = None) -> Evaluation:
     """Generate and judge `prompts` prompts, and a third as many variations and reconstructions, always the same ones.
+
+    Reconstructions are of the grammar's images, and of drawings of kinds that no training has.
 
     parts: all seven of the tiny cascade. Raises what `pipelines.generate` raises.
     """
@@ -124,6 +128,10 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
         for first, some in _batches(scenes):
             judged += measure(parts, some, _seeds(seed, first, len(some)))
             report(what, first + len(some), len(scenes))
+    for first in range(0, count, BATCH):
+        numbers = range(first, min(first + BATCH, count))
+        judged += _reconstruct_other_kinds(parts, _seeds(seed, first, len(numbers)))
+        report("other kinds of drawings", numbers[-1] + 1, count)
     judged += _keep_away(parts, math.ceil(prompts / PROMPTS_PER_NEGATIVE), seed)
     return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
@@ -164,6 +172,14 @@ def evaluate_lora(
             judged += [Judged(LEARNED, float(shown)), Judged(LEARNED_WHOLE, float(right))]
             samples.append(Sample(caption, image))
         report("the learned token", numbers[-1] + 1, seeds)
+    others, shown = judge_others(parts, taught, prompts, report)
+    return Evaluation(to_rows([*judged, *others], LORA_AIMS), (*samples, *shown))
+
+
+def judge_others(parts: Parts, taught: Parts, prompts: int, report: OnProgress) -> tuple[list[Judged], list[Sample]]:
+    """What a LoRA changes in prompts without its token, and the images with it. `taught`: `parts` with the LoRA."""
+    judged: list[Judged] = []
+    samples: list[Sample] = []
     for first, some in _batches(held_out_scenes(prompts, seed=3)):
         captions, numbers = [grammar.write(scene) for scene in some], _seeds(3, first, len(some))
         plain, other = (generate(each, captions, seeds=numbers, settings=SETTINGS).images for each in (parts, taught))
@@ -174,7 +190,7 @@ def evaluate_lora(
                 judged.append(Judged(question, answers["all that the prompt says"]))
             samples.append(Sample(grammar.write(scene), after))
         report("prompts without it", first + len(some), prompts)
-    return Evaluation(to_rows(judged, LORA_AIMS), tuple(samples))
+    return judged, samples
 
 
 def held_out_scenes(count: int, seed: int) -> list[Scene]:
@@ -250,8 +266,12 @@ def _same(item: Item, found: Found) -> bool:
 def drawn_scenes(scenes: Sequence[Scene], seeds: Sequence[int], stream: int) -> Tensor:
     """Images [n, 3, 256, 256] in [0, 1] of scenes; `stream` keeps a seed's random numbers apart from its others."""
     rngs = [np.random.default_rng((seed, 0, stream)) for seed in seeds]
-    images = np.stack([draw(scene, rng) for scene, rng in zip(scenes, rngs)])
-    return torch.from_numpy(images).movedim(-1, 1).float() / 255
+    return _to_tensor([draw(scene, rng) for scene, rng in zip(scenes, rngs)])
+
+
+def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """Drawn images [h, w, 3] as [n, 3, h, w] in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).movedim(-1, 1).float() / 255
 
 
 def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
@@ -265,6 +285,17 @@ def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) ->
         yield Judged("Stage A alone, PSNR", psnr(alone[i], drawn[i]), unseen)
         shapes = [[found.shape for found in _in_order(scene, describe(image[i]))] for image in (drawn, again)]
         yield Judged("reconstruction, same shapes", float(shapes[0] == shapes[1]), unseen)
+
+
+def _reconstruct_other_kinds(parts: Parts, seeds: Sequence[int]) -> Iterator[Judged]:
+    """Drawings of the kinds that no training has, each kind in turn, through the encoder and Stage B."""
+    kinds = [flat.HELD_OUT_KINDS[seed % len(flat.HELD_OUT_KINDS)] for seed in seeds]
+    images = [flat.draw_held_out(kind, np.random.default_rng((seed, 0, 6))) for kind, seed in zip(kinds, seeds)]
+    drawn = _to_tensor(images)
+    for image, again in zip(drawn, reconstruct(parts, drawn, seeds=seeds, settings=SETTINGS.stage_b).images):
+        yield Judged("reconstruction of other kinds of drawings, PSNR", psnr(again, image), True)
+        overlap = outline_overlap(again, image)
+        yield Judged("reconstruction of other kinds of drawings, overlap of the outlines (IoU)", overlap, True)
 
 
 @torch.no_grad()

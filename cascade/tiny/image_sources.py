@@ -1,7 +1,8 @@
 """The tiny cascade's images as sources of a training. Importing this module registers them.
 
 tiny: shapes with captions of the grammar. tiny_hearts: a shape that the tiny cascade does not have, with a learned
-token in the captions. tiny_with_hearts: shapes, and a heart in place of some of them.
+token in the captions. tiny_with_hearts: shapes, and a heart in place of some of them. tiny_flat: broad flat images and
+those of the grammar, without captions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..errors import InvalidConfig
 from ..training.data import IMAGE_SOURCES, ImageSettings
-from . import drawing, hearts
+from . import drawing, flat, hearts
 
 HEART_INTERVAL = 4
 """In `tiny_with_hearts`, images 0, 4, 8, ... show a heart."""
@@ -55,6 +56,7 @@ KINDS: dict[str, Callable[..., Batch]] = {
     "tiny": _shapes,
     "tiny_hearts": hearts.batch,
     "tiny_with_hearts": _shapes_and_hearts,
+    "tiny_flat": flat.batch,
 }
 IMAGE_SOURCES.update({kind: partial(TinyImages, kind, make) for kind, make in KINDS.items()})
 

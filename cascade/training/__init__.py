@@ -7,6 +7,7 @@ loop       the loop (`fit`), with exact continuation
 state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora   one file a task
 filters    what a ControlNet is shown
+plain      a LoRA of a folder of images without a settings file
 lora_layers what a LoRA trains: the changes beside the layers, and learned tokens
 """
 

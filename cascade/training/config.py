@@ -153,7 +153,7 @@ def read_config(
     path = Path(path)
     data = _read_mapping(path)
     for key, value in (changes or {}).items():
-        _put(data, key, value, str(path))
+        put(data, key, value, str(path))
     return parse_config(data, settings, where=str(path), root=root)
 
 
@@ -285,7 +285,8 @@ def _read_json(text: str, path: Path) -> Any:
         raise InvalidConfig(f"{path}: not valid: {one_line(str(error))}") from error
 
 
-def _put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+def put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a key of settings ("steps", or "stage_b.cache" inside a section). Raises InvalidConfig, which names `where`."""
     *parents, last = key.split(".")
     for number, parent in enumerate(parents):
         data = data.setdefault(parent, {})

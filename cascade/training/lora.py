@@ -130,11 +130,15 @@ SMALL_WIDTH = 512
 """Up to this width a Stage C is one of tens of megabytes, as the tiny cascade's."""
 
 
-def defaults_for(stage_c: Path) -> Defaults:
-    """Learning rates and resolution by the size of a Stage C, from its file's header. Raises CheckpointError."""
+def is_small(stage_c: Path) -> bool:
+    """Whether a Stage C has at most `SMALL_WIDTH`, from its file's header. Raises CheckpointError."""
     config: Any = choose(detect_parts(open_tensors(stage_c)), "stage_c").inferred.config
-    small = max(level.width for level in config.levels) <= SMALL_WIDTH
-    return Defaults(2e-3, 3e-3, 256) if small else Defaults(1e-4, 1e-3, 1024)
+    return max(level.width for level in config.levels) <= SMALL_WIDTH
+
+
+def defaults_for(stage_c: Path) -> Defaults:
+    """Learning rates and resolution by the size of a Stage C. Raises CheckpointError."""
+    return Defaults(2e-3, 3e-3, 256) if is_small(stage_c) else Defaults(1e-4, 1e-3, 1024)
 
 
 class LoraBatch(NamedTuple):
@@ -311,12 +315,12 @@ class LoraTask(DiffusionTask):
     def _read_texts(self) -> None:
         """Captions and prompts as tokens, or where the text encoder is not trained as embeddings: it can then go."""
         captions = [*self.data.captions, *([] if self.class_data is None else self.class_data.captions)]
-        prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
+        prompts = self.prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
         tokens = self.adapter.tokens
         learned: Any = self.base_tokenizer if tokens is None else LearnedTokenizer(self.base_tokenizer, tokens.ids)
         encoder = TextEncoder(self._text_encoder, learned)
         self.ids, self.mask, rows = tokenize_captions(encoder, [*captions, *prompts, ""])
-        self.rows, self.prompts = rows[: len(captions)], rows[len(captions) : -1]
+        self.rows, self.prompt_rows = rows[: len(captions)], rows[len(captions) : -1]
         self.empty = rows[-1:]
         self.embeddings: Cache | None = None
         if tokens is not None or any(kind == "text_encoder" for kind, _ in self.adapter.places.values()):
@@ -404,10 +408,10 @@ class LoraTask(DiffusionTask):
         ):
             cond, uncond = (
                 {"conditions": self._conditions(texts)}
-                for texts in (self.prompts, self.empty.expand(len(self.prompts)))
+                for texts in (self.prompt_rows, self.empty.expand(len(self.prompts)))
             )
             latents = self.sample_stage_c(self.net.denoise, len(self.prompts), cond=cond, uncond=uncond)
-        return sheet([self.previewer(latents.float())])
+        return sheet([self.previewer(latents.float())], labels=self.prompts)
 
     def _lora(self, adapter: Any) -> Lora:
         config, settings = self.config, self.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..errors import InvalidConfig
@@ -138,10 +139,22 @@ def recalibrate_batch_norm(net: nn.Module, runs: Sequence[Any]) -> None:
         norm.eval()
 
 
-def sheet(rows: Sequence[Tensor], size: int = 128) -> Image.Image:
-    """Rows of images [B, 3, h, w] in [0, 1] as one image, each `size` pixels wide."""
+def sheet(rows: Sequence[Tensor], size: int = 128, labels: Sequence[str] = ()) -> Image.Image:
+    """Rows of images [B, 3, h, w] in [0, 1] as one image, each `size` pixels wide; a label below each column."""
     lines = []
     for row in rows:
         tiles = [Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST) for image in to_pixels(row)]
         lines.append(np.concatenate([np.asarray(tile) for tile in tiles], axis=1))
+    if labels:
+        lines.append(_labels(labels, size))
     return Image.fromarray(np.concatenate(lines, axis=0))
+
+
+def _labels(texts: Sequence[str], size: int) -> np.ndarray:
+    """Texts on white side by side, each wrapped to `size` pixels."""
+    wrapped = ["\n".join(textwrap.wrap(text, size // 6)) for text in texts]
+    image = Image.new("RGB", (size * len(texts), 8 + 14 * max(text.count("\n") + 1 for text in wrapped)), "white")
+    pen = ImageDraw.Draw(image)
+    for column, text in enumerate(wrapped):
+        pen.text((column * size + 3, 3), text, fill="black")
+    return np.asarray(image)

@@ -171,7 +171,7 @@ class StageCTask(DiffusionTask):
             {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))
         )
         latents = self.sample_stage_c(net.denoise, len(prompts), cond=cond, uncond=uncond)
-        return sheet([self.previewer(latents)])
+        return sheet([self.previewer(latents)], labels=prompts)
 
 
 class LatentSettings(Protocol):
