@@ -21,6 +21,8 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from ..errors import InvalidConfig, one_line, shown
 from ..files import check_name
@@ -244,9 +246,9 @@ class _Yaml(yaml.SafeLoader):
             node = waiting.pop()
             count += 1
             if count > VALUES:
-                raise yaml.composer.ComposerError(None, None, f"more than {VALUES} values, aliases written out")
+                raise ComposerError(None, None, f"more than {VALUES} values, aliases written out")
             if node.tag not in known:
-                raise yaml.constructor.ConstructorError(None, None, f"the tag {shown(node.tag)}", node.start_mark)
+                raise ConstructorError(None, None, f"the tag {shown(node.tag)}", node.start_mark)
             waiting += _children(node)
         return root
 
@@ -286,7 +288,7 @@ def _read_json(text: str, path: Path) -> Any:
 
 
 def put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set a key of settings ("steps", or "stage_b.cache" inside a section). Raises InvalidConfig, which names `where`."""
+    """Set a key of settings: "steps", or "stage_b.cache" in a section. Raises InvalidConfig, which names `where`."""
     *parents, last = key.split(".")
     for number, parent in enumerate(parents):
         data = data.setdefault(parent, {})

@@ -214,7 +214,7 @@ def _in_tar(path: Path, name: str) -> Iterator[Member]:
                 raise tarfile.ReadError("a member of less than 0 bytes")
             if info.isfile() and not info.issparse():
                 yield Member(_shown(f"{name}/{info.name}"), path, info.offset_data, info.size)
-            tar.members = []  # which else keeps them all
+            tar.members = []  # type: ignore[attr-defined]  # which else keeps them all
 
 
 def _sorted_out(members: Iterator[Member]) -> tuple[dict[str, Member], list[tuple[str, Member]]]:
