@@ -147,12 +147,15 @@ class Server:
         shutil.rmtree(self.base, ignore_errors=True)
 
 
-def start(host: str, *, small: bool = True, base: Path | None = None) -> Server:
-    """Start the host that lies at a path; `small` puts files of small random networks into its folders.
-
-    base: the folder of a server that has ended, to start on what it left.
-    """
-    base = base or _new_base(small)
+def start(host: str, *, small: bool = True) -> Server:
+    """Start the host that lies at a path; `small` puts files of small random networks into its folders."""
+    base = Path(tempfile.mkdtemp(prefix="cascade-server-"))
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / PACK).symlink_to(ROOT)
+    (base / "user" / "default").mkdir(parents=True)
+    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(PAGE), encoding="utf-8")
+    if small:
+        networks.write(base / "models")
     port = _free_port()
     command = [sys.executable, str(Path(host).resolve() / "main.py"), "--cpu", "--disable-api-nodes"]
     command += ["--port", str(port), "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
@@ -165,17 +168,6 @@ def start(host: str, *, small: bool = True, base: Path | None = None) -> Server:
         server.stop()
         raise
     return server
-
-
-def _new_base(small: bool) -> Path:
-    base = Path(tempfile.mkdtemp(prefix="cascade-server-"))
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / PACK).symlink_to(ROOT)
-    (base / "user" / "default").mkdir(parents=True)
-    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(PAGE), encoding="utf-8")
-    if small:
-        networks.write(base / "models")
-    return base
 
 
 def _free_port() -> int:
