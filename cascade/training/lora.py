@@ -315,12 +315,12 @@ class LoraTask(DiffusionTask):
     def _read_texts(self) -> None:
         """Captions and prompts as tokens, or where the text encoder is not trained as embeddings: it can then go."""
         captions = [*self.data.captions, *([] if self.class_data is None else self.class_data.captions)]
-        prompts = self.prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
+        prompts = self.prompt_texts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
         tokens = self.adapter.tokens
         learned: Any = self.base_tokenizer if tokens is None else LearnedTokenizer(self.base_tokenizer, tokens.ids)
         encoder = TextEncoder(self._text_encoder, learned)
         self.ids, self.mask, rows = tokenize_captions(encoder, [*captions, *prompts, ""])
-        self.rows, self.prompt_rows = rows[: len(captions)], rows[len(captions) : -1]
+        self.rows, self.prompts = rows[: len(captions)], rows[len(captions) : -1]
         self.empty = rows[-1:]
         self.embeddings: Cache | None = None
         if tokens is not None or any(kind == "text_encoder" for kind, _ in self.adapter.places.values()):
@@ -408,10 +408,10 @@ class LoraTask(DiffusionTask):
         ):
             cond, uncond = (
                 {"conditions": self._conditions(texts)}
-                for texts in (self.prompt_rows, self.empty.expand(len(self.prompts)))
+                for texts in (self.prompts, self.empty.expand(len(self.prompts)))
             )
             latents = self.sample_stage_c(self.net.denoise, len(self.prompts), cond=cond, uncond=uncond)
-        return sheet([self.previewer(latents.float())], labels=self.prompts)
+        return sheet([self.previewer(latents.float())], labels=self.prompt_texts)
 
     def _lora(self, adapter: Any) -> Lora:
         config, settings = self.config, self.settings

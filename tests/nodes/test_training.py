@@ -87,7 +87,8 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert len(saved.changes["stage_c"]) == MATRICES
     assert saved.training["images"] == 3
     assert loss.shape == (1, 420, 900, 3)
-    assert samples.shape == (1, 128, 256, 3)
+    assert (samples.shape[0], *samples.shape[2:]) == (1, 256, 3)
+    assert samples.shape[1] > 128  # the prompts stand below
     assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["lora_name"][1]["options"]
 
 

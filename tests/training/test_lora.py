@@ -150,7 +150,7 @@ def test_base_networks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
 
 def test_samples_are_drawn_with_the_lora_and_leave_no_trace(folder: Path, tmp_path: Path) -> None:
     task = train(folder, tmp_path, changes={"sample_every": 2}, tokens=TOKENS, sample_prompts=[f"a {WORD}", "a dog"])
-    assert Image.open(tmp_path / "samples" / "step_00000004.png").size == (256, 128)
+    assert Image.open(tmp_path / "samples" / "step_00000004.png").size == (256, 128 + 22)  # a line of text below each
     assert task.wiring.on
     assert all(torch.equal(v, small.part("stage_c").state_dict()[k]) for k, v in task.net.state_dict().items())
 
