@@ -26,6 +26,8 @@ logger = logging.getLogger("cascade")
 
 SEARCH = "search my folders"
 AUTO, NONE = "auto", "none"
+TAKEN = ("stage_c", "stage_b", "text_encoder", "stage_a", "effnet", "previewer", "image_encoder")
+"""The kinds of network that Load Checkpoint takes, in the order of its report."""
 
 
 def previewer(path: Path, file: str, choice: str) -> Path | None:
@@ -141,5 +143,4 @@ def _missing(kind: str) -> str:
 
 
 def _report(found: Mapping[str, Path]) -> str:
-    lines = [f"{title.title}: {found.get(kind, 'not found')}" for kind, title in KINDS.items() if kind != "controlnet"]
-    return "\n".join(lines)
+    return "\n".join(f"{KINDS[kind].title}: {found.get(kind, 'not found')}" for kind in TAKEN)

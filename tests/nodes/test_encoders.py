@@ -145,7 +145,7 @@ def test_saved_vaes_have_the_hosts_names(host: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "cure"),
-    [(torch.full((1, 4, 8, 8), torch.nan), "dtype bf16"), (torch.zeros(1, 16, 8, 8), "those of Stage C")],
+    [(torch.full((1, 4, 8, 8), torch.nan), "dtype bf16"), (torch.ones(1, 16, 8, 8), "those of Stage C")],
 )
 def test_what_cannot_be_decoded_is_explained(host: Any, samples: Tensor, cure: str) -> None:
     with pytest.raises(host.errors.CascadeError, match=cure):
