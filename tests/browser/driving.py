@@ -86,8 +86,9 @@ class Page:
         self.tab.evaluate("(name) => app.extensionManager.command.execute(name)", command)
 
     def open_template(self, name: str) -> None:
-        """As an artist does, from the list of templates."""
+        """As an artist does, from the list of templates. It is filtered first: a long list moves while it is read."""
         self.run_command("Comfy.BrowseTemplates")
+        self.tab.locator("input[autofocus][placeholder='Search ...']").fill(name)
         self.tab.get_by_test_id(f"template-workflow-{name}").click()
         self.tab.get_by_test_id("template-workflows-content").wait_for(state="detached")
         self.tab.wait_for_function("app.graph.nodes.some((node) => node.comfyClass?.startsWith('Cascade'))")
@@ -95,10 +96,10 @@ class Page:
     def add_by_search(self, name: str) -> None:
         """Search for a node, choose the first that is found, and put it down in the middle of the canvas."""
         self.run_command("Workspace.SearchBox.Toggle")
-        self.tab.get_by_role("combobox").fill(name)
+        self.tab.get_by_placeholder("Add a node...").fill(name)
         self.tab.get_by_test_id("result-item").first.filter(has_text=name).wait_for()
         self.tab.keyboard.press("Enter")
-        self.tab.get_by_role("combobox").wait_for(state="detached")
+        self.tab.get_by_placeholder("Add a node...").wait_for(state="detached")
         self.tab.mouse.click(SIZE["width"] / 2, SIZE["height"] / 2)
 
     def put_sample(self, name: str) -> None:
