@@ -129,8 +129,11 @@ def hosts(session: nox.Session) -> None:
     _install_host(session, Path(given) if given else _fetched_host(session, NEWEST))
     for version, host in found.items():
         env = {"COMFYUI_PATH": str(host), **ONE_THREAD}
-        session.run("python", "-m", "pytest", "tests/nodes", *TWO_AT_ONCE, *words, env=env)
-        if given or version == NEWEST:
+        newest = bool(given) or version == NEWEST
+        # The chains' checkpoints are of full width: gigabytes to write and minutes to run.
+        fewer = [] if newest else ["--ignore=tests/nodes/test_chains.py"]
+        session.run("python", "-m", "pytest", "tests/nodes", *TWO_AT_ONCE, *fewer, *words, env=env)
+        if newest:
             _install_chromium(session)
             session.run("python", "-m", "pytest", "tests/server", "tests/browser", *words, env=env)
 
