@@ -135,7 +135,7 @@ def hosts(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", "tests/nodes", *TWO_AT_ONCE, *fewer, *words, env=env)
         if newest:
             _install_chromium(session)
-            session.run("python", "-m", "pytest", "tests/server", "tests/browser", *words, env=env)
+            session.run("python", "-m", "pytest", "tests/server", "tests/browser", "-m", "not slow", *words, env=env)
 
 
 def _fetched_host(session: nox.Session, version: str) -> Path:

@@ -55,9 +55,15 @@ def needs_downloads(name: str) -> bool:
     return any(node["properties"].get("models") for node in nodes_of(workflow(name)))
 
 
+ALWAYS = ("Canny", "LoRA")
+"""The fullest templates. All of them take a quarter of an hour: `nox -s hosts -- 0.30.0 -m slow`."""
+
+
 @needs_tiny
 @pytest.mark.usefixtures("live_previews")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in NAMES]
+)
 def test_a_template_is_readable_before_and_after_a_run(page: Page, name: str) -> None:
     # The chains have two models in one graph: on a laptop that is too much.
     for window in (DESKTOP,) if name in CHAINS else (DESKTOP, LAPTOP):
