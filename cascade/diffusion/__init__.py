@@ -18,7 +18,7 @@ mixing            blends of latents or embeddings: weighted sum, lerp, slerp
 from __future__ import annotations
 
 from .guidance import Guidance
-from .interval import Interval
+from .interval import InInterval, Interval
 from .loss_weights import LOSS_WEIGHTS, LossWeight
 from .mixing import blend, lerp, sequence, slerp, weighted
 from .noise import SeededNoise
@@ -41,6 +41,7 @@ __all__ = [
     "TARGETS",
     "Diffusion",
     "Guidance",
+    "InInterval",
     "Interval",
     "Kept",
     "LossWeight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..errors import InvalidSettings
 
@@ -29,3 +30,22 @@ class Interval:
     def __contains__(self, percent: float) -> bool:
         """Whether a step at `percent` belongs to it. Both ends do, as in ComfyUI and in the released code."""
         return self.start_percent - ROUNDING <= percent <= self.end_percent + ROUNDING
+
+
+@dataclass(frozen=True, kw_only=True)
+class InInterval:
+    """What acts in a part of a run, from start_percent to end_percent, see `Interval`.
+
+    Raises InvalidSettings if that ends before it starts.
+    """
+
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ = self.interval
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The part of the run in which it acts."""
+        return Interval(self.start_percent, self.end_percent)

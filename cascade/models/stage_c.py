@@ -185,19 +185,10 @@ class StageC(Stack):
         return self.denoise(x, r, conditions, control=control, after_attention=acting)
 
     def features(
-        self,
-        x: Tensor,
-        r: Tensor,
-        clip_text: Tensor,
-        clip_text_pooled: Tensor,
-        clip_img: Tensor,
-        *,
-        sca: Tensor | None = None,
-        crp: Tensor | None = None,
-        control: Residuals | None = None,
+        self, x: Tensor, r: Tensor, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor
     ) -> tuple[Tensor, Features]:
         """The prediction, and the features that high-res guides read. Arguments as in `forward`."""
-        conditions = self.conditions(clip_text, clip_text_pooled, clip_img, sca=sca, crp=crp)
+        conditions = self.conditions(clip_text, clip_text_pooled, clip_img)
         recorder = FeatureRecorder(self.places())
-        prediction = self.denoise(x, r, conditions, control=control, after_attention=recorder.after_attention)
+        prediction = self.denoise(x, r, conditions, after_attention=recorder.after_attention)
         return prediction, recorder.features()

@@ -4,41 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..diffusion import Interval, NetworkArguments
+from ..diffusion import InInterval, NetworkArguments
 from ..errors import IncompatibleCheckpoint
 from ..images import fit_hint
 from ..models import ControlNet, ControlNetConfig, Residuals
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
+class Control(InInterval):
     """A ControlNet and its hint.
 
     net: of the Stage C's width.
     hint: [B or 1, c, H, W], as `images` makes it: one for each image, or one for all.
     strength: a factor of its residuals; 0 has no effect.
-    start_percent, end_percent: the part of the run in which it acts, see `Interval`.
     """
 
     net: ControlNet
     hint: Tensor
     strength: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    def __post_init__(self) -> None:
-        _ = self.interval
-
-    @cached_property
-    def interval(self) -> Interval:
-        """The part of the run in which it acts. Raises ValueError where it ends before it starts."""
-        return Interval(self.start_percent, self.end_percent)
 
     def of(self, rows: Sequence[int]) -> Control:
         """For some of the images."""

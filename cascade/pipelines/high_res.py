@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import sqrt
 
-from ..diffusion import Interval
+from ..diffusion import InInterval
 from ..models import HighResGuides
 
 UNIT = 32
@@ -16,28 +15,17 @@ SOURCE_TIME = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class HighRes:
+class HighRes(InInterval):
     """High-res guides in a run of Stage C.
 
     guides: of the Stage C that runs.
     resolution: of the first pass, in pixels along the side of a square image: what Stage C was trained at.
     weight: a factor of what the guides add; 0 has no effect.
-    start_percent, end_percent: the part of the run in which they act, see `Interval`.
     """
 
     guides: HighResGuides
     resolution: int = 1024
     weight: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    def __post_init__(self) -> None:
-        _ = self.interval
-
-    @cached_property
-    def interval(self) -> Interval:
-        """The part of the run in which the guides act. Raises InvalidSettings where it ends before it starts."""
-        return Interval(self.start_percent, self.end_percent)
 
     def weight_at(self, percent: float) -> float:
         """The weight at a part of the run."""

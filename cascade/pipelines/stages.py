@@ -55,10 +55,7 @@ def features_of(net: StageC, plan: StagePlan[StageCInputs], latents: Tensor) -> 
     log_snr = RELEASED_DIFFUSION.schedule(torch.full((len(latents),), SOURCE_TIME, device=epsilon.device))
     x = RELEASED_DIFFUSION.noised(latents.to(epsilon), epsilon, log_snr)
     r = RELEASED_DIFFUSION.noise_condition(log_snr)
-    recorder = FeatureRecorder(net.places())
-    conditions = net.conditions(**_placed(net, plan.cond.as_kwargs()))
-    net.denoise(x, r, conditions, after_attention=recorder.after_attention)
-    return recorder.features()
+    return net.features(x, r, **_placed(net, plan.cond.as_kwargs()))[1]
 
 
 def _sample_stage_c(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Playwright
+from playwright.sync_api import Browser, ConsoleMessage, Playwright, sync_playwright
 
 from tests.nodes.workflows import SAMPLES
-from tests.server.serving import Server
+from tests.server.serving import Server, start
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -55,6 +58,22 @@ Box = tuple[float, float, float, float]
 
 def launch(playwright: Playwright) -> Browser:
     return playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+
+
+@contextmanager
+def tiny_page() -> Iterator[tuple[Server, Browser]]:
+    """For a script: the ComfyUI that COMFYUI_PATH names with the tiny cascade, and a browser."""
+    host = os.environ.get("COMFYUI_PATH")
+    if not host:
+        raise SystemExit("error: COMFYUI_PATH must name the folder of a ComfyUI")
+    server = start(host, small=False)
+    try:
+        with sync_playwright() as playwright:
+            browser = launch(playwright)
+            yield server, browser
+            browser.close()
+    finally:
+        server.stop()
 
 
 class Page:

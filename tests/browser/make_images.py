@@ -7,16 +7,15 @@ All of them take about six minutes on a CPU that has nothing else to do.
 from __future__ import annotations
 
 import io
-import os
 import sys
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.browser.driving import Page, launch
+from tests.browser.driving import Page, tiny_page
 from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, ROOT, nodes_of, workflow
-from tests.server.serving import Server, start
+from tests.server.serving import Server
 
 GRAPH = ROOT / "docs" / "images" / "graph.png"
 APP = ROOT / "docs" / "images" / "app.png"
@@ -36,20 +35,10 @@ SHEET = 512
 
 
 def main() -> int:
-    host = os.environ.get("COMFYUI_PATH")
-    if not host:
-        print("error: COMFYUI_PATH must name the folder of a ComfyUI", file=sys.stderr)
-        return 1
-    server = start(host, small=False)
-    try:
-        with sync_playwright() as playwright:
-            browser = launch(playwright)
-            shown: set[str] = set()
-            for name in sys.argv[1:] or NAMES:
-                template(server, browser, name, shown)
-            browser.close()
-    finally:
-        server.stop()
+    shown: set[str] = set()
+    with tiny_page() as (server, browser):
+        for name in sys.argv[1:] or NAMES:
+            template(server, browser, name, shown)
     return 0
 
 

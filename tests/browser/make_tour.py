@@ -6,15 +6,12 @@ From the list of templates to an image, and to another prompt's. COMFYUI_PATH sa
 from __future__ import annotations
 
 import io
-import os
 import sys
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
-from tests.browser.driving import Page, launch
+from tests.browser.driving import Page, tiny_page
 from tests.nodes.workflows import ROOT
-from tests.server.serving import start
 
 TOUR = ROOT / "docs" / "images" / "tour.webp"
 TEMPLATE = "Text to Image (tiny, no download)"
@@ -26,18 +23,8 @@ PAUSE = 1800
 
 
 def main() -> int:
-    host = os.environ.get("COMFYUI_PATH")
-    if not host:
-        print("error: COMFYUI_PATH must name the folder of a ComfyUI", file=sys.stderr)
-        return 1
-    server = start(host, small=False)
-    try:
-        with sync_playwright() as playwright:
-            browser = launch(playwright)
-            frames = tour(Page(browser, server))
-            browser.close()
-    finally:
-        server.stop()
+    with tiny_page() as (server, browser):
+        frames = tour(Page(browser, server))
     frames[0].save(TOUR, save_all=True, append_images=frames[1:], duration=PAUSE, loop=0, quality=70, method=6)
     return 0
 
