@@ -87,7 +87,11 @@ class Page:
         self.tab.on("console", self._heard)
         self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
         self.tab.goto(server.url)
-        self.tab.wait_for_function("window.app && app.vueAppReady && app.canvas")
+        self._wait_for_start()
+
+    def _wait_for_start(self) -> None:
+        """What is done before the page has opened its first workflow is lost: it opens that over it."""
+        self.tab.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow && app.graph.nodes.length")
 
     def _heard(self, message: ConsoleMessage) -> None:
         where = message.location.get("url", "")
@@ -99,7 +103,7 @@ class Page:
         """Choose the page's language, and open it anew."""
         self.tab.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
         self.tab.reload()
-        self.tab.wait_for_function("window.app && app.vueAppReady && app.canvas")
+        self._wait_for_start()
 
     def run_command(self, command: str) -> None:
         self.tab.evaluate("(name) => app.extensionManager.command.execute(name)", command)
@@ -107,6 +111,7 @@ class Page:
     def open_template(self, name: str) -> None:
         """As an artist does, from the list of templates. It is filtered first: a long list moves while it is read."""
         self.run_command("Comfy.BrowseTemplates")
+        self.tab.locator("[data-testid^='template-workflow-']").first.wait_for()
         self.tab.locator("input[autofocus][placeholder='Search ...']").fill(name)
         self.tab.get_by_test_id(f"template-workflow-{name}").click()
         self.tab.get_by_test_id("template-workflows-content").wait_for(state="detached")
