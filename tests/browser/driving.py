@@ -33,8 +33,8 @@ GRAPH_ALONE = (
     "* { visibility: hidden !important }#graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }"
 )
 """A style: the canvas and what lies on its nodes, without bars, maps and messages."""
-RUN = "[data-testid=queue-button]:visible, [data-testid=linear-run-button]:visible button:has-text('Run')"
-"""The button, above the graph or in an app."""
+RUN = "[data-testid=queue-button]:visible, [data-testid=linear-run-button]:visible button:text-matches('Run|运行')"
+"""The button, above the graph or in an app, in English or in Chinese."""
 TITLE = 30
 """Height of a node's title, which lies above its position."""
 
