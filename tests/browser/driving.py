@@ -195,7 +195,7 @@ class Page:
             f"""([name, value]) => {{
                 const widget = {self.find(node)}.widgets.find((each) => each.name === name);
                 widget.value = value;
-                widget.callback(value);
+                widget.callback?.(value);
             }}""",
             [widget, value],
         )
