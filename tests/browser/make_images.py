@@ -17,11 +17,9 @@ from tests.browser.driving import Page, tiny_page
 from tests.nodes.workflows import ELSEWHERE, FOLDER, NAMES, ROOT, nodes_of, workflow
 from tests.server.serving import Server
 
-GRAPH = ROOT / "docs" / "images" / "graph.png"
 APP = ROOT / "docs" / "images" / "app.png"
 HELP = ROOT / "web" / "docs" / "images"
 TINY = "tiny cascade (included)"
-TEMPLATE = "Text to Image (tiny, no download)"
 APP_ENDING = ".app"
 PREVIEWED = "Batch and seeds"
 """Its image shows the first four previews: what it saves is only one of them."""
@@ -62,9 +60,6 @@ def template(server: Server, browser: Browser, name: str, shown: set[str]) -> No
             sheet(saved(server, page, "temp")[:4] if name == PREVIEWED else saved(server, page)).save(
                 target, quality=90
             )
-        if name == TEMPLATE:
-            page.image("SaveImage")
-            graph(page).save(GRAPH, optimize=True)
     page.tab.close()
     if page.problems:
         raise RuntimeError(f"{name}: {page.problems}")
