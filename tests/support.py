@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cascade import models
 
@@ -132,3 +133,19 @@ def randomised(net: nn.Module) -> nn.Module:
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net.eval().requires_grad_(False)
+
+
+class Waits(TorchDispatchMode):
+    """Finds what asks for a number of a tensor, for which a graphics card must finish its work."""
+
+    ASKS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.found = 0, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if func.name().partition(".")[0] in self.ASKS:
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..adapters import Applied
+    from ..diffusion import Cache
     from ..pipelines import Parts, SamplingSettings, Settings, Tiles
 
 RELEASED_FILES = {
@@ -39,7 +41,8 @@ TINY_SIDE = 256
 """Sides of the tiny cascade's images."""
 SAMPLING = ("steps", "sampler_name", "shift")
 GUIDANCE = ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent")
-"""Options of a stage, with the names that they have in `SamplingSettings` and in its `Guidance`."""
+CACHE = ("inner_every", "cache_threshold", "cfg_every")
+"""Options of a stage, with the names that they have in `SamplingSettings`, in its `Guidance` and in its `Cache`."""
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +137,24 @@ def _add_stage(
         type=positive,
         metavar="S",
         help=f"higher spends more steps on high noise, which larger images need; above 0; default {shift:g}",
+    )
+    group.add_argument(
+        f"--inner-every{suffix}",
+        type=count,
+        metavar="N",
+        help="faster and less exact: the inner levels, most of the work, run at every Nth step; default 1",
+    )
+    group.add_argument(
+        f"--cache-threshold{suffix}",
+        type=positive,
+        metavar="F",
+        help="between those steps they also run where their input has changed by more than this share, such as 0.1",
+    )
+    group.add_argument(
+        f"--cfg-every{suffix}",
+        type=count,
+        metavar="N",
+        help="faster and less exact: the negative prompt is computed at every Nth step; default 1",
     )
     return group
 
@@ -276,9 +297,17 @@ def stage_of(args: argparse.Namespace, released: SamplingSettings, end: str = ""
     """
     try:
         guidance = replace(released.guidance, **_given(args, GUIDANCE, end))
-        return replace(released, guidance=guidance, **_given(args, SAMPLING, end))
+        return replace(released, guidance=guidance, cache=_cache_of(args, end), **_given(args, SAMPLING, end))
     except ValueError as error:
         raise CascadeError(f"Stage {'B' if end else 'C'}: {error}.") from error
+
+
+def _cache_of(args: argparse.Namespace, end: str) -> Cache | None:
+    """What was asked for; None for nothing."""
+    from ..diffusion import Cache
+
+    given = {name.removeprefix("cache_"): value for name, value in _given(args, CACHE, end).items()}
+    return Cache(**given) if given else None
 
 
 def _given(args: argparse.Namespace, names: Sequence[str], end: str) -> dict[str, Any]:
@@ -339,16 +368,25 @@ def _device(name: str) -> Any:
 
 
 class Bars:
-    """A progress bar for each stage, on standard error."""
+    """A progress bar for each stage, and what the stages say of their run, on standard error."""
 
     def __init__(self) -> None:
         self.bar: Any = None
         self.stage = ""
+        self.logger, self.handler = logging.getLogger("cascade"), logging.StreamHandler()
+        self.level = self.logger.level
 
     def __enter__(self) -> Bars:
+        self.logger.addHandler(self.handler)
+        self.logger.setLevel(logging.INFO)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+        self.logger.removeHandler(self.handler)
+        self.logger.setLevel(self.level)
+
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -356,7 +394,7 @@ class Bars:
         from tqdm import tqdm
 
         if stage != self.stage:
-            self.__exit__()
+            self._close()
             self.bar, self.stage = tqdm(total=n, desc=stage.replace("_", " ").title(), disable=None), stage
         self.bar.update(i + 1 - self.bar.n)
 
@@ -391,7 +429,7 @@ def recipe_of(args: argparse.Namespace, settings: Settings, **more: Any) -> dict
 
 def stage_recipe(args: argparse.Namespace, stage: SamplingSettings, end: str = "") -> dict[str, Any]:
     """Steps and cfg of a stage, and the other options that were given; `end` as in `stage_of`."""
-    return {"steps": stage.steps, "cfg": stage.guidance.cfg, **_given(args, (*SAMPLING, *GUIDANCE), end)}
+    return {"steps": stage.steps, "cfg": stage.guidance.cfg, **_given(args, (*SAMPLING, *GUIDANCE, *CACHE), end)}
 
 
 def save(image: Any, path: Path, recipe: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ process           the five above as one object (`Diffusion`), for training and f
 interval          a part of a sampling run
 guidance          classifier-free guidance
 samplers          one step
+caching           work of earlier steps that is used again
 settings          how a stage is sampled, and its noise levels
 noise             seeded noise for each image
 sampling          the loop (`sample`)
@@ -17,6 +18,7 @@ mixing            blends of latents or embeddings: weighted sum, lerp, slerp
 
 from __future__ import annotations
 
+from .caching import Cache, CacheRun
 from .guidance import Guidance
 from .interval import InInterval, Interval
 from .loss_weights import LOSS_WEIGHTS, LossWeight
@@ -39,6 +41,8 @@ __all__ = [
     "SCALINGS",
     "SCHEDULES",
     "TARGETS",
+    "Cache",
+    "CacheRun",
     "Diffusion",
     "Guidance",
     "InInterval",

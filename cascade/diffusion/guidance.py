@@ -48,6 +48,11 @@ class Guidance:
         """The part of the run in which guidance acts."""
         return Interval(self.start_percent, self.end_percent)
 
+    @property
+    def changes(self) -> bool:
+        """Whether it depends on the part of the run."""
+        return self.cfg_end is not None or (self.start_percent, self.end_percent) != (0.0, 1.0)
+
     def cfg_at(self, percent: float) -> float:
         """The scale at this part of the run, 1.0 outside the interval."""
         if percent not in self.interval:

@@ -49,4 +49,6 @@ class SeededNoise:
             )
             for seed in self.seeds
         ]
-        return torch.stack(images).to(like)
+        noise = torch.stack(images)
+        # From pinned memory the copy to a graphics card does not wait for the work that is queued there.
+        return (noise.pin_memory() if like.is_cuda else noise).to(like, non_blocking=True)

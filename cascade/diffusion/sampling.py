@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .caching import CacheRun
 from .guidance import Guidance
 from .noise import Noise, SeededNoise
 from .process import RELEASED_DIFFUSION, Diffusion
@@ -68,6 +69,7 @@ def sample(
     kept: Kept | None = None,
     on_step: OnStep | None = None,
     diffusion: Diffusion = RELEASED_DIFFUSION,
+    caching: CacheRun | None = None,
 ) -> Tensor:
     """Sample from x [B, ...] at the first noise level of the settings to the last; returns the x0 predicted there.
 
@@ -78,12 +80,13 @@ def sample(
         `SeededNoise(seeds)` for seeds of your own.
     kept: see `Kept`; None if all is generated.
     diffusion: how the network was trained.
+    caching: a fresh one of `settings.cache`. The network then also gets `around_inner`, see `Stack.denoise`.
 
     Raises KeyError for an unknown sampler or schedule.
     """
     step, levels = settings.step, settings.noise_levels(diffusion)
     noise = SeededNoise.of(x) if noise is None else noise
-    guided = GuidedNetwork(network, cond, uncond, settings.guidance, step_arguments, len(x))
+    guided = GuidedNetwork(network, cond, uncond, settings.guidance, step_arguments, len(x), caching)
     state = x0 = x.to(torch.promote_types(x.dtype, torch.float32))
     for i, level in enumerate(levels):
         given = state if kept is None else kept.noised(state, level)
@@ -118,24 +121,39 @@ class GuidedNetwork:
         guidance: Guidance,
         step_arguments: StepArguments | None,
         batch: int,
+        caching: CacheRun | None = None,
     ) -> None:
+        self.caching = caching
         self.network, self.guidance, self.step_arguments = network, guidance, step_arguments
         self.cond, self.uncond = cond, uncond
         self.both = None if uncond is None else join_arguments(cond, uncond, batch)
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Tensor:
         if self.uncond is None or self.guidance.cfg_at(level.percent) == 1:
-            return self._call(x, level, self.cond)
-        if self.both is None:
-            positive, negative = self._call(x, level, self.cond), self._call(x, level, self.uncond)
+            return self._with_prompt(x, level)
+        if self.caching is None:
+            positive, negative = self._both(x, level)
         else:
-            positive, negative = self._call(torch.cat([x, x]), level, self.both).chunk(2)
+            both, alone = partial(self._both, x, level), partial(self._with_prompt, x, level)
+            positive, negative = self.caching.predictions(level.percent, both, alone)
         precise = torch.promote_types(positive.dtype, torch.float32)
         return self.guidance.combine(positive.to(precise), negative.to(precise), level.percent)
 
-    def _call(self, x: Tensor, level: NoiseLevel, arguments: NetworkArguments) -> Tensor:
+    def _with_prompt(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        return self._call(x, level, self.cond, "cond")
+
+    def _both(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        if self.both is None:
+            assert self.uncond is not None
+            return self._with_prompt(x, level), self._call(x, level, self.uncond, "uncond")
+        positive, negative = self._call(torch.cat([x, x]), level, self.both, "cond", "uncond").chunk(2)
+        return positive, negative
+
+    def _call(self, x: Tensor, level: NoiseLevel, arguments: NetworkArguments, *names: str) -> Tensor:
         r = torch.full((len(x),), level.r, device=x.device, dtype=torch.float32 if isinstance(level.r, float) else None)
-        further = {} if self.step_arguments is None else self.step_arguments(level.percent, len(x))
+        further = {} if self.step_arguments is None else dict(self.step_arguments(level.percent, len(x)))
+        if self.caching is not None:
+            further["around_inner"] = self.caching.around_inner(names, level.percent)
         return self.network(x, r, **arguments, **further)
 
 

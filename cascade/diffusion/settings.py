@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import InvalidSettings
+from .caching import Cache
 from .guidance import Guidance
 from .process import RELEASED_DIFFUSION, Diffusion
 from .samplers import SAMPLERS, Factors, Step
@@ -25,6 +26,7 @@ class SamplingSettings:
     schedule: a name of `SCHEDULES`, or what their factories make; None: the one of the diffusion process.
     start_percent, end_percent: the part of the schedule from noise (0) to a clean image (1) that is sampled. Image to
         image with a strength s starts at 1 - s.
+    cache: see `Cache`; None computes everything at every step.
 
     Raises InvalidSettings for steps < 1, shift <= 0 and parts other than 0 <= start_percent < end_percent <= 1.
     """
@@ -36,6 +38,7 @@ class SamplingSettings:
     schedule: str | Schedule | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,6 +32,10 @@ Residuals = Sequence[Tensor | None]
 
 AfterAttention = Mapping[int, Callable[[Tensor], Tensor]]
 """Number of an attention block -> what is done with the stream [B, c, h, w] after it."""
+
+AroundInner = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Of the inner levels and the stream [B, c, h, w] that enters them: what leaves them, of the same shape. It may return
+what they gave at an earlier step."""
 
 
 class Places(NamedTuple):
@@ -143,6 +149,7 @@ class Stack(nn.Module):
         *,
         control: Residuals | None = None,
         after_attention: AfterAttention | None = None,
+        around_inner: AroundInner | None = None,
     ) -> Tensor:
         """The prediction [B, c, h, w] for latents x [B, c, h, w] at noise conditions r [B] in [0, 1].
 
@@ -151,14 +158,15 @@ class Stack(nn.Module):
             control: a residual [B, c, h', w'] or None for each residual block in order of execution.
             after_attention: functions of the stream [B, c, h, w] by the number of the attention block after which they
                 act, at its first run.
+            around_inner: see `AroundInner`; None runs the inner levels.
         """
         size, dtype = x.shape[-2:], x.dtype
         embedding = self._embed_timestep(r, dtype)
-        run = _Run(dtype, embedding, conditions, iter(control or ()), dict(after_attention or {}))
+        run = _Run(dtype, embedding, conditions, iter(control or ()), dict(after_attention or {}), around_inner)
         x = stream(self.embedding(self._padded(x)))
         if conditions.spatial is not None:
             x = x + conditions.spatial
-        x = self._decode(run, self._encode(run, x))
+        x = self._levels(run, x)
         x = self.clf[1](self.clf[0](x).to(dtype))
         return self.clf[2](x)[..., : size[0], : size[1]]
 
@@ -167,32 +175,43 @@ class Stack(nn.Module):
         bottom, right = (-n % self.config.patch_size for n in x.shape[-2:])
         return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
-    def _encode(self, run: _Run, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for blocks, scaler, repeats in zip(
-            self.down_blocks, self.down_downscalers, self.down_repeat_mappers, strict=True
-        ):
-            x = run.rescale(scaler, x)
-            for repeat in (None, *repeats):
-                x = x if repeat is None else on_stream(repeat, x)
-                for block in blocks:
-                    x = run.block(block, x)
-            outputs.append(x)
-        return outputs
+    def _levels(self, run: _Run, x: Tensor, level: int = 0) -> Tensor:
+        """From a level to the innermost and back."""
+        down, up = level, len(self.config.levels) - 1 - level
+        x = run.rescale(self.down_downscalers[down], x)
+        for repeat in (None, *self.down_repeat_mappers[down]):
+            x = x if repeat is None else on_stream(repeat, x)
+            for block in self.down_blocks[down]:
+                x = run.block(block, x)
+        skip = None
+        if up > 0:
+            skip, x = x, self._inside(run, x, level)
+        for repeat in (None, *self.up_repeat_mappers[up]):
+            x = x if repeat is None else on_stream(repeat, x)
+            for index, block in enumerate(self.up_blocks[up]):
+                x = run.block(block, x, skip if index == 0 else None)
+        return run.rescale(self.up_upscalers[up], x)
 
-    def _decode(self, run: _Run, outputs: list[Tensor]) -> Tensor:
-        x = outputs[-1]
-        skips: list[Tensor | None] = [None, *outputs[-2::-1]]
-        for blocks, scaler, repeats, skip in zip(
-            self.up_blocks, self.up_upscalers, self.up_repeat_mappers, skips, strict=True
-        ):
-            x = x if skip is None else resize(x, skip.shape[-2:])
-            for repeat in (None, *repeats):
-                x = x if repeat is None else on_stream(repeat, x)
-                for index, block in enumerate(blocks):
-                    x = run.block(block, x, skip if index == 0 else None)
-            x = run.rescale(scaler, x)
+    def _inside(self, run: _Run, x: Tensor, level: int) -> Tensor:
+        """What the levels inside of a level make of its stream, at its size; those of the outermost may be reused."""
+
+        def levels(x: Tensor) -> Tensor:
+            return resize(self._levels(run, x, level + 1), x.shape[-2:])
+
+        if run.around_inner is None or level > 0:
+            return levels(x)
+        # Their residuals are taken out whether they run or not: those that follow belong to the blocks that follow.
+        after, run.residuals = run.residuals, iter(list(islice(run.residuals, self._inner_residuals)))
+        x = run.around_inner(levels, x)
+        run.residuals = after
         return x
+
+    @cached_property
+    def _inner_residuals(self) -> int:
+        """How many runs of residual blocks are in the inner levels."""
+        paths = [*zip(self.down_blocks[1:], self.down_repeat_mappers[1:])]
+        paths += zip(self.up_blocks[:-1], self.up_repeat_mappers[:-1])
+        return sum(sum(isinstance(block, ResBlock) for block in blocks) * (1 + len(maps)) for blocks, maps in paths)
 
 
 class _Run:
@@ -205,9 +224,10 @@ class _Run:
         conditions: Conditions,
         residuals: Iterator[Tensor | None],
         after_attention: dict[int, Callable[[Tensor], Tensor]],
+        around_inner: AroundInner | None,
     ) -> None:
         self.dtype, self.embedding, self.conditions, self.residuals = dtype, embedding, conditions, residuals
-        self.after_attention = after_attention
+        self.after_attention, self.around_inner = after_attention, around_inner
 
     def rescale(self, scaler: nn.Module, x: Tensor) -> Tensor:
         return scaler(x, self.dtype) if isinstance(scaler, Rescale) else x

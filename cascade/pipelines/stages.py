@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncoder
-from ..diffusion import RELEASED_DIFFUSION, Kept, NetworkArguments, StepArguments, sample
+from ..diffusion import RELEASED_DIFFUSION, CacheRun, Kept, NetworkArguments, StepArguments, sample
 from ..images import effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
 from ..models import Conditions, EffnetEncoder, Features, Residuals, StageA, StageB, StageC
 from ..models.blocks import ResBlock
 from ..models.high_res import FeatureRecorder, GuidedRun
+from ..models.stack import AroundInner
 from .control import ControlRun
 from .high_res import SOURCE_TIME
 from .plan import StagePlan, in_tiles
+
+logger = logging.getLogger("cascade")
 
 OnStep = Callable[[int, int, Tensor], Any]
 """Called after step i (from 0) of n with the x0 predicted there; raise in it to stop."""
@@ -73,12 +77,17 @@ def _sample_stage_c(
         return {**({} if controls is None else controls(percent, batch)), **weight}
 
     def predict(
-        x: Tensor, r: Tensor, conditions: Conditions, control: Residuals | None = None, weight: float = 0.0
+        x: Tensor,
+        r: Tensor,
+        conditions: Conditions,
+        control: Residuals | None = None,
+        weight: float = 0.0,
+        around_inner: AroundInner | None = None,
     ) -> Tensor:
         after = None if guided is None else guided.after_attention(r, weight)
         if recorder is not None and conditions is not uncond:  # with the prompt, or both with the prompt first
             after = recorder.after_attention
-        return net.denoise(x, r, conditions, control=control, after_attention=after)
+        return net.denoise(x, r, conditions, control=control, after_attention=after, around_inner=around_inner)
 
     return _sample(net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments)
 
@@ -92,8 +101,9 @@ def sample_stage_b(net: StageB, plan: StagePlan[StageBInputs], on_step: OnStep |
         cond, uncond = ({"conditions": net.conditions(**each, size=(height, width))} for each in (cond, uncond))
         return _sample(net, plan, net.denoise, cond, uncond, on_step)
 
-    def predict(x: Tensor, r: Tensor, effnet: Tensor, clip: Tensor) -> Tensor:
-        # Conditions are not kept: those of all tiles together would take as much memory as the whole image.
+    def predict(x: Tensor, r: Tensor, effnet: Tensor, clip: Tensor, around_inner: AroundInner | None = None) -> Tensor:
+        # Neither conditions nor the inner levels are kept: those of all tiles together would take as much memory as the
+        # whole image.
         return in_tiles(lambda x, part: net(x, r, clip=clip, **part), x, {"effnet": effnet}, tiles, net.config)
 
     return _sample(net, plan, predict, cond, uncond, on_step)
@@ -167,7 +177,8 @@ def _sample(
     """A plan through the library's loop; cond and uncond are the arguments of `predict`."""
     epsilon = plan.noise.start(*plan.size).to(next(net.parameters()))
     x, kept = _started(plan, epsilon)
-    return sample(
+    caching = None if plan.settings.cache is None else CacheRun(plan.settings.cache)
+    found = sample(
         predict,
         x,
         plan.settings,
@@ -177,7 +188,11 @@ def _sample(
         noise=plan.noise,
         kept=kept,
         on_step=on_step,
+        caching=caching,
     )
+    if caching is not None:
+        logger.info("%s: %s", plan.stage.replace("_", " ").title(), caching.report())
+    return found
 
 
 def _started(plan: StagePlan[Any], epsilon: Tensor) -> tuple[Tensor, Kept | None]:

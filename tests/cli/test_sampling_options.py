@@ -58,6 +58,9 @@ def again(recipe: dict[str, Any]) -> list[str]:
         (["--cfg-b", "3"], "stage_b", {"cfg": 3.0}),
         (["--sampler-b", "lcm"], "stage_b", {"sampler_name": "lcm"}),
         (["--shift-b", "3"], "stage_b", {"shift": 3.0}),
+        (["--inner-every", "2"], "stage_c", {"inner_every": 2}),
+        (["--inner-every", "4", "--cache-threshold", "100"], "stage_c", {"inner_every": 4, "cache_threshold": 100.0}),
+        (["--cfg-every-b", "2"], "stage_b", {"cfg_every": 2}),
     ],
 )
 def test_an_option_reaches_its_stage_and_the_recipe(
@@ -70,6 +73,13 @@ def test_an_option_reaches_its_stage_and_the_recipe(
     assert pixels != plain
     assert recipe == {**plain_recipe, stage: {**plain_recipe[stage], **expected}}
     assert made(*again(recipe)) == (pixels, recipe)
+
+
+def test_a_cache_says_what_it_skipped(made: Callable[..., Made], capsys: pytest.CaptureFixture[str]) -> None:
+    made("--inner-every", "2", "--cfg-every-b", "3")
+    said = capsys.readouterr().err
+    assert "Stage C: used again: the inner levels in 2 of 4 calls\n" in said
+    assert "Stage B: used again: the prediction without the prompt in 2 of 3 steps\n" in said
 
 
 @pytest.mark.parametrize("suffix", ["", "-b"])
