@@ -186,8 +186,11 @@ class Host:
             return self.classes[node].execute(**inputs).result
 
 
-def boot(path: str) -> Host:
-    """Start the host that lies at a path. In this order, or it reads the wrong folders."""
+def boot(path: str, cpu: bool = True) -> Host:
+    """Start the host that lies at a path, on the CPU or on its own device.
+
+    In this order, or it reads the wrong folders.
+    """
     host = Path(path).resolve()
     if not (host / "execution.py").exists():
         raise FileNotFoundError(f"COMFYUI_PATH={path}: there is no ComfyUI")
@@ -201,7 +204,7 @@ def boot(path: str) -> Host:
     try:
         from comfy.cli_args import args
 
-        args.cpu, args.base_directory = True, str(base)
+        args.cpu, args.base_directory = cpu, str(base)
         import utils.extra_config  # noqa: F401  before `nodes`: a package there has the same name
 
         import nodes
