@@ -25,8 +25,8 @@ METADATA_CONFIG = "cascade.config"
 """Keys of the metadata in our own files. A file of several networks has a config for each: cascade.config.KIND."""
 
 SCALES = (".scale_weight", ".weight_scale")
-"""Endings of the factor by which a layer's float8 `.weight` must be multiplied."""
-SCALE_EXTRAS = (".scale_input", ".input_scale", "scaled_fp8")
+"""Endings of the factor by which a layer's float8 or int8 `.weight` must be multiplied."""
+SCALE_EXTRAS = (".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
 """Other tensors of such files, which are not needed."""
 
 

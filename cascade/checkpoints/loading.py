@@ -70,7 +70,7 @@ def load_model(
         config = settled_config(found)
     elif isinstance(config, Mapping):
         config = KINDS[found.kind].config.from_dict(config)
-    with _without_collector():
+    with without_collector():
         expected = expected_network(found, config)
         net = expected if ops is nn else empty_network(found.kind, config, ops)
         dtype = dtype or _computing_dtype(found)
@@ -81,7 +81,7 @@ def load_model(
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Turn the garbage collector off: creating thousands of modules would start it, and it takes as long as loading
     and finds nothing."""
     enabled = gc.isenabled()
@@ -150,9 +150,9 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def _computing_dtype(part: Part) -> torch.dtype | None:
-    """None to keep the stored types; for float8 storage the type to compute with."""
+    """None to keep the stored types; for float8 and int8 storage the type to compute with."""
     stored = [getattr(torch, name) for name in part.dtypes]
-    if not any(dtype in FLOAT8 for dtype in stored):
+    if not any(dtype in FLOAT8 or not dtype.is_floating_point for dtype in stored):
         return None
     return next((dtype for dtype in stored if dtype.is_floating_point and dtype not in FLOAT8), torch.bfloat16)
 

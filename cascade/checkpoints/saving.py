@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, IncompatibleCheckpoint
 from ..files import write_atomically
 from ..models import Config
+from . import quantizing
 from .clip import ClipConfig
 from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, detect_parts
 from .header import ALIGNMENT, TensorInfo, header_bytes
-from .layouts import DIFFUSERS_FOLDERS, from_ours, prefix, rules
+from .layouts import DIFFUSERS_FOLDERS, Rule, from_ours, prefix, rules
 from .loading import FLOAT8, converted, expected_network, read_piece, settled_config
 from .network_kinds import KINDS, config_of, kind_of
+from .quantizing import QUANTIZATIONS, Quantization
 from .sources import open_tensors
 
 LAYOUTS = ("cascade", "comfyui", "diffusers")
@@ -79,6 +81,7 @@ def convert(
     layout: str = "cascade",
     part: str | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     on_tensor: OnTensor | None = None,
 ) -> None:
     """Write checkpoints in another layout or type, with one tensor at a time in memory.
@@ -89,9 +92,11 @@ def convert(
         layout: one of `LAYOUTS`.
         part: the kind of network to convert, if a source contains several.
         dtype: of the floating tensors; None keeps theirs (float8 with factors becomes float32).
+        quantize: a name of `QUANTIZATIONS`, for a Stage C or Stage B in the layout cascade: most of its matrices take
+            one byte a number; the others are of `dtype`.
 
     Raises:
-        ValueError: an unknown layout, or several networks for a layout that holds one.
+        ValueError: an unknown layout, several networks for a layout that holds one, or nothing that can be quantized.
         CheckpointError: as `load_model`, or the target is one of the sources.
     """
     if layout not in LAYOUTS:
@@ -106,8 +111,10 @@ def convert(
         raise ValueError(f"the layout {layout} cannot hold {', '.join(kinds)} together")
     if layout == "comfyui" and (without := [kind for kind in kinds if not prefix(kind)]):
         raise ValueError(f"a ComfyUI checkpoint has no place for a {without[0]}")
+    if quantize is not None and (layout != "cascade" or kinds[0] not in quantizing.KINDS):
+        raise ValueError(f"only a Stage C or Stage B in the layout cascade can be quantized, not {', '.join(kinds)}")
     configs = [settled_config(each) for each in parts]
-    with _outputs(parts, configs, layout, dtype) as outputs:
+    with _outputs(parts, configs, layout, dtype, quantize is not None) as outputs:
         if layout == "diffusers":
             _write_folder(target, parts[0].kind, configs[0], outputs, on_tensor)
         elif layout == "comfyui":
@@ -116,7 +123,27 @@ def convert(
             }
             _write_file(target, outputs, metadata, on_tensor)
         else:
-            _write_file(target, outputs, _metadata(kinds[0], configs[0]), on_tensor)
+            metadata = _metadata(kinds[0], configs[0])
+            if quantize is not None:
+                outputs, more = _quantized(outputs, QUANTIZATIONS[quantize])
+                metadata |= more
+            _write_file(target, outputs, metadata, on_tensor)
+
+
+def _quantized(outputs: Iterable[_Output], quantization: Quantization) -> tuple[list[_Output], dict[str, str]]:
+    """The tensors to write with most matrices quantized, and the metadata that say so."""
+    written, layers = [], []
+    for output in outputs:
+        if not quantizing.is_tolerant(output.name, output.info.shape):
+            written.append(output)
+            continue
+        layer = output.name.removesuffix(".weight")
+        layers.append(layer)
+        read, shape = output.read, output.info.shape
+        weight, factor = TensorInfo(shape, quantization.dtype), TensorInfo((), torch.float32)
+        written.append(_Output(output.name, weight, lambda read=read: quantization.quantized(read())))
+        written.append(_Output(layer + quantizing.SCALE, factor, lambda read=read: quantization.scale(read())))
+    return written, quantizing.metadata_of(layers, quantization)
 
 
 def _chosen(path: str | os.PathLike[str], part: str | None, layout: str) -> list[Part]:
@@ -126,21 +153,24 @@ def _chosen(path: str | os.PathLike[str], part: str | None, layout: str) -> list
 
 @contextmanager
 def _outputs(
-    parts: Sequence[Part], configs: Sequence[Config], layout: str, dtype: torch.dtype | None
+    parts: Sequence[Part], configs: Sequence[Config], layout: str, dtype: torch.dtype | None, own_names: bool
 ) -> Iterator[list[_Output]]:
-    """The tensors to write; the sources stay open meanwhile."""
+    """The tensors to write, on request under our names; the sources stay open meanwhile."""
     table = "released" if layout == "cascade" else layout
     with ExitStack() as stack:
         outputs = []
         for part, config in zip(parts, configs):
             get = stack.enter_context(part.source.reader())
-            outputs += _converted_part(part, config, table, dtype, get)
+            names = () if own_names else rules(table, part.kind)
+            start = prefix(part.kind) if table == "comfyui" else ""
+            outputs += _converted_part(part, config, names, start, dtype, get)
         yield outputs
 
 
-def _converted_part(part: Part, config: Config, table: str, dtype: torch.dtype | None, get: Any) -> list[_Output]:
+def _converted_part(
+    part: Part, config: Config, names: Sequence[Rule], start: str, dtype: torch.dtype | None, get: Any
+) -> list[_Output]:
     expected = expected_network(part, config).state_dict()
-    start = prefix(part.kind) if table == "comfyui" else ""
 
     def reading(names: Sequence[str]) -> Callable[[], Tensor]:
         # Raises for quantized tensors now, before anything is written.
@@ -150,7 +180,7 @@ def _converted_part(part: Part, config: Config, table: str, dtype: torch.dtype |
         return lambda: _cat([read_piece(part, part.pieces[name], get) for name in names])
 
     outputs = []
-    for name, ours in from_ours(expected, rules(table, part.kind)).items():
+    for name, ours in from_ours(expected, names).items():
         infos = []
         for each in ours:
             stored = part.tensors[part.pieces[each].name].dtype

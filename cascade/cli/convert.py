@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 LAYOUTS = ("cascade", "comfyui", "diffusers")
+QUANTIZATIONS = ("fp8_scaled", "int8")
 DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -30,6 +31,12 @@ def add_parser(subparsers: Any) -> None:
         "--part", metavar="KIND", help="the network to use from a file that contains several, such as stage_c"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="type of the tensors; default: unchanged")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="Stage C and Stage B: most matrices take one byte a number, with a factor for each, as ComfyUI's fast "
+        "kernels read them; --dtype is that of the others",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +53,15 @@ def run(args: argparse.Namespace) -> int:
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     with counter(args.target, " tensors") as on_tensor:
         try:
-            convert(args.sources, args.target, layout=args.layout, part=args.part, dtype=dtype, on_tensor=on_tensor)
+            convert(
+                args.sources,
+                args.target,
+                layout=args.layout,
+                part=args.part,
+                dtype=dtype,
+                quantize=args.quantize,
+                on_tensor=on_tensor,
+            )
         except ValueError as error:
             raise CascadeError(str(error)) from error
     return 0
