@@ -6,8 +6,9 @@ Tried on ComfyUI 0.16.3, 0.24.0 and 0.30.0. Where a new version breaks something
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,12 @@ def build_base_model(model: comfy.model_base.BaseModel, model_config: Any, devic
     are skipped, because they build networks of their own."""
     kind = comfy.model_base.ModelType.STABLE_CASCADE
     comfy.model_base.BaseModel.__init__(model, model_config, kind, device=device, unet_model=network)
+
+
+def native_formats() -> Set[str]:
+    """The formats of quantized weights that this host has kernels for; older hosts have fewer or none."""
+    quant_ops = sys.modules.get("comfy.quant_ops")
+    return getattr(quant_ops, "QUANT_ALGOS", {}).keys() if getattr(quant_ops, "_CK_AVAILABLE", False) else set()
 
 
 def build_empty_vae(vae: comfy.sd.VAE) -> None:
