@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from . import adapters, conditioning, controlnet, crop, decoding, hints, images, latents, loaders, sampling, training
+from . import (
+    adapters,
+    caching,
+    conditioning,
+    controlnet,
+    crop,
+    decoding,
+    hints,
+    images,
+    latents,
+    loaders,
+    sampling,
+    training,
+)
 from .host.messages import short_names
 
 NODES = short_names(
@@ -12,6 +25,7 @@ NODES = short_names(
         *latents.NODES,
         *images.NODES,
         *sampling.NODES,
+        *caching.NODES,
         *decoding.NODES,
         *adapters.NODES,
         *training.NODES,

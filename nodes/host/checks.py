@@ -169,6 +169,16 @@ def autoencoder(vae: Any, stage: str) -> Any:
 def warn(message: str) -> None:
     """Show a warning: in the log and, where the host can do it, on the node that is running."""
     logger.warning("%s", message)
+    _show(message)
+
+
+def report(message: str) -> None:
+    """Say what was done, in the same places."""
+    logger.info("%s", message)
+    _show(message)
+
+
+def _show(message: str) -> None:
     page, context = getattr(server.PromptServer, "instance", None), get_executing_context()
     if page is not None and context is not None and hasattr(page, "send_progress_text"):
         page.send_progress_text(message, context.node_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ...cascade.checkpoints.loading import without_collector
 from ...cascade.errors import CascadeError
 from ...cascade.models.blocks import resize
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
 from . import checks
 from .compat import build_base_model, known_model
-from .files import read
+from .files import QUANTIZED, read
 from .imaging import ONE_EACH
-from .networks import HostStageB, HostStageC
+from .networks import HostStageB, HostStageC, around_inner
 from .previews import LatentC, Previewer
 
 logger = logging.getLogger("cascade")
@@ -46,7 +47,36 @@ class LatentB(comfy.latent_formats.SC_B):
     spacial_downscale_ratio = STAGE_B_FACTOR
 
 
-class CondSpatial(comfy.conds.CONDRegular):
+class CondKept(comfy.conds.CONDRegular):
+    """A condition that is the same tensor at every step of a run, so that the network knows it without a comparison.
+
+    On a graphics card a comparison would wait until all work is done.
+    """
+
+    def __init__(self, cond: Tensor) -> None:
+        super().__init__(cond)
+        self.made: dict[Any, Any] = {}
+
+    def _kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> Any:
+        def make() -> Any:
+            return self._copy_with(comfy.utils.repeat_to_batch_size(self._part(area), batch_size))
+
+        return self._kept((batch_size, None if area is None else tuple(area)), make)
+
+    def _part(self, area: Any) -> Tensor:
+        """What an area of the image gets."""
+        return self.cond
+
+    def concat(self, others: Sequence[Any]) -> Any:
+        return self._kept(tuple(others), lambda: super(CondKept, self).concat(others))
+
+
+class CondSpatial(CondKept):
     """A condition with a position for each part of the image: where the host crops the image, it is cropped too."""
 
     def __init__(self, cond: Tensor, size: tuple[int, ...]) -> None:
@@ -56,9 +86,8 @@ class CondSpatial(comfy.conds.CONDRegular):
     def _copy_with(self, cond: Tensor) -> CondSpatial:
         return CondSpatial(cond, self.image)
 
-    def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> Any:
-        part = self.cond if area is None else self._cropped(area)
-        return self._copy_with(comfy.utils.repeat_to_batch_size(part, batch_size))
+    def _part(self, area: Any) -> Tensor:
+        return self.cond if area is None else self._cropped(area)
 
     def _cropped(self, area: Sequence[int]) -> Tensor:
         """The part under an area of the image: its height, width, top and left."""
@@ -71,7 +100,25 @@ class CondSpatial(comfy.conds.CONDRegular):
         return part
 
 
-class CascadeC(comfy.model_base.StableCascade_C):
+class _Prepared:
+    """Does before the network is called what is no part of a graph of torch.compile."""
+
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Any = {},  # noqa: B006  the host's
+        **conditions: Any,
+    ) -> Tensor:
+        net, dtype = self.diffusion_model, self.get_dtype_inference()  # type: ignore[attr-defined]
+        found = {"conditions": net.prepared(x, conditions, dtype), "around_inner": around_inner(transformer_options)}
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **found)  # type: ignore[misc]
+
+
+class CascadeC(_Prepared, comfy.model_base.StableCascade_C):
     """Stage C. Conditions have no padding: prompts of unequal length run one after the other."""
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
@@ -97,13 +144,13 @@ class CascadeC(comfy.model_base.StableCascade_C):
             else torch.zeros(1, 1, config.clip_img),
             **_timesteps(kwargs, "sca", "crp"),
         }
-        return {name: comfy.conds.CONDRegular(value.to(device)) for name, value in found.items()}
+        return {name: CondKept(value.to(device)) for name, value in found.items()}
 
     def memory_required(self, input_shape: list[int], cond_shapes: Any = {}) -> float:  # noqa: B006  the host's
         return _memory(self, input_shape)
 
 
-class CascadeB(comfy.model_base.StableCascade_B):
+class CascadeB(_Prepared, comfy.model_base.StableCascade_B):
     """Stage B. Stage C's latents are resized to the whole image first, so that a crop of it gets the right part."""
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
@@ -125,7 +172,7 @@ class CascadeB(comfy.model_base.StableCascade_B):
             )
         pooled = _embedding(kwargs.get("pooled_output"), config.clip, "Stage B", "pooled text")
         regular = {"clip": pooled, **_timesteps(kwargs, "sca")}
-        out = {name: comfy.conds.CONDRegular(value.to(device)) for name, value in regular.items()}
+        out = {name: CondKept(value.to(device)) for name, value in regular.items()}
         out["effnet"] = CondSpatial(resize(effnet.to(device), grid), size)
         if "stable_cascade_pixels" in kwargs:
             out["pixels"] = CondSpatial(kwargs["stable_cascade_pixels"].to(device), size)
@@ -200,12 +247,15 @@ def load_stage(
     Raises:
         CheckpointError: see `files.read`.
     """
-    with torch.inference_mode(False):
-        config, state = read(path, kind)
-        options = {} if DTYPES[dtype] is None else {"dtype": DTYPES[dtype]}
-        load = comfy.sd.load_diffusion_model_state_dict
-        with known_model(CONFIGS[kind], config):
-            patcher = load(state, model_options=options, **({"disable_dynamic": True} if disable_dynamic else {}))
+    options = {} if DTYPES[dtype] is None else {"dtype": DTYPES[dtype]}
+    options_of_load = {"model_options": options, **({"disable_dynamic": True} if disable_dynamic else {})}
+    with torch.inference_mode(False), without_collector():
+        # Quantized layers stay as they are unless a type was chosen.
+        config, state = read(path, kind, quantized=dtype == "default")
+        # The host moves its quantized layers in inference mode alone. All others may be trained, so they are not in it.
+        quantized = any(name.endswith(QUANTIZED) for name in state)
+        with known_model(CONFIGS[kind], config), torch.inference_mode(quantized):
+            patcher = comfy.sd.load_diffusion_model_state_dict(state, **options_of_load)
     patcher.cached_patcher_init = (load_stage, (kind, path, dtype, previewer))
     for event in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP, CallbacksMP.ON_APPLY_HOOKS):
         patcher.add_callback_with_key(event, KEY, _forget)

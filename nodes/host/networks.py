@@ -15,9 +15,27 @@ from torch import Tensor
 from ...cascade.errors import CascadeError
 from ...cascade.models import Conditions, StageB, StageC
 from ...cascade.models.blocks import AttnBlock
+from ...cascade.models.stack import AroundInner
 
 HostControl = Mapping[str, list[Tensor | None]]
 """The host's: under "input", residuals of which the last is for the first block."""
+
+
+CACHING = "cascade_cache"
+"""Where the transformer_options have a `caching.Caching`."""
+
+
+def around_inner(options: Mapping[str, Any]) -> AroundInner | None:
+    """What the network does about its inner levels in the call with these transformer_options."""
+    caching = options.get(CACHING)
+    if caching is None or caching.percent is None:
+        return None
+    return caching.run.around_inner(options["uuids"], caching.percent)
+
+
+def without_inner(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The transformer_options for calls that keep nothing: different tiles have the same conditions."""
+    return {name: value for name, value in options.items() if name != CACHING}
 
 
 class LayerFactory:
@@ -81,8 +99,9 @@ def _replacements(options: Mapping[str, Any], kind: str) -> Mapping[Any, Any]:
 class ConditionCache:
     """What depends on the conditions alone, kept from step to step of a run.
 
-    The host makes new tensors of the conditions for every step, so they are compared by value. The weights must
-    not change: whoever changes them calls `clear`. Nothing is kept while gradients are computed.
+    Other nodes may make new tensors of the conditions for every step, so those that are not the same are compared by
+    value. The weights must not change: whoever changes them calls `clear`. Nothing is kept while gradients are
+    computed.
     """
 
     LIMIT = 8
@@ -98,19 +117,29 @@ class ConditionCache:
         """`compute(**inputs)`, or its earlier result for equal inputs."""
         if torch.is_grad_enabled():
             return compute(**inputs)
-        for known, conditions in self.entries:
-            if all(_same(known[name], value) for name, value in inputs.items()):
-                return conditions
+        # All entries are looked at before tensors are compared, for which a graphics card would wait.
+        for same in (_identical, _equal):
+            for known, conditions in self.entries:
+                if all(same(known[name], value) for name, value in inputs.items()):
+                    return conditions
         conditions = compute(**inputs)
         self.entries = [*self.entries[1 - self.LIMIT :], (inputs, conditions)]
         return conditions
 
 
-def _same(first: Any, second: Any) -> bool:
+def _identical(first: Any, second: Any) -> bool:
+    return first is second or (isinstance(first, tuple) and first == second)
+
+
+def _equal(first: Any, second: Any) -> bool:
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return first is second or (isinstance(first, tuple) and first == second)
+        return _identical(first, second)
     like = (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
     return like and (first is second or torch.equal(first, second))
+
+
+def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    return value.to(device=device, dtype=dtype) if isinstance(value, Tensor) else value
 
 
 class Hosted:
@@ -154,22 +183,45 @@ class Hosted:
         context: Tensor | None = None,
         control: HostControl | None = None,
         transformer_options: dict[str, Any] | None = None,
-        **conditions: Any,
+        *,
+        conditions: Conditions,
+        around_inner: AroundInner | None = None,
     ) -> Tensor:
-        """The host's call: `timestep` is r, the conditions are those of the model's `extra_conds`."""
+        """The host's call: `timestep` is r, the conditions are from `prepared`."""
         options = {} if transformer_options is None else transformer_options
         # Nodes such as EasyCache wrap the network here, and expect the options as the last argument.
         wrapped = WrapperExecutor.new_class_executor(
             self._run, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         )
-        return wrapped.execute(x, timestep, context, control, options, **conditions)
+        return wrapped.execute(x, timestep, context, control, options, conditions=conditions, around_inner=around_inner)
+
+    def prepared(self, x: Tensor, conditions: Mapping[str, Any], dtype: torch.dtype) -> Conditions:
+        """What depends on the conditions of the model's `extra_conds` alone, computed in this type for latents x.
+
+        It is decided here, before `forward`, whether they are known: torch.compile cannot do that inside it.
+        """
+
+        def compute(**inputs: Any) -> Conditions:
+            placed = {name: _placed(value, x.device, dtype) for name, value in inputs.items()}
+            return self.conditions(**placed)  # type: ignore[attr-defined]
+
+        return self.cache.get(self._inputs(x, conditions), compute)
 
     def _run(
-        self, x: Tensor, timestep: Tensor, context: Any, control: Any, transformer_options: Any, **conditions: Any
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Any,
+        control: Any,
+        transformer_options: Any,
+        conditions: Conditions,
+        around_inner: AroundInner | None = None,
     ) -> Tensor:
         self.attend.options = transformer_options
-        found = self.cache.get(self._inputs(x, conditions), self.conditions)  # type: ignore[attr-defined]
-        return self.denoise(x, timestep, found, control=self._residuals(control, x))  # type: ignore[attr-defined]
+        residuals = self._residuals(control, x)
+        return self.denoise(  # type: ignore[attr-defined]
+            x, timestep, conditions, control=residuals, around_inner=around_inner
+        )
 
     def _residuals(self, control: HostControl | None, x: Tensor) -> list[Tensor | None] | None:
         """The host's control for the blocks, in order of execution; a stage without control ignores it."""

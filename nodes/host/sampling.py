@@ -51,7 +51,10 @@ class CascadeGuidance(comfy.samplers.CFGGuider):
     guidance = Guidance()
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = {}, seed: Any = None) -> Tensor:  # noqa: B006
-        percent = percent_of(float(timestep[0]), self.inner_model.model_sampling)
+        percent = 0.0
+        if self.guidance.changes:
+            # Reading the noise level waits for a graphics card.
+            percent = percent_of(float(timestep[0]), self.inner_model.model_sampling)
         # A guidance function that another node set on the model is used instead of ours.
         options = {"sampler_cfg_function": self._function(percent), **model_options}
         negative, positive = self.conds.get("negative"), self.conds.get("positive")

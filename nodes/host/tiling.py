@@ -13,6 +13,7 @@ from ...cascade.models import StageBConfig
 from ...cascade.pipelines import Tiles
 from ...cascade.pipelines.plan import in_tiles
 from . import checks
+from .networks import without_inner
 
 KEY = "cascade_tiles"
 SPATIAL = ("effnet", "pixels")
@@ -32,6 +33,7 @@ class TiledCalls:
         if not self.tiles.needed(x.shape):
             return self._call(apply, args)
         spatial = {name: conditions[name] for name in SPATIAL if name in conditions}
+        conditions = {**conditions, "transformer_options": without_inner(conditions["transformer_options"])}
 
         def predict(x: Tensor, part: Mapping[str, Tensor]) -> Tensor:
             return self._call(apply, {**args, "input": x, "c": {**conditions, **part}})

@@ -19,7 +19,7 @@ from torch import Tensor
 from tests.nodes import networks
 from tests.nodes.model_pairs import SHAPES, TEXT, conditioning, native, ours, sample
 from tests.nodes.networks import random
-from tests.support import relative_error
+from tests.support import Waits, relative_error
 
 KINDS = ["stage_c", "stage_b"]
 
@@ -133,6 +133,24 @@ def test_conditions_are_computed_once_a_run_and_then_forgotten(host: Any) -> Non
     assert net.cache.entries == []
     sample(model, "stage_c", conditioning(length=14), conditioning(seed=2), steps=5)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_call_asks_for_a_number(host: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graphics card would have to finish its work first. The host's own samplers do ask, between the calls."""
+    model, waits = ours(host, kind), Waits()
+    apply = type(model.model)._apply_model
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with waits:
+            return apply(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "_apply_model", watched)
+    conds = conditioning(length=14, **prior(kind)), conditioning(seed=2)
+    sample(model, kind, *conds)
+    sample(model, kind, conds[0] + conditioning(length=14, seed=3, **prior(kind)), conds[1])
+    assert waits.calls > 100
+    assert waits.found == []
 
 
 def test_conditions_of_a_patched_model_are_its_own(host: Any) -> None:
