@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import reprlib
+import sys
 
 LONGEST = 1000
 """Characters of an error's text, without the path: a few lines on a screen. Names in files have any length."""
@@ -49,6 +50,17 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _printable_causes() -> None:
+    """Make the error that is being handled printable, with those that led to it: a traceback shows all of them, and
+    their texts hold what a file has."""
+    error = sys.exc_info()[1]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.args = tuple(printable(arg) if isinstance(arg, str) else arg for arg in error.args)
+        error = error.__cause__ or error.__context__
+
+
 class Printable(logging.Filter):
     """Makes every message of a logger printable."""
 
@@ -58,9 +70,11 @@ class Printable(logging.Filter):
 
 
 class CascadeError(Exception):
-    """Base of every error that this library raises on purpose. Its text is one line that can be printed."""
+    """Base of every error that this library raises on purpose. Its text is one line that can be printed, and so is
+    that of the error that it is raised for."""
 
     def __init__(self, *args: object) -> None:
+        _printable_causes()
         super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
@@ -72,6 +86,7 @@ class CheckpointError(CascadeError):
     """
 
     def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
+        _printable_causes()
         message = one_line(message)
         # Not counted with the message: a path is what the user needs, and has a limit of its own.
         Exception.__init__(self, f"{_visible(os.fspath(path))}: {message}" if path is not None else message)

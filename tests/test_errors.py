@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 
 import pytest
 
@@ -45,3 +46,19 @@ def test_log_messages_can_be_printed(caplog: pytest.LogCaptureFixture) -> None:
     assert cascade.__version__
     logging.getLogger("cascade").warning("passed over: %s", SURROGATE)
     assert caplog.messages == ["passed over: folder \\ud800"]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_traceback_with_the_errors_before_can_be_printed(error: type[CascadeError]) -> None:
+    try:
+        try:
+            try:
+                raise RuntimeError(SURROGATE)
+            except RuntimeError:
+                raise ValueError(SURROGATE)  # noqa: B904  an error while another is handled
+        except ValueError as problem:
+            raise error(f"damaged: {problem}") from problem
+    except CascadeError as found:
+        text = "".join(traceback.format_exception(found))
+    assert text.count("folder \\ud800") == 3
+    assert text.encode("utf-8")

@@ -35,6 +35,15 @@ def _advice(case: Case) -> None:
     raise CascadeError("set weights_only to False")
 
 
+def _before(case: Case) -> None:
+    try:
+        raise ValueError("half a character: \ud800")
+    except ValueError as error:
+        found = CascadeError("damaged")
+        error.args = ("half a character: \ud800",)
+        raise found from error
+
+
 def _slow(case: Case) -> None:
     end = time.process_time() + 1.2
     while time.process_time() < end:
@@ -72,6 +81,7 @@ USES = {
     "untyped": (_untyped, "KeyError: 'name'"),
     "two_lines": (_two_lines, "2 lines"),
     "advice": (_advice, "advises to run code"),
+    "before": (_before, "a traceback that cannot be printed"),
     "slow": (_slow, "took "),
     "hangs": (_hangs, "no end after 10 seconds"),
     "ends": (_ends, "code 3"),

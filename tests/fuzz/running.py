@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
+from cascade.errors import printable
+
 from .classes import MEGABYTE, Case, FuzzClass, all_classes
 
 HANG = 120.0
@@ -173,6 +175,10 @@ def _wrong_error(chosen: FuzzClass, case: Case, messages: list[str]) -> str | No
         chosen.use(case)
     except chosen.errors as error:
         messages.append(str(error))
+        # Whoever prints it prints the errors before it too.
+        whole = "".join(traceback.format_exception(error))
+        if printable(whole) != whole:
+            return f"a traceback that cannot be printed: {whole!a}"
     except BaseException:  # noqa: BLE001  whatever it is, it is what the run is for
         return traceback.format_exc()
     return None
