@@ -188,7 +188,7 @@ def read_piece(part: Part, piece: Piece, get: Get) -> Tensor:
     if scale is not None:
         factor = get(scale).float()
         # One factor for all, or one for each row of the matrix.
-        tensor = tensor.float() * (factor if factor.numel() == 1 else factor.reshape(-1, *[1] * (tensor.dim() - 1)))
+        tensor = tensor.float() * factor.reshape(() if factor.numel() == 1 else (-1, *[1] * (tensor.dim() - 1)))
     if piece.transposed:
         return tensor.t().contiguous()
     return tensor.chunk(piece.count)[piece.index] if piece.count > 1 else tensor

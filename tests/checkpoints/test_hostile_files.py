@@ -252,6 +252,18 @@ def test_factors_of_a_wrong_shape(shape: tuple[int, ...], tmp_path: Path) -> Non
             use(path)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1), (1, 1, 1, 1, 1)])
+def test_one_factor_of_any_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Also for a vector, which must not get more dimensions by it."""
+    state = released_state("previewer")
+    names = [name for name in state if name.endswith(".weight")]
+    assert {state[name].dim() for name in names} >= {1, 4}
+    factors = {name.removesuffix("weight") + "scale_weight": torch.full(shape, 2.0) for name in names}
+    path = save(tmp_path / "file.safetensors", state | factors)
+    scaled = {name: tensor * 2 if name in names else tensor for name, tensor in state.items()}
+    assert same_weights(load_model(path), load_model(scaled))
+
+
 def described(kind: str, path: Path, config: str) -> Path:
     metadata = {"cascade.kind": kind, "cascade.config": config}
     from safetensors.torch import save_file

@@ -105,7 +105,7 @@ def _drop(state: State, name: str, dice: random.Random) -> None:
 def _scale(state: State, name: str, dice: random.Random) -> None:
     """Float8 with a factor, mostly of a wrong shape."""
     rows = state[name].shape[0] if state[name].dim() else 1
-    shape = dice.choice(((), (1,), (rows,), (rows, 1), (rows + 1,), (0,), (2, 2), (1, rows), (rows, 1, 1)))
+    shape = dice.choice(((), (1,), (rows,), (rows, 1), (rows + 1,), (0,), (2, 2), (1, rows), (rows, 1, 1), (1,) * 3))
     ending = dice.choice((".scale_weight", ".weight_scale", ".scale_input"))
     factor = torch.ones(shape, dtype=dice.choice((torch.float32, torch.int32, torch.bool, torch.float8_e4m3fn)))
     state[name] = state[name].to(torch.float8_e4m3fn)
