@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -18,6 +19,8 @@ NAME_BYTES = 200
 """Of a name: file systems take 255, and endings, numbers and temporaries add to what a user writes."""
 PATH_BYTES = 200 if os.name == "nt" else 3800
 """Of a whole path: Windows takes 260 characters, Linux 4096 bytes, macOS less, which it says itself."""
+PROCESS = re.compile("[1-9][0-9]{0,8}")
+"""The number of a process, as a temporary's name has it; larger ones do not fit the system's calls."""
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"
 }
@@ -95,7 +98,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
         return
     for temporary in folder.glob(".*.tmp" if name is None else f".{glob.escape(name)}.*.tmp"):
         owner = temporary.name.split(".")[-2]
-        if owner.isdigit() and not _runs(int(owner)):
+        if PROCESS.fullmatch(owner) and not _runs(int(owner)):
             _remove(temporary)
 
 

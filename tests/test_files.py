@@ -92,6 +92,14 @@ def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path
     assert sorted(tmp_path.iterdir()) == [other, target]
 
 
+@pytest.mark.parametrize("number", ["99999999999999999999", "²", "٣", "-1", "0"])
+def test_a_number_that_no_process_has_is_no_obstacle(number: str, tmp_path: Path) -> None:
+    other = tmp_path / f".state.pt.{number}.tmp"
+    other.write_bytes(b"of another program")
+    write_atomically(tmp_path / "state.pt", lambda path: path.write_bytes(b"new"))
+    assert other.read_bytes() == b"of another program"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_pipe_is_not_replaced(tmp_path: Path, writer: str) -> None:

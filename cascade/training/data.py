@@ -19,7 +19,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from ..errors import InvalidConfig, one_line
-from ..files import remove_abandoned, write_atomically
+from ..files import open_regular, remove_abandoned, write_atomically
 from .config import Count, PathFromRoot, Pixels, Seed, Settings
 from .folders import FolderImages, OnImage
 from .lock import writing
@@ -134,12 +134,17 @@ _DAMAGED = (
 
 def _read(place: Path, length: int) -> Cache:
     """Raises one of _DAMAGED where something is not there, cannot be read, or has another length."""
-    captions = json.loads((place / CAPTIONS_FILE).read_bytes())
+    with open_regular(place / CAPTIONS_FILE) as file:
+        captions = json.loads(file.read())
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{CAPTIONS_FILE} is no list of texts")
     "".join(captions).encode()  # a half of a surrogate pair, which JSON can hold, is no text
-    arrays: dict[str, Any] = {file.stem: np.load(file, mmap_mode="r") for file in sorted(place.glob("*.npy"))}
+    files = sorted(place.glob("*.npy"))
+    if pipes := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{pipes[0]} is no file")
+    arrays: dict[str, Any] = {file.stem: np.load(file, mmap_mode="r") for file in files}
     for name, array in arrays.items():
+        torch.from_numpy(array[:1].copy())  # numpy has types that torch does not
         if array.offset + array.nbytes != (place / f"{name}.npy").stat().st_size:
             raise ValueError(f"{name} has another size than its header says")
     lengths = {CAPTIONS_FILE: len(captions)} | {name: len(array) for name, array in arrays.items()}

@@ -13,8 +13,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import FolderInUse, NotWritable
+from ..files import open_regular, write_atomically
 
 LOCK_FILE, OWNER_FILE = "training.lock", "training.owner.json"
+OWNER_BYTES = 1000
+"""More than what names the owner."""
 _held = threading.local()
 """`folders`: those that this thread holds."""
 
@@ -30,7 +33,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         NotWritable: the folder or the lock cannot be made.
     """
     held: set[Path] = _held.__dict__.setdefault("folders", set())
-    place = folder.resolve()
+    place = Path(os.path.realpath(folder))  # `resolve` has an error of its own for a link to itself
     if place in held:
         yield
         return
@@ -48,7 +51,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         owner = {"process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with writing(folder):
-            (place / OWNER_FILE).write_text(json.dumps(owner), encoding="utf-8")
+            write_atomically(place / OWNER_FILE, lambda path: path.write_text(json.dumps(owner), encoding="utf-8"))
         yield
     finally:
         held.discard(place)
@@ -59,7 +62,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 def _owner(folder: Path) -> str:
     try:
-        owner = json.loads((folder / OWNER_FILE).read_bytes())
+        with open_regular(folder / OWNER_FILE) as file:
+            owner = json.loads(file.read(OWNER_BYTES))
         return f"process {int(owner['process'])} (since {str(owner['since'])[:19]})"
     except (OSError, ValueError, LookupError, TypeError):  # it is just being written
         return "another process"

@@ -286,8 +286,9 @@ class Trainer:
     def resume(self) -> None:
         """Take up the state in the output folder; raises RunConflict when it is another run's."""
         output = self.config.output
-        for folder in (output, output / "samples"):
-            remove_abandoned(folder)
+        with writing(output):
+            for folder in (output, output / "samples"):
+                remove_abandoned(folder)
         state = load_state(output, self.device)
         if state is None:
             with writing(output):

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ..files import write_atomically
+from ..files import open_regular, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -19,7 +19,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    with open_regular(path) as file:
+        text = file.read().decode("utf-8", errors="replace")
     lines = map(_parsed, text.splitlines())
     return [line for line in lines if isinstance(line.get("step"), int) and 0 < line["step"] < 2**63]
 
@@ -43,7 +44,7 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 def truncate_metrics(folder: Path, step: int) -> None:
     """Remove what was logged after `step`: a run that continues from there writes those lines again."""
     path = folder / METRICS_FILE
-    if path.exists():
+    if path.exists() or path.is_symlink():  # a link that leads nowhere would be followed by the first line
         kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= step]
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from cascade.errors import BrokenCheckpoint, FolderInUse, NotWritable
+from cascade.errors import BrokenCheckpoint, CascadeError, FolderInUse, NotWritable
 from cascade.training.data import cached
 from cascade.training.lock import LOCK_FILE, OWNER_FILE, exclusive
 from cascade.training.loop import fit
+from cascade.training.metrics import METRICS_FILE
 from cascade.training.state import STATE_FILE, load_state
 from tests.training.test_data import Numbers
 from tests.training.test_loop import Regression, run, same, settings, weights
@@ -102,6 +104,34 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
             run(folder)
 
 
+RUN_FILES = (LOCK_FILE, OWNER_FILE, METRICS_FILE, "loss.png", STATE_FILE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links")
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_link_in_a_training_folder_is_not_written_through(tmp_path: Path, name: str, there: bool) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    folder.mkdir()
+    (folder / name).symlink_to(other)
+    if there:
+        other.write_bytes(b"of somebody else")
+    with suppress(CascadeError):
+        run(folder, log_every=1)
+    assert (other.read_bytes() if there else other.exists()) == (b"of somebody else" if there else False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and links to themselves")
+@pytest.mark.parametrize("name", [OWNER_FILE, METRICS_FILE, STATE_FILE])
+def test_a_pipe_in_a_training_folder_is_an_error(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CascadeError, match=tmp_path.name):
+        run(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    with pytest.raises(NotWritable):
+        run(tmp_path / "itself")
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file can grow beyond `size` bytes, as on a disk that is full."""
@@ -161,6 +191,14 @@ def damaged_caches() -> dict[str, Any]:
     def other_array(array: np.ndarray) -> Any:
         return lambda place: np.save(place / "images.npy", array)
 
+    def pipe(name: str) -> Any:
+        def change(place: Path) -> None:
+            (place / name).unlink()
+            if sys.platform != "win32":
+                os.mkfifo(place / name)
+
+        return change
+
     def cut(place: Path) -> None:
         data = (place / "images.npy").read_bytes()
         (place / "images.npy").write_bytes(data[:-1])
@@ -180,6 +218,10 @@ def damaged_caches() -> dict[str, Any]:
             b"\x93NUMPY\x01\x00\x10\x00{'descr': (\x00    \n"
         ),
         "objects": lambda place: np.save(place / "images.npy", np.array([{}] * 4), allow_pickle=True),
+        "a pipe for captions": pipe("captions.json"),
+        "a pipe for an array": pipe("images.npy"),
+        "texts": other_array(np.zeros((4, 32, 32, 3), "S1")),
+        "numbers of another machine": other_array(np.zeros((4, 32, 32, 3), ">i2")),
         "no captions": lambda place: (place / "captions.json").unlink(),
     }
 
