@@ -19,6 +19,8 @@ from ..models.stage_c import STAGE_C_1B, STAGE_C_3_6B, StageCConfig
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 """The text encoder's token table [tokens, width]."""
+MAX_TOKENS = 1000
+"""Learned tokens of a file; trainers write a few. All of them are looked for in every prompt."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from ..checkpoints.sources import TensorSource, open_tensors
 from ..errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import StageCConfig
 from . import released
-from .lora import TABLE, Change, Full, Lora, LowRank, Rows, Token
+from .lora import MAX_TOKENS, TABLE, Change, Full, Lora, LowRank, Rows, Token
 from .names import FORMATS, Place, find_place, format_of, recognize_foreign
+from .tokens import MAX_PATTERNS, is_pattern
 
 METADATA = "cascade.lora"
 """Key of the safetensors metadata under which our files keep tokens and training settings, as JSON."""
@@ -313,6 +314,15 @@ def _as_rows(change: Change) -> Change:
 
 
 def _check_tokens(lora: Lora) -> None:
+    if len(lora.tokens) > MAX_TOKENS:
+        text = f"it has {len(lora.tokens):,} learned tokens; more than {MAX_TOKENS:,} cannot be right"
+        raise BrokenCheckpoint(text, lora.path)
+    patterns = {token.initializer for token in lora.tokens if token.initializer and is_pattern(token.initializer)}
+    if len(patterns) > MAX_PATTERNS:
+        text = (
+            f"its tokens begin as {len(patterns):,} different patterns; more than {MAX_PATTERNS} are not searched for"
+        )
+        raise IncompatibleCheckpoint(text, lora.path)
     texts = [token.text.lower() for token in lora.tokens if token.text]
     if twice := [text for text, count in Counter(texts).items() if count > 1]:
         raise IncompatibleCheckpoint(f"it defines the token {twice[0]} twice", lora.path)

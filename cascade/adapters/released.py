@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoints.network_kinds import empty_network, variant
 from ..errors import BrokenCheckpoint, IncompatibleCheckpoint
 from ..models import StageCConfig
-from .lora import RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
+from .lora import MAX_TOKENS, RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
 
 VOCABULARY = 49408
 """Size of CLIP's vocabulary; the ids of new tokens follow."""
@@ -81,14 +81,16 @@ def _embeddings(tensors: Mapping[str, Tensor], path: str | None) -> tuple[Rows |
         return None, []
     if values is None or indices is None or values.dim() != 2 or indices.shape != values.shape[:1]:
         raise BrokenCheckpoint("its embeddings do not match their indices", path)
-    numbers = [int(index) for index in indices]
-    if len(set(numbers)) < len(numbers):
+    places = {int(index): place for place, index in enumerate(indices.tolist())}
+    if len(places) < len(indices):
         raise IncompatibleCheckpoint("it defines one token twice", path)
-    new = sorted(number for number in numbers if number >= VOCABULARY)
-    if new != list(range(VOCABULARY, VOCABULARY + len(new))) or min(numbers, default=0) < 0:
+    new = sorted(number for number in places if number >= VOCABULARY)
+    if new != list(range(VOCABULARY, VOCABULARY + len(new))) or min(places, default=0) < 0:
         raise BrokenCheckpoint(f"its new tokens have the rows {new[:3]} instead of {VOCABULARY} and following", path)
-    tokens = [Token("", values[numbers.index(number)][None]) for number in new]
-    known = [place for place, number in enumerate(numbers) if number < VOCABULARY]
+    if len(new) > MAX_TOKENS:
+        raise BrokenCheckpoint(f"it has {len(new):,} new tokens; more than {MAX_TOKENS:,} cannot be right", path)
+    tokens = [Token("", values[places[number]][None]) for number in new]
+    known = [place for number, place in places.items() if number < VOCABULARY]
     rows = Rows(indices[known].long(), values[known]) if known else None
     return rows, tokens
 

@@ -16,6 +16,8 @@ from .lora import Lora, Token
 MAX_TEXT = 100
 MAX_PATTERN = 100
 """Characters. Patterns come from files: those that could make a search of the vocabulary endless are refused."""
+MAX_PATTERNS = 50
+"""Different patterns in a file. For each the whole vocabulary is searched, which takes up to a tenth of a second."""
 NAMELESS = "it has a learned token without a name: say how prompts are to write it"
 _LETTERS = re.compile(r"[^\W\d_]+")
 
@@ -40,16 +42,19 @@ class LearnedTokenizer:
 
     def __init__(self, base: Any, tokens: Mapping[str, Sequence[int]]) -> None:
         self.base = base
-        self._ids = {text.lower(): list(ids) for text, ids in tokens.items()}
         # The longest first, so that [a][b] is not read as [a].
-        choices = "|".join(_bounded(text) for text in sorted(tokens, key=len, reverse=True))
-        self._tokens = re.compile(f"({choices})", re.IGNORECASE)
+        texts = sorted(tokens, key=len, reverse=True)
+        self._ids = [list(tokens[text]) for text in texts]
+        self._tokens = re.compile("|".join(f"({_bounded(text)})" for text in texts), re.IGNORECASE)
 
     def encode(self, text: str) -> Encoding:
         ids: list[int] = []
-        for place, piece in enumerate(self._tokens.split(text)):
-            ids += self._ids[piece.lower()] if place % 2 else self.base.encode(piece).ids
-        return Encoding(ids)
+        end = 0
+        for found in self._tokens.finditer(text):
+            # By its number: some letters have more than two cases, such as the Greek s, and no lower() makes them one.
+            ids += [*self.base.encode(text[end : found.start()]).ids, *self._ids[(found.lastindex or 1) - 1]]
+            end = found.end()
+        return Encoding([*ids, *self.base.encode(text[end:]).ids])
 
 
 def _bounded(text: str) -> str:
@@ -132,6 +137,11 @@ def vectors_of(token: Token, table: Tensor, tokenizer: Any, path: str | None = N
     return vectors + table[ids].float().mean(0)
 
 
+def is_pattern(initializer: str) -> bool:
+    """Whether an initializer is a pattern of the released trainer, not a text."""
+    return re.search(r"[\^$|*]|</w>", initializer) is not None
+
+
 def initializer_ids(initializer: str, tokenizer: Any) -> list[int]:
     """The ids of a text's tokens, or of the vocabulary's tokens that match a pattern of the released trainer.
 
@@ -141,7 +151,7 @@ def initializer_ids(initializer: str, tokenizer: Any) -> list[int]:
     Raises:
         IncompatibleCheckpoint: not a valid pattern, or one that is too long or too complex.
     """
-    if not re.search(r"[\^$|*]|</w>", initializer):
+    if not is_pattern(initializer):
         return list(tokenizer.encode(initializer).ids)
     complex_ = len(re.findall(r"[*+?]", initializer)) > 2 or re.search(r"[(){}\\]", initializer)
     if len(initializer) > MAX_PATTERN or complex_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from contextlib import suppress
 from pathlib import Path
@@ -342,3 +343,38 @@ def test_float8_rows_of_the_token_table() -> None:
     lora = read_lora(pair(stem, (1, 8), (3, 1)) | {f"{stem}.lora_up.weight": up})
     [change] = lora.changes["text_encoder"].values()
     assert torch.equal(change.delta(torch.zeros(3, 8)), torch.eye(3)[:, :1].expand(3, 8))
+
+
+TOKENS: dict[str, tuple[dict[str, torch.Tensor], list[str | None], str]] = {
+    "tokens": (
+        {f"bundle_emb.[{number}].clip_g": torch.ones(1, 1) for number in range(1001)},
+        [None] * 1001,
+        "it has 1,001 learned tokens",
+    ),
+    "rows of the released trainer": (
+        # Which took the square of their number, hours
+        {
+            "embeddings.embeddings": torch.ones(200_000, 1),
+            "embeddings.indices": torch.arange(49408, 249_408).flip(0),
+        },
+        [],
+        "it has 200,000 new tokens",
+    ),
+    "patterns": (
+        # Each of which is a search of the whole vocabulary
+        {f"bundle_emb.[{number}].clip_g": torch.ones(1, 1) for number in range(60)},
+        [f".+.+{number}</w>" for number in range(60)],
+        "60 different patterns",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_small_files_of_tokens_that_take_hours(case: str, tmp_path: Path) -> None:
+    tensors, initializers, problem = TOKENS[case]
+    names = [name.split(".")[1] for name in tensors]
+    tokens = [{"text": name, "initializer": start} for name, start in zip(names, initializers)]
+    path = tmp_path / "file.safetensors"
+    save_file(tensors, path, metadata={"cascade.lora": json.dumps({"tokens": tokens})})
+    with pytest.raises(CheckpointError, match=problem):
+        read_lora(path)

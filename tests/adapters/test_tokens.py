@@ -57,6 +57,26 @@ def test_tokens_are_found(prompt: str, expected: list[int]) -> None:
     assert learned.encode(prompt).ids == expected
 
 
+@pytest.mark.parametrize("word", ["[\u03c2]", "[\u03c3]", "[\u00b5]", "[\u017f]", "[\u0130]", "[\u1e9e]", "[K\u212a]"])
+def test_letters_of_more_than_two_cases(word: str) -> None:
+    """Greek has two small letters s; others have forms that are only compatible."""
+    learned = LearnedTokenizer(BASE, {word: [50000]})
+    assert learned.encode(f"{word}{word}").ids == [50000, 50000]
+    for near in (
+        "[\u03a3]",
+        "[\u03c2]",
+        "[\u03c3]",
+        "[\u03bc]",
+        "[s]",
+        "[i]",
+        "[\u00df]",
+        "[kk]",
+        word.upper(),
+        word.lower(),
+    ):
+        assert learned.encode(near).ids in ([50000], ids(near))
+
+
 @settings(max_examples=50)
 @given(st.text(max_size=40).filter(lambda text: "zork" not in text.lower()))
 def test_prompts_without_the_token_are_tokenized_as_before(prompt: str) -> None:

@@ -16,6 +16,7 @@ from cascade.adapters import (
     FORMATS,
     WRITABLE,
     Applied,
+    LearnedTokenizer,
     Lora,
     LowRank,
     Token,
@@ -30,7 +31,9 @@ from cascade.adapters import (
     to_tensors,
 )
 from cascade.adapters.reading import METADATA
+from cascade.adapters.tokens import token_table
 from cascade.checkpoints import load_model
+from cascade.conditioning import tokenizer
 from tests.checkpoints.files import CONFIGS, network, released_state
 from tests.fuzz.classes import Case, FuzzClass
 from tests.fuzz.tensors import damaged_json, damaged_state, safetensors_bytes, torch_file
@@ -74,8 +77,14 @@ def metadata() -> dict[str, Any]:
     return json.loads(metadata_of(replace(original(), training={"rank": 2, "task": "lora"}))[METADATA])
 
 
+@cache
+def vocabulary() -> tuple[Any, Tensor]:
+    """The tokenizer, and a table of its tokens."""
+    return tokenizer(), torch.zeros(49408, 64)
+
+
 def prepare() -> None:
-    files(), metadata()
+    files(), metadata(), vocabulary()
 
 
 def make(dice: random.Random, folder: Path) -> Case:
@@ -148,7 +157,39 @@ def use_embedding(case: Case) -> None:
     read_lora(case.path.parent / "out" / "file.safetensors")
 
 
+INITIALIZERS = ("cat", "^{}", ".+.+{}</w>", "{}|x", "a{}" * 30, "[\ud800-{}", "(a+)+{}$", "\ud800")
+
+
+def make_tokens(dice: random.Random, folder: Path) -> Case:
+    """Many tokens or few, relative to texts or patterns, in the two forms of files that hold several."""
+    count, width = dice.choice((1, 5, 40, 60, 1000, 1001, 20_000)), dice.choice((64, 64, 64, 1))
+    texts = [
+        dice.choice(("[{}]", "a{}", "[x{}]" * 15, "[A{}]", "[ſς{}]", "[İ{}]")).format(number) for number in range(count)
+    ]
+    tensors = {f"bundle_emb.{text}.clip_g": torch.ones(1, width) for text in texts}
+    if count == 20_000 or dice.random() < 0.3:
+        rows = dice.choice((count, 10 * count))
+        indices = torch.arange(49408, 49408 + rows)
+        tensors = {"embeddings.embeddings": torch.ones(rows, 1), "embeddings.indices": indices.flip(0)}
+    start = dice.choice((None, *INITIALIZERS))
+    tokens = [{"text": text, "initializer": start and start.format(number)} for number, text in enumerate(texts)]
+    path = folder / "file.safetensors"
+    described = json.dumps({"format": "cascade", "tokens": tokens})
+    path.write_bytes(safetensors_bytes(tensors, {"cascade.kind": "lora", METADATA: described}))
+    return Case(path, f"{count} tokens, {start!a}")
+
+
+def use_tokens(case: Case) -> None:
+    """Read them, and look for them in a prompt as a text encoder does."""
+    lora = read_lora(case.path)
+    base, table = vocabulary()
+    found = token_table([lora], table, base, len(table))
+    words = [word for text in list(found.ids)[:20] for word in (text, text.upper(), text.lower(), text.swapcase())]
+    LearnedTokenizer(base, found.ids).encode(" ".join(words))
+
+
 CLASSES = (
+    FuzzClass("lora tokens", make_tokens, use_tokens, prepare=prepare, seconds=12),
     FuzzClass("loras", make, use, prepare=prepare),
     FuzzClass("lora metadata", make_metadata, use, prepare=prepare),
     FuzzClass("embeddings", make_embedding, use_embedding, prepare=prepare),
