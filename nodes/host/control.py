@@ -181,7 +181,7 @@ def load_control(path: Path, blocks: tuple[int, ...] = ()) -> tuple[CascadeContr
 
 def _read(path: Path, blocks: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:
     try:
-        return read(path, "controlnet", **({"blocks": blocks} if blocks else {}))
+        return read(path, "controlnet", blocks=blocks) if blocks else read(path, "controlnet")
     except ValueError as error:
         raise IncompatibleCheckpoint(f"blocks {', '.join(map(str, blocks))}: {error}", path) from error
 
