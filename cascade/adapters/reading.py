@@ -317,11 +317,9 @@ def _check_tokens(lora: Lora) -> None:
     if len(lora.tokens) > MAX_TOKENS:
         text = f"it has {len(lora.tokens):,} learned tokens; more than {MAX_TOKENS:,} cannot be right"
         raise BrokenCheckpoint(text, lora.path)
-    patterns = {token.initializer for token in lora.tokens if token.initializer and is_pattern(token.initializer)}
-    if len(patterns) > MAX_PATTERNS:
-        text = (
-            f"its tokens begin as {len(patterns):,} different patterns; more than {MAX_PATTERNS} are not searched for"
-        )
+    patterns = sum(token.initializer is not None and is_pattern(token.initializer) for token in lora.tokens)
+    if patterns > MAX_PATTERNS:
+        text = f"{patterns:,} of its tokens begin as patterns; more than {MAX_PATTERNS} are not searched for"
         raise IncompatibleCheckpoint(text, lora.path)
     texts = [token.text.lower() for token in lora.tokens if token.text]
     if twice := [text for text, count in Counter(texts).items() if count > 1]:

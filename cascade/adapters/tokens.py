@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import IncompatibleCheckpoint
+from ..errors import IncompatibleCheckpoint, printable, shown
 from .lora import Lora, Token
 
 MAX_TEXT = 100
 MAX_PATTERN = 100
 """Characters. Patterns come from files: those that could make a search of the vocabulary endless are refused."""
 MAX_PATTERNS = 50
-"""Different patterns in a file. For each the whole vocabulary is searched, which takes up to a tenth of a second."""
+"""Tokens of a file that begin as a pattern. For each the whole vocabulary is searched, in up to a tenth of a second."""
+MAX_INITIALIZER = 1000
+"""Characters. The vectors of all tokens of the text are taken, 5 kB for each."""
 NAMELESS = "it has a learned token without a name: say how prompts are to write it"
 _LETTERS = re.compile(r"[^\W\d_]+")
 
@@ -151,6 +153,10 @@ def initializer_ids(initializer: str, tokenizer: Any) -> list[int]:
     Raises:
         IncompatibleCheckpoint: not a valid pattern, or one that is too long or too complex.
     """
+    if printable(initializer) != initializer:
+        raise IncompatibleCheckpoint(f"the initializer {shown(initializer)} has half a character")
+    if len(initializer) > MAX_INITIALIZER:
+        raise IncompatibleCheckpoint(f"the initializer {shown(initializer)} has more than {MAX_INITIALIZER} characters")
     if not is_pattern(initializer):
         return list(tokenizer.encode(initializer).ids)
     complex_ = len(re.findall(r"[*+?]", initializer)) > 2 or re.search(r"[(){}\\]", initializer)

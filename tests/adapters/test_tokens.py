@@ -169,3 +169,16 @@ def test_a_token_without_a_name_or_of_another_width_is_refused(text: TextEncoder
         attached(text, Lora({}, (Token("[thing]", torch.zeros(1, 1280)),)))
     with pytest.raises(ValueError, match="tokenizer"):
         attach([Applied(with_token("[thing]"))], text_encoder=text.model)
+
+
+def test_an_initializer_of_megabytes_is_refused() -> None:
+    """The vectors of all its tokens would take gigabytes."""
+    for initializer in ("a b " * 250_000, "^a|" * 250_000):
+        with pytest.raises(IncompatibleCheckpoint, match="more than 1000 characters"):
+            initializer_ids(initializer, BASE)
+
+
+@pytest.mark.parametrize("initializer", ["\ud800", "[\ud800-a]|x"])
+def test_an_initializer_with_half_a_character_is_refused(initializer: str) -> None:
+    with pytest.raises(IncompatibleCheckpoint, match="has half a character"):
+        initializer_ids(initializer, BASE)

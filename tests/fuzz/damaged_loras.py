@@ -157,14 +157,15 @@ def use_embedding(case: Case) -> None:
     read_lora(case.path.parent / "out" / "file.safetensors")
 
 
-INITIALIZERS = ("cat", "^{}", ".+.+{}</w>", "{}|x", "a{}" * 30, "[\ud800-{}", "(a+)+{}$", "\ud800")
+INITIALIZERS = ("cat", "^{}", ".+.+{}</w>", "{}|x", "a{}" * 30, "[\ud800-{}", "(a+)+{}$", "\ud800", "{} " * 600)
 
 
 def make_tokens(dice: random.Random, folder: Path) -> Case:
     """Many tokens or few, relative to texts or patterns, in the two forms of files that hold several."""
     count, width = dice.choice((1, 5, 40, 60, 1000, 1001, 20_000)), dice.choice((64, 64, 64, 1))
     texts = [
-        dice.choice(("[{}]", "a{}", "[x{}]" * 15, "[A{}]", "[ſς{}]", "[İ{}]")).format(number) for number in range(count)
+        dice.choice(("[{}]", "a{}", "[x{}]" * 15, "[A{}]", "[ſς{}]", "[İ{}]")).replace("{}", str(number))
+        for number in range(count)
     ]
     tensors = {f"bundle_emb.{text}.clip_g": torch.ones(1, width) for text in texts}
     if count == 20_000 or dice.random() < 0.3:
@@ -172,7 +173,9 @@ def make_tokens(dice: random.Random, folder: Path) -> Case:
         indices = torch.arange(49408, 49408 + rows)
         tensors = {"embeddings.embeddings": torch.ones(rows, 1), "embeddings.indices": indices.flip(0)}
     start = dice.choice((None, *INITIALIZERS))
-    tokens = [{"text": text, "initializer": start and start.format(number)} for number, text in enumerate(texts)]
+    tokens = [
+        {"text": text, "initializer": start and start.replace("{}", str(number))} for number, text in enumerate(texts)
+    ]
     path = folder / "file.safetensors"
     described = json.dumps({"format": "cascade", "tokens": tokens})
     path.write_bytes(safetensors_bytes(tensors, {"cascade.kind": "lora", METADATA: described}))
