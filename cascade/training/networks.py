@@ -139,6 +139,11 @@ def recalibrate_batch_norm(net: nn.Module, runs: Sequence[Any]) -> None:
         norm.eval()
 
 
+LABEL = 500
+"""Characters of a label, about as many as a text encoder reads of a prompt; one of a megabyte would be an image of
+gigabytes."""
+
+
 def sheet(rows: Sequence[Tensor], size: int = 128, labels: Sequence[str] = ()) -> Image.Image:
     """Rows of images [B, 3, h, w] in [0, 1] as one image, each `size` pixels wide; a label below each column."""
     lines = []
@@ -152,7 +157,7 @@ def sheet(rows: Sequence[Tensor], size: int = 128, labels: Sequence[str] = ()) -
 
 def _labels(texts: Sequence[str], size: int) -> np.ndarray:
     """Texts on white side by side, each wrapped to `size` pixels."""
-    wrapped = ["\n".join(textwrap.wrap(text, size // 6)) for text in texts]
+    wrapped = ["\n".join(textwrap.wrap(text[:LABEL], size // 6)) for text in texts]
     image = Image.new("RGB", (size * len(texts), 8 + 14 * max(text.count("\n") + 1 for text in wrapped)), "white")
     pen = ImageDraw.Draw(image)
     for column, text in enumerate(wrapped):

@@ -163,7 +163,7 @@ def inside(folder: Path, name: str) -> Path:
     """A path under a folder. Raises CascadeError for a name that leads elsewhere, or that not every system can have."""
     root = folder.resolve()
     check_name(Path(name.strip()), windows=True)
-    path = (root / name.strip()).resolve()
+    path = Path(os.path.realpath(root / name.strip()))  # `resolve` has an error of its own for a link to itself
     if not path.is_relative_to(root) or path == root:
         raise CascadeError(f"{name!r} is no name for a file here: use letters, digits, - and _, and / for a subfolder.")
     check_name(path)
@@ -179,7 +179,8 @@ def images(name: str) -> Path:
     roots = image_folders()
     # Without a look at the disk: links below these folders are the owner's.
     path = Path(os.path.normpath(roots[0] / name.strip()))
-    if name.strip() and any(path.is_relative_to(root) for root in roots) and path.exists():
+    # Path.exists() raises for names that are too long, and for folders that may not be looked into.
+    if name.strip() and any(path.is_relative_to(root) for root in roots) and os.path.exists(path):  # noqa: PTH110
         return path
     raise MissingPart(
         f"There are no images at {shown(name)}. Give a folder or a tar in ComfyUI's input folder, or a whole path in "

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...cascade.adapters import Lora, read_lora
 from ...cascade.errors import CascadeError, RunConflict, printable
 from ...cascade.files import write_atomically
-from ...cascade.images import from_pillow, to_pillow
+from ...cascade.images import from_pillow, open_image, read_file, to_pillow
 from ...cascade.training import SETTINGS, TASKS, fit, parse_config
 from ...cascade.training.lock import exclusive, writing
 from ...cascade.training.metrics import plot_loss
@@ -93,13 +93,16 @@ def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
     # Loaded networks may have the old file mapped: it is replaced, never changed in place.
     with writing(target.parent):
         write_atomically(target, lambda path: shutil.copyfile(output / "lora.safetensors", path))
-    samples = sorted((output / "samples").glob("*.png"))
-    return Trained(
-        read_lora(target),
-        _image(plot_loss(output)),
-        _image(Image.open(samples[-1]) if samples else None),
-        f"{target}\n{report}",
-    )
+    return Trained(read_lora(target), _image(plot_loss(output)), _last_samples(output), f"{target}\n{report}")
+
+
+def _last_samples(output: Path) -> Tensor:
+    """Read as any image is: ComfyUI's page may upload files into the output folder."""
+    samples = sorted((output / "samples").glob("step_*.png"))
+    if not samples:
+        return _image(None)
+    with open_image(read_file(samples[-1])) as image:
+        return _image(image)
 
 
 def _run(whole: Mapping[str, Any]) -> str:
@@ -152,7 +155,7 @@ def store_images(name: str, images: Tensor, captions: list[str]) -> Path:
     place = folders.run_folder(name) / "images"
     with writing(place):
         if place.exists():
-            for path in place.glob("[0-9][0-9][0-9][0-9].*"):
+            for path in place.glob("[0-9][0-9][0-9][0-9]*.*"):
                 path.unlink()
         place.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):

@@ -92,6 +92,15 @@ def test_a_folder_becomes_a_lora(host: Any, folder: str) -> None:
     assert "owls.safetensors" in host.classes["CascadeLoadLora"].INPUT_TYPES()["required"]["lora_name"][1]["options"]
 
 
+def test_samples_in_the_folder_of_a_run_are_read_as_any_image(host: Any, folder: str) -> None:
+    train(host, "sampled", folder)
+    samples = Path(host.base) / "output" / "stable_cascade" / "training" / "sampled" / "samples"
+    # ComfyUI's page may upload files into the output folder. Pillow would start Ghostscript for this one.
+    (samples / "step_99999999.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n")
+    with pytest.raises(errors(host).InvalidImage):
+        train(host, "sampled", folder)
+
+
 def test_rates_and_resolution_by_the_size_of_the_model(host: Any, folder: str) -> None:
     by_size = {"learning_rate": 0.0, "token_learning_rate": 0.0, "resolution": 0}
     report = train(host, "by_size", folder, steps=1, **by_size)[3]
@@ -200,6 +209,8 @@ def test_the_hosts_models_work_on_as_before(host: Any, folder: str) -> None:
     [
         ({"folder": "nowhere"}, "There are no images at"),
         ({"folder": "\ud800"}, "There are no images at"),
+        ({"folder": "n" * 300}, "There are no images at"),
+        ({"folder": "d/" * 3000}, "There are no images at"),
         ({"name": "../outside"}, "no name for a file"),
         ({"name": "\ud800"}, "a name is Unicode text"),
         ({"name": "a\0b"}, "no control characters"),

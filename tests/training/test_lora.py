@@ -24,6 +24,7 @@ from cascade.training import SETTINGS, TASKS, fit, parse_config
 from cascade.training.folders import FolderImages
 from cascade.training.lora import LoraTask
 from cascade.training.lora_layers import Change
+from cascade.training.networks import sheet
 from tests import small
 from tests.support import relative_error
 
@@ -449,3 +450,9 @@ def test_the_name_of_a_folder_follows_its_content(tmp_path: Path) -> None:
     assert FolderImages(tmp_path / "b", 64).name != first
     (tmp_path / "b" / "x.txt").write_text("another caption", encoding="utf-8")
     assert FolderImages(tmp_path / "b", 32).name != first
+
+
+def test_a_label_of_megabytes_is_cut() -> None:
+    image = sheet([torch.zeros(1, 3, 8, 8)], labels=["owl " * 1_000_000])
+    assert image.width == 128
+    assert image.height < 1000
