@@ -85,6 +85,8 @@ def _initialize_guide(guide: HighResGuide) -> None:
         nn.init.zeros_(base[-1])
     for modulation in (guide.mapp_t, guide.hr_norm.mapping):
         _zero(modulation.mapper)
+    # y + (y (1 + a) + b): zero at a = -2, b = 0.
+    nn.init.constant_(guide.hr_norm.mapping.mapper.bias[: guide.config.stage_c_width], -2.0)
 
 
 def _zero(layer: Any) -> None:

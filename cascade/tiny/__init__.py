@@ -12,6 +12,8 @@ _ADAPTERS = {"lora": "lora_heart", "embedding": "lora_heart"}
 """What is not a network: a LoRA with the learned token `[heart]`."""
 _PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stage_a", "previewer")
 
+GUIDES = "high_res_guides"
+"""For 512 x 512 and 768 x 768 pixels, after a first pass of 256."""
 CONTROLNETS = ("canny", "inpainting", "super_resolution")
 """The kinds of hints that the shipped ControlNets read."""
 
@@ -22,11 +24,11 @@ def parts() -> dict[str, Path]:
 
 
 def path(kind: str) -> Path:
-    """Where the shipped file of a part, a ControlNet ("controlnet_canny") or the LoRA lies.
+    """Where the shipped file of a part, a ControlNet ("controlnet_canny"), the high-res guides or the LoRA lies.
 
     ValueError for what there is not.
     """
-    known = (*_PARTS, *(f"controlnet_{name}" for name in CONTROLNETS), *_ADAPTERS)
+    known = (*_PARTS, GUIDES, *(f"controlnet_{name}" for name in CONTROLNETS), *_ADAPTERS)
     if kind not in known:
         raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(known)}")
     return Path(__file__).parent / f"{_ADAPTERS.get(kind, kind)}.safetensors"

@@ -36,6 +36,7 @@ PARTS = (
     "controlnet_canny",
     "controlnet_inpainting",
     "controlnet_super_resolution",
+    "high_res_guides",
     "lora_heart",
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""

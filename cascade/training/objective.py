@@ -97,12 +97,18 @@ class DiffusionTask(BaseTask):
         return (errors * weight).mean(), {"mse": errors.mean()}
 
     def sample_stage_c(
-        self, predict: Callable[..., Tensor], count: int, *, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+        self,
+        predict: Callable[..., Tensor],
+        count: int,
+        *,
+        cond: Mapping[str, Any],
+        uncond: Mapping[str, Any],
+        cached: str = "latents",
     ) -> Tensor:
         """Latents [count, 16, h, w] of the cached ones' size at the released settings, from noise 0 to count - 1."""
         return sample(
             predict,
-            SeededNoise(range(count)).start(*self.data.arrays["latents"].shape[1:]).to(self.device),
+            SeededNoise(range(count)).start(*self.data.arrays[cached].shape[1:]).to(self.device),
             replace(STAGE_C_SETTINGS, steps=self.settings.sample_steps),
             cond=cond,
             uncond=uncond,

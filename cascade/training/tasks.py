@@ -9,6 +9,7 @@ from .captions import CaptionsSettings, CaptionsTask
 from .config import Settings, TrainingConfig
 from .controlnet import ControlNetSettings, ControlNetTask
 from .encoder import EncoderSettings, EncoderTask
+from .high_res import HighResSettings, HighResTask
 from .lock import exclusive
 from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
@@ -31,6 +32,7 @@ TASKS: dict[str, Training] = {
     "stage_b": Training(StageBSettings, StageBTask),
     "stage_c": Training(StageCSettings, StageCTask),
     "controlnet": Training(ControlNetSettings, ControlNetTask),
+    "high_res_guides": Training(HighResSettings, HighResTask),
     "lora": Training(LoraSettings, LoraTask),
 }
 SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}

@@ -72,6 +72,18 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "repeats": 2,
         "sample_steps": 2,
     },
+    "high_res_guides": {
+        "model": {"width": 8, "heads": 2, "groups": 4, "timestep_channels": 8},
+        "stage_c": "parts/stage_c.safetensors",
+        "text_encoder": "parts/text_encoder.safetensors",
+        "effnet": "parts/effnet.safetensors",
+        "effnet_size": 32,
+        "high_sizes": [64, 96],
+        "previewer": "parts/previewer.safetensors",
+        "repeats": 2,
+        "drop_caption": 0.5,
+        "sample_steps": 2,
+    },
 }
 PLAIN = {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 4, "device": "cpu"}
 
