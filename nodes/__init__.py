@@ -9,6 +9,7 @@ from . import (
     controlnet,
     crop,
     decoding,
+    high_res,
     hints,
     images,
     latents,
@@ -30,6 +31,7 @@ NODES = short_names(
         *adapters.NODES,
         *training.NODES,
         *controlnet.NODES,
+        *high_res.NODES,
         *hints.NODES,
         *crop.NODES,
     ]

@@ -11,6 +11,7 @@ CATEGORY = "Stable Cascade"
 LOADERS = f"{CATEGORY}/loaders"
 CONDITIONING = f"{CATEGORY}/conditioning"
 LATENT = f"{CATEGORY}/latent"
+HIGH_RES = f"{CATEGORY}/high resolution"
 CONTROL = f"{CATEGORY}/controlnet"
 SAMPLING = f"{CATEGORY}/sampling"
 LORA = f"{CATEGORY}/lora"
@@ -20,6 +21,9 @@ CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
 
 LoraType = io.Custom("CASCADE_LORA")
 """A LoRA in the library's form, whatever file or training it came from."""
+
+HighResGuideType = io.Custom("CASCADE_HIGH_RES_GUIDE")
+"""High-res guides, loaded."""
 
 SamplingOptionsType = io.Custom("CASCADE_SAMPLING_OPTIONS")
 """What the node Sampling Options sets."""

@@ -35,6 +35,11 @@ def add_parser(subparsers: Any) -> None:
         "--control", action="store_true", help="measure what the included ControlNets do, --prompts cases of each kind"
     )
     parser.add_argument(
+        "--high-res",
+        action="store_true",
+        help="measure the included high-res guides at 512 and 768 pixels, beside the plain run and a second pass",
+    )
+    parser.add_argument(
         "--new-shapes",
         type=Path,
         metavar="DIR",
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_lora
     from ..pipelines import Parts
-    from ..tiny import control, evaluation, new_shapes
+    from ..tiny import control, evaluation, high_res, new_shapes
 
     sources = tiny.parts()
     if args.model != "tiny":
@@ -71,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         result = new_shapes.evaluate_new_shapes(parts, args.new_shapes, prompts=args.prompts, on_progress=_report)
     elif args.control:
         result = control.evaluate_control(parts, _controlnets(args), cases=args.prompts, on_progress=_report)
+    elif args.high_res:
+        result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
     else:
         result = evaluation.evaluate(parts, prompts=args.prompts, seed=args.seed, on_progress=_report)
     table = result.markdown()
@@ -95,6 +102,18 @@ def _controlnets(args: argparse.Namespace) -> dict[str, Any]:
         path = path if args.model == "tiny" else Path(args.model) / path.name
         found[name] = load_model(path, part="controlnet", dtype=torch.float32, device=args.device)
     return found
+
+
+def _guides(args: argparse.Namespace) -> Any:
+    """The shipped high-res guides, or those of the folder."""
+    import torch
+
+    from .. import tiny
+    from ..checkpoints import load_model
+
+    path = tiny.path(tiny.GUIDES)
+    path = path if args.model == "tiny" else Path(args.model) / path.name
+    return load_model(path, part="high_res_guides", dtype=torch.float32, device=args.device)
 
 
 def _positive(text: str) -> int:

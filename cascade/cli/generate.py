@@ -124,8 +124,8 @@ def add_parser(subparsers: Any) -> None:
         "--high-res",
         type=Path,
         metavar="FILE",
-        help="high-res guides (ultrapixel_t2i.safetensors) for --width and --height of more than about 1.5 megapixels: "
-        "Stage C first makes the image at the usual size, then follows it at the large one",
+        help="high-res guides (ultrapixel_t2i.safetensors; tiny: those of the tiny cascade) for images of more than "
+        "about 1.5 megapixels: Stage C first makes the image at the usual size, then follows it at the large one",
     )
     group.add_argument(
         "--high-res-weight",
@@ -232,10 +232,12 @@ def _high_res(args: argparse.Namespace, parts: Parts) -> HighRes | None:
     """The high-res guides that were asked for, where `parts` are."""
     if args.high_res is None:
         return None
+    from .. import tiny
     from ..checkpoints import load_model
     from ..pipelines import HighRes
 
-    guides = load_model(args.high_res, part="high_res_guides", dtype=parts.dtype, device=parts.device)
+    path = tiny.path(tiny.GUIDES) if str(args.high_res) == "tiny" else args.high_res
+    guides = load_model(path, part="high_res_guides", dtype=parts.dtype, device=parts.device)
     size = {} if args.models else {"resolution": TINY_SIDE}
     return HighRes(guides=guides, weight=args.high_res_weight, **size)
 

@@ -279,9 +279,9 @@ class FeatureRecorder:
         self._kept[number] = x
         return x
 
-    def features(self, rows: int | None = None) -> Features:
-        """Of all rows of the pass's batch, or of the first."""
-        return Features(*(tuple(self._kept[number][:rows] for number in numbers) for numbers in self._places))
+    def features(self, rows: slice = slice(None)) -> Features:
+        """Of all rows of the pass's batch, or of some."""
+        return Features(*(tuple(self._kept[number][rows] for number in numbers) for numbers in self._places))
 
 
 class _Place(NamedTuple):

@@ -32,6 +32,11 @@ class HighRes(InInterval):
         return self.weight if percent in self.interval else 0.0
 
     def first_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels of the first pass of an image: about `resolution` squared, of the same shape."""
-        units, ratio = self.resolution / UNIT, height / width
-        return max(1, int(units * sqrt(ratio))) * UNIT, max(1, int(units / sqrt(ratio))) * UNIT
+        """Height and width in pixels of the first pass of an image."""
+        return first_size(height, width, self.resolution)
+
+
+def first_size(height: float, width: float, resolution: int) -> tuple[int, int]:
+    """Height and width in pixels of an image of the same shape with about `resolution` squared pixels."""
+    units, ratio = resolution / UNIT, height / width
+    return max(1, int(units * sqrt(ratio))) * UNIT, max(1, int(units / sqrt(ratio))) * UNIT

@@ -50,7 +50,7 @@ def sample_features(
     """
     recorder = FeatureRecorder(net.places())
     latents = _sample_stage_c(net, plan, on_step, recorder)
-    return latents, recorder.features(len(latents))
+    return latents, recorder.features(slice(len(latents)))
 
 
 def features_of(net: StageC, plan: StagePlan[StageCInputs], latents: Tensor) -> Features:

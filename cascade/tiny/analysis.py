@@ -20,6 +20,7 @@ from .drawing import DISTANCES, OUTLINES, PALETTE, SIDE
 # Lengths are parts of the image's side, as in drawing.
 SMOOTH = 1 / 128  # Against noise, before looking for pieces.
 DIFFERENT = 22.0  # CIELAB distance from the background; the nearest two colors of the palette are about 40 apart.
+EDGE = 1 / 32  # From a piece's outline as far as its edge is looked for.
 SMALLEST = 0.005  # Area of a piece that counts, a quarter of the smallest star.
 LARGE = 0.172  # Half the longer side of the box: small ones end at 0.161, large ones start at 0.182.
 OFF_CENTER = (0.5 - SIDE) / 2
@@ -72,6 +73,24 @@ def outline_overlap(image: Any, other: Any) -> float:
     """Intersection over union of the foregrounds of two images of one size; 0 where neither has one."""
     one, two = foreground(image), foreground(other)
     return float((one & two).sum() / max(1, (one | two).sum()))
+
+
+def edge_width(image: Any) -> float | None:
+    """Pixels from a tenth to nine tenths of the largest item's color, across its outline; None without an item.
+
+    The area in between, over the outline's length, which is the sum of the gradients of how much is item.
+    """
+    seen = _see(image)
+    if not seen.pieces:
+        return None
+    piece = max(seen.pieces, key=lambda piece: piece.sum())
+    color, _ = _cover(seen, piece)
+    axis = (color - seen.background) / np.sum((color - seen.background) ** 2)
+    cover = np.clip((_pixels(image) - seen.background) @ axis, 0, 1)
+    reach = round(EDGE * len(piece))
+    near = ndimage.binary_dilation(piece, iterations=reach) != ndimage.binary_erosion(piece, iterations=reach)
+    length = np.hypot(*np.gradient(cover))[near].sum()
+    return float(((cover > 0.1) & (cover < 0.9) & near).sum() / length)
 
 
 def resemblance(image: Any, drawn: np.ndarray) -> float:

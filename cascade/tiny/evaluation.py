@@ -40,12 +40,15 @@ class Judged:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `answers` of its question; `aim` None where none was set. Shares are in [0, 1]."""
+    """A line of the table. `answers` of its question; `aim` None where none was set.
+
+    `unit`: "%" for shares in [0, 1], else dB or px.
+    """
 
     question: str
     answers: tuple[Judged, ...]
     aim: float | None = None
-    decibels: bool = False
+    unit: str = "%"
 
     @property
     def reached(self) -> float:
@@ -342,7 +345,7 @@ def _seeds(seed: int, first: int, count: int) -> list[int]:
 def to_rows(judged: Sequence[Judged], aims: Mapping[str, float | None]) -> tuple[Row, ...]:
     """A row for each question of `aims`, in their order."""
     return tuple(
-        Row(question, tuple(j for j in judged if j.question == question), aim, decibels="PSNR" in question)
+        Row(question, tuple(j for j in judged if j.question == question), aim, unit=_unit(question))
         for question, aim in aims.items()
     )
 
@@ -350,7 +353,7 @@ def to_rows(judged: Sequence[Judged], aims: Mapping[str, float | None]) -> tuple
 def _line(row: Row) -> str:
     aim = "" if row.aim is None else f">= {_number(row, row.aim)}"
     interval = ""
-    if not row.decibels and row.answers:
+    if row.unit == "%" and row.answers:
         low, high = wilson(row.reached, len(row.answers))
         interval = f"{100 * low:.1f} to {100 * high:.1f} %"
     split = [_number(row, row.among(unseen=unseen)) for unseen in (False, True)]
@@ -362,7 +365,11 @@ def _line(row: Row) -> str:
 def _number(row: Row, value: float) -> str:
     if math.isnan(value):
         return ""
-    return f"{value:.1f} dB" if row.decibels else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if row.unit == "%" else f"{value:.1f} {row.unit}"
+
+
+def _unit(question: str) -> str:
+    return "dB" if "PSNR" in question else "px" if "(pixels)" in question else "%"
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

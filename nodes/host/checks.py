@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import comfy.model_base
@@ -16,6 +16,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
+from ...cascade.images.resize import COMPRESSION
 
 logger = logging.getLogger("cascade")
 
@@ -31,6 +32,8 @@ NO_STAGE_C = (
     "StableCascade_StageB_Conditioning, or use Sample Stage B (Stable Cascade)."
 )
 
+USABLE = 0.7
+"""The part of a device's memory that a step may take."""
 CHANNELS = {"Stage C": 16, "Stage B": 4}
 MODELS = {"Stage C": "StableCascade_C", "Stage B": "StableCascade_B"}
 VAES = {"Stage C": "Load Encoder and Previewer (Stable Cascade)", "Stage B": "Load Stage A (Stable Cascade)"}
@@ -93,10 +96,26 @@ def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
         )
 
 
+def step_fits(patcher: Any, shape: Sequence[int]) -> None:
+    """Raises CascadeError if a step of Stage C on latents [B, 16, h, w] of this shape would not fit into memory."""
+    device = patcher.load_device
+    needed = patcher.memory_required([shape[0], *shape[1:]])
+    if not too_large(needed, device):
+        return
+    height, width = (round(side * COMPRESSION) for side in shape[-2:])
+    there = comfy.model_management.get_total_memory(device) * USABLE
+    scale = math.sqrt(there / needed)
+    fits = " x ".join(str(int(side * scale) // 64 * 64) for side in (width, height))
+    raise CascadeError(
+        f"A step of Stage C at {width} x {height} pixels and batch_size {shape[0]} would take about "
+        f"{needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB can be used. About {fits} would fit, or a smaller batch."
+    )
+
+
 def too_large(needed: float, device: torch.device) -> bool:
     """Whether so many bytes would not fit into a device's memory."""
     # Of all memory, not of the free part: the host unloads other models to make room.
-    return needed > comfy.model_management.get_total_memory(device) * 0.7
+    return needed > comfy.model_management.get_total_memory(device) * USABLE
 
 
 def stage_of(latent: dict[str, Any]) -> str:

@@ -36,6 +36,9 @@ CONTROLNETS = ("controlnet",)
 TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{name}" for name in tiny.CONTROLNETS}
 """Choice -> part of the tiny cascade."""
 
+HIGH_RES = ("model_patches", "controlnet")
+"""Folders of high-res guides."""
+
 ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras")}
 """What is added to networks: LoRAs, and learned tokens, which may be in LoRAs too."""
 
@@ -106,6 +109,16 @@ def find_controlnet(choice: str) -> Path:
     if choice in TINY_CONTROLNETS:
         return _existing(tiny.path(TINY_CONTROLNETS[choice]))
     return _full_path(CONTROLNETS, choice)
+
+
+def high_res_choices() -> list[str]:
+    """The tiny cascade's high-res guides, then the user's files."""
+    return [TINY, *_names(HIGH_RES)]
+
+
+def find_high_res(choice: str) -> Path:
+    """The file of one of `high_res_choices`. Raises MissingPart."""
+    return _existing(tiny.path(tiny.GUIDES)) if choice == TINY else _full_path(HIGH_RES, choice)
 
 
 def model_folders() -> list[Path]:

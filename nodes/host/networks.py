@@ -96,6 +96,10 @@ def _replacements(options: Mapping[str, Any], kind: str) -> Mapping[Any, Any]:
     return options.get("patches_replace", {}).get(kind, {})
 
 
+AFTER_ATTENTION = "cascade_after_attention"
+"""In a MODEL's transformer_options: (network, x, r, options) -> what acts after attention blocks in this call."""
+
+
 class ConditionCache:
     """What depends on the conditions alone, kept from step to step of a run.
 
@@ -218,9 +222,14 @@ class Hosted:
         around_inner: AroundInner | None = None,
     ) -> Tensor:
         self.attend.options = transformer_options
-        residuals = self._residuals(control, x)
+        acting = transformer_options.get(AFTER_ATTENTION)
         return self.denoise(  # type: ignore[attr-defined]
-            x, timestep, conditions, control=residuals, around_inner=around_inner
+            x,
+            timestep,
+            conditions,
+            control=self._residuals(control, x),
+            after_attention=None if acting is None else acting(self, x, timestep, transformer_options),
+            around_inner=around_inner,
         )
 
     def _residuals(self, control: HostControl | None, x: Tensor) -> list[Tensor | None] | None:

@@ -97,7 +97,7 @@ def sample_stage_c(
     plan = StagePlan(
         stage="stage_c",
         size=samples.shape[1:],
-        seeds=_seeds(latent, len(samples), seed),
+        seeds=seeds_of(latent, len(samples), seed),
         settings=settings,
         cond=positive,
         uncond=negative,
@@ -132,7 +132,7 @@ def sample_stage_b(
     plan = StagePlan(
         stage="stage_b",
         size=samples.shape[1:],
-        seeds=_seeds(latent, len(samples), seed),
+        seeds=seeds_of(latent, len(samples), seed),
         settings=settings,
         cond=with_stage_c(positive, small),
         uncond=with_stage_c(negative, None),
@@ -173,7 +173,7 @@ def _with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
     return {**kept, "samples": samples}
 
 
-def _seeds(latent: dict[str, Any], images: int, seed: int) -> Sequence[int]:
+def seeds_of(latent: dict[str, Any], images: int, seed: int) -> Sequence[int]:
     """Image i has seed + i, or seed + the index that the host stored for it."""
     places = latent.get("batch_index") or range(images)
     return [seed + place for place in places]

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
-FILES = re.compile(r"(unet|vae|clip|ckpt|second_ckpt|encoder|control_net|lora|embedding|sampler)_name\d?|previewer")
+FILES = re.compile(
+    r"(unet|vae|clip|ckpt|second_ckpt|encoder|control_net|guide|lora|embedding|sampler)_name\d?|previewer"
+)
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
 
@@ -50,7 +52,7 @@ def test_schemas_are_as_they_were(host: Any, request: pytest.FixtureRequest) -> 
 
 
 def test_ids_and_categories(host: Any) -> None:
-    assert len(ours(host)) == 38
+    assert len(ours(host)) == 41
     for kind in ours(host).values():
         assert kind.CATEGORY.startswith("Stable Cascade/")
         assert kind.GET_SCHEMA().display_name.endswith("(Stable Cascade)")

@@ -64,7 +64,7 @@ def reached(result: Evaluation) -> dict[str, float]:
 
 def test_a_perfect_model_reaches_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     result = evaluate(draw_with(monkeypatch), prompts=45)
-    shares = {row.question: row.reached for row in result.rows if not row.decibels}
+    shares = {row.question: row.reached for row in result.rows if row.unit == "%"}
     assert shares.pop("that color does not appear without a negative prompt") < 1
     assert {question: share for question, share in shares.items() if share < 1} == {}
     assert reached(result)["Stage A alone, PSNR"] == pytest.approx(100, abs=0.01)
@@ -113,7 +113,7 @@ def test_a_run_of_networks_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_table() -> None:
     answers = tuple(Judged("shape", float(i < 9), unseen=i < 3) for i in range(10))
-    rows = (Row("shape", answers, 0.9), Row("PSNR", (Judged("PSNR", 24.56),), 24.0, decibels=True), Row("empty", ()))
+    rows = (Row("shape", answers, 0.9), Row("PSNR", (Judged("PSNR", 24.56),), 24.0, unit="dB"), Row("empty", ()))
     table = Evaluation(rows, ()).markdown().splitlines()
     assert table[2] == "| shape | >= 90.0 % | 90.0 % | 59.6 to 98.2 % | 10 | 85.7 % | 100.0 % |"
     assert table[3] == "| PSNR | >= 24.0 dB | 24.6 dB |  | 1 |  |  |"
