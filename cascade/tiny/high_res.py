@@ -66,14 +66,7 @@ def evaluate_high_res(
     judged: list[Judged] = []
     samples: list[Sample] = []
     scenes = held_out_scenes(prompts, SEED)
-    high_res = HighRes(guides=guides, resolution=SIDE)
-    runs: list[tuple[str, dict[str, Any]]] = [(f"{SIDE}", {"settings": SETTINGS})]
-    for size in SIZES:
-        large = replace(SETTINGS, width=size, height=size)
-        runs.append((f"{size}, plain", {"settings": large}))
-        runs.append((f"{size}, second pass", {"settings": replace(SETTINGS, enlarge=size / SIDE)}))
-        runs.append((f"{size}, guides", {"settings": large, "high_res": high_res}))
-    for name, options in runs:
+    for name, options in _runs(HighRes(guides=guides, resolution=SIDE)):
         for first in range(0, prompts, BATCH):
             some = scenes[first : first + BATCH]
             made = _made(parts, some, [1000 * SEED + first + i for i in range(len(some))], options)
@@ -83,6 +76,16 @@ def evaluate_high_res(
                     samples.append(Sample(f"{name}: {grammar.write(scene)}", whole))
             report(name, first + len(some), prompts)
     return Evaluation(to_rows(judged, AIMS), tuple(samples))
+
+
+def _runs(high_res: HighRes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The options of every size and way."""
+    yield f"{SIDE}", {"settings": SETTINGS}
+    for size in SIZES:
+        large = replace(SETTINGS, width=size, height=size)
+        yield f"{size}, plain", {"settings": large}
+        yield f"{size}, second pass", {"settings": replace(SETTINGS, enlarge=size / SIDE)}
+        yield f"{size}, guides", {"settings": large, "high_res": high_res}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from cascade.pipelines import HighRes, StagePlan
 from cascade.pipelines.sizes import latent_sizes
 from cascade.pipelines.stages import features_of, sample_features, sample_stage_c
 from tests.nodes import model_pairs, networks, test_controlnet
-from tests.nodes.networks import random
+from tests.nodes.hosting import Graph
+from tests.nodes.networks import file_name, random
 from tests.nodes.node_calls import NEGATIVE, POSITIVE, conditioning, model
 from tests.support import relative_error
 
@@ -156,6 +158,34 @@ def test_guides_load_with_the_model_and_leave_no_trace(host: Any) -> None:
     changed = applied(host, random(1, 16, 3, 4))
     assert guide(host).patcher in changed.get_nested_additional_models()
     assert torch.equal(sampled(host), before)
+
+
+def test_both_passes_have_live_previews(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: seen.append((value, total, preview))
+    )
+    guide(host)
+    graph = Graph()
+    clip = graph("CascadeLoadTextEncoder", clip_name=file_name("text_encoder"), weight_dtype="fp32")
+    text = graph("CascadeTextEncode", clip=clip, positive="a circle", negative="")
+    stage_c = graph("CascadeLoadStageC", unet_name=file_name("stage_c"), weight_dtype="default", previewer="auto")
+    made = graph(
+        "CascadeSampleHighRes",
+        model=stage_c,
+        guide=graph("CascadeLoadHighResGuide", guide_name=f"guides_{WIDTH}.safetensors"),
+        positive=text[0],
+        negative=text[1],
+        latent_image=graph("CascadeEmptyLatent", preset="custom", width=256, height=192, batch_size=1),
+        first_size=FIRST,
+        **SETTINGS,
+        **ACTING,
+    )
+    host.run(graph, large=made[0], small=made[1], previews="auto")
+    previews = [(value, total, preview[1].size) for value, total, preview in seen if preview]
+    # Eight pixels a position.
+    assert [(value, total) for value, total, _ in previews] == 2 * [(1, 3), (2, 3), (3, 3)]
+    assert previews[0][2] != previews[-1][2] == (48, 40)
 
 
 def test_it_stops_within_a_step(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ import torch
 from scipy import ndimage
 
 from cascade import tiny
-from cascade.images.tiles import spans
+from cascade.checkpoints import inspect_file
 from cascade.models import HighResGuideConfig, HighResGuides, initialize
-from cascade.pipelines import STAGE_B_SETTINGS, Parts, Tiles, reconstruct
-from cascade.tiny import drawing, grammar, high_res
+from cascade.pipelines import Parts
+from cascade.tiny import grammar, high_res
 from cascade.tiny.analysis import edge_width
 from cascade.tiny.drawing import EDGE, draw
 
@@ -35,31 +34,13 @@ def test_without_a_shape_there_is_no_edge() -> None:
     assert edge_width(torch.full((3, 64, 64), 0.5)) is None
 
 
-@pytest.mark.slow
-def test_stage_b_in_tiles_has_no_seams() -> None:
-    """Where the drawing is flat, neighboring pixels differ no more across the borders of tiles than elsewhere."""
-    drawn = drawing.batch(5, 2, size=512).images
-    images = torch.from_numpy(drawn).movedim(-1, 1).float() / 255
-    tiles = Tiles(256, 64)
-    settings = replace(STAGE_B_SETTINGS, steps=4)
-    made = reconstruct(Parts(tiny.parts()), images, seeds=[1, 2], tiles=tiles, settings=settings).images
-    flat = ndimage.maximum_filter(_steps(images).numpy(), (1, 9, 9)) < 1e-3
-    starts = [span.start for span in spans(128, tiles.latent_size, 16)]
-    borders = {4 * side for start in starts for side in (start, start + tiles.latent_size) if 0 < side < 128}
-    for axis in (-1, -2):
-        step = made.diff(dim=axis).abs().mean(dim=1).movedim(axis, -1).numpy()
-        level = np.moveaxis(flat, axis, -1)[..., 1:]
-        near = np.zeros(511, bool)
-        for border in borders:
-            near[border - 3 : border + 2] = True
-        across, inside = (step[level & chosen].mean() for chosen in (near, ~near))
-        assert across / inside <= 1.1
-
-
-def _steps(images: torch.Tensor) -> torch.Tensor:
-    """How much each pixel differs from its neighbors [B, H, W]."""
-    right = torch.nn.functional.pad(images.diff(dim=-1).abs().sum(dim=1), (0, 1))
-    return right + torch.nn.functional.pad(images.diff(dim=-2).abs().sum(dim=1), (0, 0, 0, 1))
+def test_the_shipped_guides_are_small_and_for_the_shipped_stage_c() -> None:
+    path = tiny.path(tiny.GUIDES)
+    assert path.stat().st_size <= 1_000_000
+    found, stage_c = inspect_file(path), inspect_file(tiny.path("stage_c"))
+    assert (found.kind, found.layout) == ("high_res_guides", "cascade")
+    assert found.config["stage_c_width"] == stage_c.config["levels"][0]["width"]
+    assert found.config["levels"] == len(stage_c.config["levels"])
 
 
 @pytest.mark.slow
