@@ -38,6 +38,8 @@ def test_the_shipped_guides_are_small_and_for_the_shipped_stage_c() -> None:
     path = tiny.path(tiny.GUIDES)
     assert path.stat().st_size <= 1_000_000
     found, stage_c = inspect_file(path), inspect_file(tiny.path("stage_c"))
+    assert found.config is not None
+    assert stage_c.config is not None
     assert (found.kind, found.layout) == ("high_res_guides", "cascade")
     assert found.config["stage_c_width"] == stage_c.config["levels"][0]["width"]
     assert found.config["levels"] == len(stage_c.config["levels"])
