@@ -91,6 +91,29 @@ def test_a_wrong_model_is_explained(server: Server) -> None:
     assert "the one that is connected is Stage B" in error["exception_message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("stage_c", "positive", True, "positive is True: connect an output of type CONDITIONING."),
+        ("stage_c", "positive", [["x"]], "positive is [['x']]: connect an output of type CONDITIONING."),
+        (
+            "stage_c",
+            "latent_image",
+            {"samples": 3},
+            "{'samples': 3}: connect an output of type LATENT.",
+        ),
+        ("stage_c", "model", "\ud800", "model is '\\ud800': connect an output of type MODEL."),
+        ("text", "clip", None, "clip is None: connect an output of type CLIP."),
+        ("size", "model", ["c", 0], "This node has no input 'model': remove it from the prompt."),
+    ],
+)
+def test_values_that_no_node_gives_are_explained(server: Server, name: str, key: str, value: Any, said: str) -> None:
+    """The host takes any value for an input that has no widget, and any link."""
+    error = server.error(server.run(with_input(cascade(), name, key, value)))
+    assert error["exception_message"].strip().endswith(said)
+    assert error["exception_type"] == "stable_cascade.CascadeError"
+
+
 @pytest.mark.parametrize("text", ["", "word " * 2000, "(" * 20 + "a" + ")" * 20, "\0\n\t", "日本語 🎨" * 200])
 def test_strange_texts_make_images(server: Server, text: str) -> None:
     assert draws(server, cascade(text)) == (256, 192)
