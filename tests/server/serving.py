@@ -14,8 +14,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,18 @@ PAGE = {"Comfy.InstalledVersion": "1.47.12", "Comfy.TutorialCompleted": True}
 
 @dataclass
 class Server:
-    """A running ComfyUI."""
+    """A ComfyUI that runs once `launch` has returned."""
 
-    process: subprocess.Popen[bytes]
+    command: list[str]
     base: Path
     url: str
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def launch(self) -> None:
+        """Start it, again after `kill`: on what it left."""
+        with (self.base / "log.txt").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base)
+        _wait_until_it_answers(self)
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body. A path is sent as it is written: no client tidies up its dots."""
@@ -82,6 +89,18 @@ class Server:
 
     def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
         return self.wait(self.queue(prompt))
+
+    def stopped(self, name: str, seconds: float = 60) -> dict[str, Any]:
+        """Stop a prompt that runs, and no other: its history."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            # Again and again: a prompt forgets what it was told before its first node.
+            self.post("/interrupt", {"prompt_id": name})
+            history = self.json(f"/history/{name}")
+            if history:
+                return history[name]
+            time.sleep(0.2)
+        raise TimeoutError(self.log()[-4000:])
 
     def previews(self, prompt: dict[str, Any], method: str) -> list[tuple[str, Image.Image]]:
         """Run a prompt with a setting of the page for live previews; what the page gets: node and image."""
@@ -129,45 +148,59 @@ class Server:
         """What a node that stopped said."""
         return next(data for event, data in history["status"]["messages"] if event == "execution_error")
 
-    def memory(self) -> int:
-        """Bytes that the process holds in memory."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    def memory(self, *, peak: bool = False) -> int:
+        """Bytes that the process holds in memory, or the most that it ever held."""
+        status, name = (
+            Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8"),
+            "VmHWM" if peak else "VmRSS",
+        )
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
 
     def log(self) -> str:
         return (self.base / "log.txt").read_text(encoding="utf-8", errors="replace")
+
+    def kill(self) -> None:
+        """End it without a word to it, as a crash would."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         self.process.terminate()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        shutil.rmtree(self.base, ignore_errors=True)
+            self.kill()
+        shutil.rmtree(self.base.parent, ignore_errors=True)
 
 
-def start(host: str, *, small: bool = True) -> Server:
-    """Start the host that lies at a path; `small` puts files of small random networks into its folders."""
-    base = Path(tempfile.mkdtemp(prefix="cascade-server-"))
-    (base / "custom_nodes").mkdir()
+def start(host: str, *, small: bool = True, options: Sequence[str] = ()) -> Server:
+    """Start the host that lies at a path.
+
+    small: put files of small random networks into its folders.
+    options: more words of the host's command line.
+    """
+    base, port = _new_base(small), _free_port()
+    command = [sys.executable, str(Path(host).resolve() / "main.py"), "--cpu", "--disable-api-nodes"]
+    command += ["--port", str(port), "--base-directory", str(base), "--database-url", "sqlite:///:memory:", *options]
+    server = Server(command, base, f"http://127.0.0.1:{port}")
+    try:
+        server.launch()
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _new_base(small: bool) -> Path:
+    """A folder for a server, in a folder of its own: what is written beside it is seen."""
+    base = Path(tempfile.mkdtemp(prefix="cascade-server-")) / "comfyui"
+    (base / "custom_nodes").mkdir(parents=True)
     (base / "custom_nodes" / PACK).symlink_to(ROOT)
     (base / "user" / "default").mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(PAGE), encoding="utf-8")
     if small:
         networks.write(base / "models")
-    port = _free_port()
-    command = [sys.executable, str(Path(host).resolve() / "main.py"), "--cpu", "--disable-api-nodes"]
-    command += ["--port", str(port), "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
-    with (base / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=base)
-    server = Server(process, base, f"http://127.0.0.1:{port}")
-    try:
-        _wait_until_it_answers(server)
-    except BaseException:
-        server.stop()
-        raise
-    return server
+    return base
 
 
 def _free_port() -> int:

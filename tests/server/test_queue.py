@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
@@ -28,19 +27,6 @@ def test_memory_does_not_creep(server: Server) -> None:
     assert server.memory() - held < GROWTH
 
 
-def stopped(server: Server, name: str, seconds: float = 60) -> dict[str, Any]:
-    """Stop a prompt that runs, and no other; its history."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        # Again and again: a prompt forgets what it was told before its first node.
-        server.post("/interrupt", {"prompt_id": name})
-        history = server.json(f"/history/{name}")
-        if history:
-            return history[name]
-        time.sleep(0.2)
-    raise TimeoutError(server.log()[-4000:])
-
-
 METHODS = ["none", "auto", "latent2rgb", "taesd"]
 
 
@@ -57,13 +43,13 @@ def test_a_step_of_minutes_is_stopped_within_seconds(server: Server) -> None:
     name = server.queue_until(cascade(seed=80, width=16384, height=16384), "stage_c")
     time.sleep(8)
     since = time.monotonic()
-    assert "execution_interrupted" in dict(stopped(server, name)["status"]["messages"])
+    assert "execution_interrupted" in dict(server.stopped(name)["status"]["messages"])
     assert time.monotonic() - since < 20
 
 
 def test_one_of_two_is_stopped_and_the_other_runs(server: Server) -> None:
     long, short = server.queue(cascade(seed=50, steps=1000)), server.queue(cascade(seed=51))
-    messages = dict(stopped(server, long)["status"]["messages"])
+    messages = dict(server.stopped(long)["status"]["messages"])
     assert "execution_interrupted" in messages
     assert "execution_error" not in messages
     assert server.wait(short)["status"]["status_str"] == "success"
@@ -73,6 +59,6 @@ def test_one_of_two_is_stopped_and_the_other_runs(server: Server) -> None:
 def test_one_that_waits_is_taken_out(server: Server) -> None:
     long, waiting = server.queue(cascade(seed=60, steps=1000)), server.queue(cascade(seed=61))
     assert server.post("/queue", {"delete": [waiting]})[0] == 200
-    stopped(server, long)
+    server.stopped(long)
     assert server.json("/queue") == {"queue_running": [], "queue_pending": []}
     assert server.json(f"/history/{waiting}") == {}
