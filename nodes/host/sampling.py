@@ -25,9 +25,14 @@ from . import checks, tiling
 RELEASED_SCHEDULE = CosineSchedule()
 
 
+OWN_SAMPLERS = ("ddpm", "ddim", "lcm")
+"""Samplers that can step from a noise level to an equal one, which the released schedule has in runs of many steps (at
+shift 2 from 78 on). Multistep samplers divide by the length of a step; a step of no length changes nothing."""
+
+
 def sampler_names() -> list[str]:
     """The names of the host's samplers, Stable Cascade's own first."""
-    return list(dict.fromkeys(["ddpm", "ddim", "lcm", *comfy.samplers.KSampler.SAMPLERS]))
+    return list(dict.fromkeys([*OWN_SAMPLERS, *comfy.samplers.KSampler.SAMPLERS]))
 
 
 def sigma_of(log_snr: float) -> float:
@@ -154,6 +159,8 @@ def run(model: Any, plan: StagePlan[Any]) -> Tensor:
     guided = guider(shifted(model, plan.settings.shift), plan.cond, plan.uncond, plan.settings.guidance)
     noise = plan.noise.start(*plan.size)
     levels = sigmas(plan.settings)
+    if plan.settings.sampler_name not in OWN_SAMPLERS:
+        levels = torch.unique_consecutive(levels)
     result = guided.sample(
         noise,
         plan.start.latents,

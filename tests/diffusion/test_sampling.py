@@ -122,6 +122,16 @@ def test_an_exact_network_gives_its_image_back(sampler: str, target: str) -> Non
     torch.testing.assert_close(result, x0, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_between_equal_noise_levels_do_no_harm(sampler: str) -> None:
+    """At shift 2 the released schedule has its first level twice in 90 steps."""
+    levels = [level.log_snr for level in SamplingSettings(steps=90, shift=2.0).noise_levels()]
+    assert len(set(levels)) < len(levels)
+    x0 = start(seed=5).double()
+    result = sample(exact(x0, shift=2.0), start().double(), cond={}, steps=90, shift=2.0, sampler_name=sampler)
+    torch.testing.assert_close(result, x0, rtol=1e-3, atol=1e-3)
+
+
 def test_rectified_flow_with_its_own_setting() -> None:
     diffusion = Diffusion(
         SCHEDULES["rectified_flow"](),
@@ -135,18 +145,31 @@ def test_rectified_flow_with_its_own_setting() -> None:
     torch.testing.assert_close(result, x0, rtol=1e-3, atol=1e-3)
 
 
+MEAN, DEVIATION = 3.0, 0.5
+
+
+def gaussian(x: Tensor, r: Tensor) -> Tensor:
+    """The best prediction for data N(MEAN, DEVIATION^2)."""
+    # r is the cosine t, so log_snr follows; epsilon = b (x - a mean) / (a^2 deviation^2 + b^2).
+    a, b = SCALINGS["vp"]()(SCHEDULES["cosine"]()(r[0].double()))
+    return (b * (x - a * MEAN) / (a**2 * DEVIATION**2 + b**2)).to(x)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "res_multistep"])
+def test_multistep_samplers_are_closer_to_the_solution(sampler: str) -> None:
+    """Of the probability flow, which DDIM follows to first order."""
+    x = start().double()
+    solution = sample(gaussian, x, cond={}, steps=1000, sampler_name="ddim")
+    first, second = (sample(gaussian, x, cond={}, steps=20, sampler_name=name) for name in ("ddim", sampler))
+    assert relative_error(second, solution) < 0.1 * relative_error(first, solution)
+
+
 def test_ddim_reaches_the_data_of_a_gaussian() -> None:
-    """For data N(3, 0.5^2) the best prediction is known; many steps of it turn noise into that distribution."""
-    mean, deviation = 3.0, 0.5
-
-    def network(x: Tensor, r: Tensor) -> Tensor:
-        # r is the cosine t, so log_snr follows; epsilon = b (x - a mean) / (a^2 deviation^2 + b^2).
-        a, b = SCALINGS["vp"]()(SCHEDULES["cosine"]()(r[0].double()))
-        return (b * (x - a * mean) / (a**2 * deviation**2 + b**2)).to(x)
-
+    """Many steps of the best prediction turn noise into the data's distribution."""
+    mean, deviation = MEAN, DEVIATION
     x = SeededNoise(range(4)).start(4, 16, 16)
     for sampler in ("ddim", "ddpm"):
-        result = sample(network, x, cond={}, steps=100, sampler_name=sampler)
+        result = sample(gaussian, x, cond={}, steps=100, sampler_name=sampler)
         assert result.mean().item() == pytest.approx(mean, abs=0.05)
         assert result.std().item() == pytest.approx(deviation, abs=0.05)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cascade.conditioning import StageBInputs, StageCInputs
-from cascade.diffusion import Guidance
+from cascade.diffusion import SAMPLERS, Guidance
 from cascade.pipelines import SamplingSettings
 from tests.nodes import networks
 from tests.nodes.graphs import OPTIONS, LoadedGraph, cascade, sampled
@@ -32,9 +32,16 @@ def library_stage_c(
     return library_sample("stage_c", inputs, NEGATIVE, size=(16, 5, 6), seeds=seeds or [7], settings=settings)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "lcm"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_stage_c_is_the_librarys(host: Any, sampler: str) -> None:
-    assert relative_error(stage_c(host, sampler_name=sampler), library_stage_c(sampler_name=sampler)) < 1e-3
+    settings: dict[str, Any] = {"sampler_name": sampler, "steps": 6}
+    assert relative_error(stage_c(host, **settings), library_stage_c(**settings)) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "res_multistep"])
+def test_many_steps_have_equal_noise_levels_and_stay_finite(host: Any, sampler: str) -> None:
+    settings: dict[str, Any] = {"sampler_name": sampler, "steps": 90}
+    assert relative_error(stage_c(host, **settings), library_stage_c(**settings)) < 1e-3
 
 
 def test_stage_b_is_the_librarys(host: Any) -> None:
