@@ -33,9 +33,11 @@ class Applied:
     lora: Lora
     stage_c: float = 1.0
     text_encoder: float = 1.0
+    stage_b: float = 1.0
 
     def strength(self, kind: str) -> float:
-        strength = {"stage_c": self.stage_c, "text_encoder": self.text_encoder}[kind]
+        strengths = {"stage_c": self.stage_c, "stage_b": self.stage_b, "text_encoder": self.text_encoder}
+        strength = strengths[kind]
         if not math.isfinite(strength):
             raise ValueError(f"a LoRA's strength must be a finite number, not {strength}")
         return strength
@@ -89,6 +91,7 @@ def attach(
     applied: Sequence[Applied],
     *,
     stage_c: nn.Module | None = None,
+    stage_b: nn.Module | None = None,
     text_encoder: nn.Module | None = None,
     tokenizer: Any = None,
 ) -> Attachment:
@@ -107,7 +110,8 @@ def attach(
         IncompatibleCheckpoint: a LoRA for another size, or tokens that clash. Nothing is changed then.
         ValueError: LoRAs are attached to the network already, a tokenizer is missing, or a strength is not finite.
     """
-    nets = {kind: net for kind, net in (("stage_c", stage_c), ("text_encoder", text_encoder)) if net is not None}
+    given = {"stage_c": stage_c, "stage_b": stage_b, "text_encoder": text_encoder}
+    nets = {kind: net for kind, net in given.items() if net is not None}
     if any(net in _ATTACHED for net in nets.values()):
         raise ValueError("LoRAs are attached to this network already: detach them, or attach all in one call")
     attachment = Attachment(tokenizer)

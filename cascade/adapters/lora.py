@@ -144,7 +144,7 @@ class Token:
 class Lora:
     """A LoRA with the tokens learned with it; a stand-alone embedding has tokens only.
 
-    changes: kind of network (stage_c, text_encoder) -> our name of a parameter -> its change.
+    changes: kind of network (stage_c, stage_b, text_encoder) -> our name of a parameter -> its change.
     tokens: in the order of the file.
     training: the training settings in the file, under its trainer's names.
     format: of the file, one of `WRITABLE`.

@@ -67,6 +67,14 @@ MODULES: Mapping[str, tuple[Module, ...]] = {
         *(_same(name) for name in ("down_downscalers.{}.1.blocks.{}", "up_upscalers.{}.1.blocks.{}")),
         *(_same(name) for name in ("down_repeat_mappers.{}.{}", "up_repeat_mappers.{}.{}")),
     ),
+    "stage_b": (
+        *_blocks("down_blocks.{}.{}"),
+        *_blocks("up_blocks.{}.{}"),
+        *(_same(name) for name in ("clip_mapper", "embedding.1", "clf.1")),
+        *(_same(f"{mapper}_mapper.{{}}") for mapper in ("effnet", "pixels")),
+        *(_same(name) for name in ("down_downscalers.{}.1", "up_upscalers.{}.1")),
+        *(_same(name) for name in ("down_repeat_mappers.{}.{}", "up_repeat_mappers.{}.{}")),
+    ),
     "text_encoder": (
         *(_same(f"text_model.encoder.layers.{{}}.{name}") for name in TEXT_LAYER),
         *(_same(f"text_model.embeddings.{name}_embedding") for name in ("token", "position")),
@@ -88,6 +96,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "diffusion_model.": ("stage_c",),
     "text_encoders.clip_g.transformer.": ("text_encoder",),
     "stage_c.": ("stage_c",),
+    "stage_b.": ("stage_b",),
     "text_encoder.": ("text_encoder",),
     "base_model.model.": ("stage_c", "text_encoder"),
     "": ("stage_c", "text_encoder"),
@@ -167,7 +176,7 @@ FORMATS: Mapping[str, Format] = {
     ),
     "cascade": Format(
         "our own",
-        {"stage_c": "stage_c.", "text_encoder": "text_encoder."},
+        {"stage_c": "stage_c.", "stage_b": "stage_b.", "text_encoder": "text_encoder."},
         OURS,
         _KOHYA_ENDINGS | {"delta": ".delta", "rows": ".rows", "indices": ".row_indices"},
     ),

@@ -108,5 +108,7 @@ def summary(lora: Lora) -> list[str]:
 
 def _made_for(lora: Lora) -> str:
     if lora.base is None:
+        if lora.changes.get("stage_b"):
+            return "Stage B"
         return "any Stage C: it changes the text encoder only" if lora.changes else "any Stage C: it only has tokens"
     return f"Stage C, {lora.base}" + (f" ({lora.width} wide)" if lora.base == "custom" and lora.width else "")

@@ -77,6 +77,8 @@ def _without_numbers(name: str) -> str:
 
 def to_tensors(lora: Lora, format: str, config: StageCConfig | None = None) -> dict[str, Tensor]:
     """The tensors of a file in a format, as in `save_lora`."""
+    if lora.changes.get("stage_b") and format != "cascade":
+        raise IncompatibleCheckpoint("it changes Stage B, which only our own format (cascade) can hold", lora.path)
     if format == "released":
         return released.write(lora, config)
     if format == "embedding":

@@ -170,7 +170,7 @@ def _merge(args: argparse.Namespace) -> int:
         raise CascadeError(f"{args.target}: source and target are the same; write to another name")
     net = load_model(args.checkpoint, part=args.part)
     config = _config_of(net)
-    applied = [Applied(read_lora(f, config=config), s, s) for f, s in zip(args.loras, strengths, strict=True)]
+    applied = [Applied(read_lora(f, config=config), s, s, s) for f, s in zip(args.loras, strengths, strict=True)]
     changed = merge(applied, net)
     save_model(net, args.target)
     print(f"{changed} parameters changed")

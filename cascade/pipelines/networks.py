@@ -25,8 +25,8 @@ class Parts:
     """Where each network comes from: kind ("stage_c", "text_encoder", ...) -> file, loader or network.
 
     A file is loaded on `device` in `dtype` when it is used, and freed afterwards; so is what a loader returns. A
-    network that is passed itself is not moved or changed. `loras` act on Stage C and the text encoder while these are
-    used.
+    network that is passed itself is not moved or changed. `loras` act on Stage C, Stage B and the text encoder while
+    these are used.
     """
 
     sources: Mapping[str, NetworkSource]
@@ -57,8 +57,8 @@ class Parts:
             return task(net)
 
     def _with_loras(self, kind: str, net: nn.Module) -> AbstractContextManager[Any]:
-        if self.loras and kind == "stage_c":
-            return attach(self.loras, stage_c=net)
+        if self.loras and kind in ("stage_c", "stage_b"):
+            return attach(self.loras, **{kind: net})
         if self.loras and kind == "text_encoder":
             return attach(self.loras, text_encoder=net, tokenizer=tokenizer())
         return nullcontext()

@@ -56,7 +56,7 @@ AT_ONCE = 32
 """Images or captions that go through an encoder together."""
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """Of a file in the output folder, never outside of it. Raises InvalidName."""
     check_name(Path(name))
     if not name or Path(name).name != name or "\\" in name:
@@ -114,7 +114,7 @@ class LoraSettings(Settings):
     previewer: PathFromRoot | None = None
     sample_prompts: Several[str] | None = None
     sample_steps: Count = 20
-    name: Annotated[str, AfterValidator(_file_name)] = "lora"
+    name: Annotated[str, AfterValidator(file_name)] = "lora"
     formats: Several[FormatName] = ("comfyui",)
 
 

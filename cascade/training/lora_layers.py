@@ -23,12 +23,14 @@ from ..adapters.names import FORMATS, name_of
 from ..errors import InvalidConfig
 from .loop import derive_seed
 
+_BLOCKS = {
+    "attention": ("*.attention.attn.*",),
+    "key_value": ("*.attention.attn.to_k", "*.attention.attn.to_v"),
+    "all": ("*",),
+}
 PRESETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "stage_c": {
-        "attention": ("*.attention.attn.*",),
-        "key_value": ("*.attention.attn.to_k", "*.attention.attn.to_v"),
-        "all": ("*",),
-    },
+    "stage_c": _BLOCKS,
+    "stage_b": _BLOCKS,
     "text_encoder": {
         "attention": ("*.self_attn.*",),
         "key_value": ("*.self_attn.k_proj", "*.self_attn.v_proj"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .captions import CaptionsSettings, CaptionsTask
 from .config import Settings, TrainingConfig
 from .controlnet import ControlNetSettings, ControlNetTask
+from .distillation import DistillationSettings, DistillationTask
 from .encoder import EncoderSettings, EncoderTask
 from .high_res import HighResSettings, HighResTask
 from .lock import exclusive
@@ -34,6 +35,7 @@ TASKS: dict[str, Training] = {
     "controlnet": Training(ControlNetSettings, ControlNetTask),
     "high_res_guides": Training(HighResSettings, HighResTask),
     "lora": Training(LoraSettings, LoraTask),
+    "distill": Training(DistillationSettings, DistillationTask),
 }
 SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}
 
