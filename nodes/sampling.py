@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..cascade.diffusion import Guidance, SamplingSettings
-from ..cascade.pipelines import STAGE_B_SETTINGS, STAGE_C_SETTINGS, Tiles
-from .host import sampling
+from ..cascade.pipelines import PRESETS, STAGE_B_SETTINGS, STAGE_C_SETTINGS, Preset, Tiles
+from .host import adapters, folders, sampling
 from .host.tiling import too_large
 from .types import CUSTOM_SAMPLING, SAMPLING, SamplingOptionsType, cfg_field, field, schema, seed_field
 
@@ -26,14 +26,22 @@ class SamplingOptions:
 
     guidance: everything but its cfg.
     as_released: see `Start`.
+    preset: of the node Preset; its settings are used in place of the sampler's own.
     """
 
     guidance: Guidance
     as_released: bool
     tiles: Tiles
+    preset: Preset | None = None
 
     def with_cfg(self, cfg: float) -> Guidance:
         return replace(self.guidance, cfg=cfg)
+
+    def settings(self, stage: str, denoise: float, *, cfg: float, **own: Any) -> SamplingSettings:
+        """How a stage is sampled: by its own inputs, or by the preset."""
+        if self.preset is None:
+            return SamplingSettings(guidance=self.with_cfg(cfg), **own).with_strength(denoise)
+        return self.preset.of(stage).with_strength(denoise)
 
 
 RELEASED = SamplingOptions(Guidance(), as_released=False, tiles=Tiles())
@@ -235,9 +243,7 @@ class CascadeSampleStageC(io.ComfyNode):
         shift: float,
         options: SamplingOptions = RELEASED,
     ) -> io.NodeOutput:
-        settings = SamplingSettings(
-            steps=steps, sampler_name=sampler_name, shift=shift, guidance=options.with_cfg(cfg)
-        ).with_strength(denoise)
+        settings = options.settings("stage_c", denoise, cfg=cfg, steps=steps, sampler_name=sampler_name, shift=shift)
         return io.NodeOutput(
             sampling.sample_stage_c(model, positive, negative, latent_image, seed, settings, options.as_released)
         )
@@ -299,9 +305,7 @@ class CascadeSampleStageB(io.ComfyNode):
         tiling: str = NEVER,
         options: SamplingOptions = RELEASED,
     ) -> io.NodeOutput:
-        settings = SamplingSettings(
-            steps=steps, sampler_name=sampler_name, shift=shift, guidance=options.with_cfg(cfg)
-        ).with_strength(denoise)
+        settings = options.settings("stage_b", denoise, cfg=cfg, steps=steps, sampler_name=sampler_name, shift=shift)
 
         def tiles(samples: Tensor) -> Tiles | None:
             wanted = tiling == ALWAYS or (tiling == AUTO and too_large(model, samples))
@@ -374,4 +378,54 @@ class CascadeGuider(io.ComfyNode):
         return io.NodeOutput(sampling.guider(model, positive, negative, options.with_cfg(cfg)))
 
 
-NODES = [CascadeSampleStageC, CascadeSampleStageB, CascadeSamplingOptions, CascadeSigmas, CascadeGuider]
+class CascadePreset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        lora_tip = "For turbo: a LoRA that was trained to need few steps. The included one is for the tiny cascade."
+        return schema(
+            node_id="CascadePreset",
+            display_name="Preset (Stable Cascade)",
+            category=SAMPLING,
+            description="Sets both samplers at once: released (20 + 10 steps), fast (fewer steps, nearly as good), or "
+            "turbo (4 + 2 steps with LoRAs made for them).",
+            inputs=[
+                field(
+                    io.Combo,
+                    "preset",
+                    options=list(PRESETS),
+                    default="turbo",
+                    tooltip="Used in place of steps, cfg, sampler_name and shift of the samplers that options goes to. "
+                    "turbo ignores the negative prompt.",
+                ),
+                field(io.Model, "stage_c", tooltip="Stage C."),
+                field(io.Model, "stage_b", tooltip="Stage B."),
+                folders.file_field("turbo_stage_c", lora_tip, name="lora_stage_c"),
+                folders.file_field("turbo_stage_b", lora_tip, name="lora_stage_b"),
+                options_field(),
+            ],
+            outputs=[
+                io.Model.Output("stage_c_out", display_name="stage_c", tooltip="For Sample Stage C."),
+                io.Model.Output("stage_b_out", display_name="stage_b", tooltip="For Sample Stage B."),
+                SamplingOptionsType.Output("options_out", display_name="options", tooltip="For both samplers."),
+            ],
+            search_aliases=["few steps", "turbo", "fast", "lightning", "lcm", "hyper", "preset"],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        preset: str,
+        stage_c: Any,
+        stage_b: Any,
+        lora_stage_c: str,
+        lora_stage_b: str,
+        options: SamplingOptions = RELEASED,
+    ) -> io.NodeOutput:
+        chosen = PRESETS[preset]
+        if chosen.few_steps:
+            stage_c = adapters.few_steps(stage_c, "Stage C", folders.find("turbo_stage_c", lora_stage_c))
+            stage_b = adapters.few_steps(stage_b, "Stage B", folders.find("turbo_stage_b", lora_stage_b))
+        return io.NodeOutput(stage_c, stage_b, replace(options, preset=chosen))
+
+
+NODES = [CascadeSampleStageC, CascadeSampleStageB, CascadePreset, CascadeSamplingOptions, CascadeSigmas, CascadeGuider]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CascadeError
 from ..files import write_atomically
-from ._common import output_paths, save
+from ._common import add_preset, output_paths, save
 
 SHOWN = 30
 """Images on a contact sheet."""
@@ -30,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--lora", action="store_true", help="measure what the included LoRA changes, and what it does not"
     )
+    add_preset(parser)
     parser.add_argument("--strength", type=float, default=1.0, help="how strongly the LoRA acts (default: 1)")
     parser.add_argument(
         "--control", action="store_true", help="measure what the included ControlNets do, --prompts cases of each kind"
@@ -54,16 +56,19 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_lora
-    from ..pipelines import Parts
+    from ..pipelines import PRESETS, Parts
     from ..tiny import control, evaluation, high_res, new_shapes
 
-    sources = tiny.parts()
+    sources, folder = tiny.parts(), None
     if args.model != "tiny":
-        sources = {kind: Path(args.model) / path.name for kind, path in sources.items()}
+        folder = Path(args.model)
+        sources = {kind: folder / path.name for kind, path in sources.items()}
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise CascadeError(f"{args.output}: there is no folder {args.output.absolute().parent}.")
     output_paths(args.sheet, 1)
-    parts = Parts(sources, device=args.device)
+    preset = PRESETS[args.preset]
+    parts = Parts(sources, device=args.device, loras=tiny.turbo(folder) if preset.few_steps else [])
+    settings = replace(evaluation.SETTINGS, stage_c=preset.stage_c, stage_b=preset.stage_b)
     if args.lora:
         result = evaluation.evaluate_lora(
             parts,
@@ -75,11 +80,15 @@ def run(args: argparse.Namespace) -> int:
     elif args.new_shapes is not None:
         result = new_shapes.evaluate_new_shapes(parts, args.new_shapes, prompts=args.prompts, on_progress=_report)
     elif args.control:
-        result = control.evaluate_control(parts, _controlnets(args), cases=args.prompts, on_progress=_report)
+        result = control.evaluate_control(
+            parts, _controlnets(args), cases=args.prompts, settings=settings, on_progress=_report
+        )
     elif args.high_res:
         result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
     else:
-        result = evaluation.evaluate(parts, prompts=args.prompts, seed=args.seed, on_progress=_report)
+        result = evaluation.evaluate(
+            parts, prompts=args.prompts, seed=args.seed, settings=settings, on_progress=_report
+        )
     table = result.markdown()
     print(table, end="")
     if args.output is not None:

@@ -9,6 +9,7 @@ from .high_res import HighRes
 from .mix import mix
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
+from .presets import PRESETS, Preset
 from .reconstruct import reconstruct
 from .search import find_parts
 from .sizes import LatentSizes, compression_warning, latent_sizes, stage_b_size, with_short_side
@@ -24,6 +25,7 @@ from .stages import (
 )
 
 __all__ = [
+    "PRESETS",
     "STAGE_B_SETTINGS",
     "STAGE_C_SETTINGS",
     "Control",
@@ -32,6 +34,7 @@ __all__ = [
     "ImageToImage",
     "LatentSizes",
     "Parts",
+    "Preset",
     "SamplingSettings",
     "Settings",
     "StagePlan",

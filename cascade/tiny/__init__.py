@@ -7,9 +7,15 @@ Here lie its weights and its card, what it was trained on (`grammar`, `drawing`)
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..adapters import Applied
 
 _ADAPTERS = {"lora": "lora_heart", "embedding": "lora_heart"}
 """What is not a network: a LoRA with the learned token `[heart]`."""
+TURBO = ("turbo_stage_c", "turbo_stage_b")
+"""LoRAs with which Stage C needs 4 steps and Stage B 2, at cfg 1 (the preset turbo)."""
 _PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stage_a", "previewer")
 
 GUIDES = "high_res_guides"
@@ -24,11 +30,18 @@ def parts() -> dict[str, Path]:
 
 
 def path(kind: str) -> Path:
-    """Where the shipped file of a part, a ControlNet ("controlnet_canny"), the high-res guides or the LoRA lies.
+    """Where the shipped file of a part, a ControlNet ("controlnet_canny"), the high-res guides or a LoRA lies.
 
     ValueError for what there is not.
     """
-    known = (*_PARTS, GUIDES, *(f"controlnet_{name}" for name in CONTROLNETS), *_ADAPTERS)
+    known = (*_PARTS, GUIDES, *TURBO, *(f"controlnet_{name}" for name in CONTROLNETS), *_ADAPTERS)
     if kind not in known:
         raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(known)}")
     return Path(__file__).parent / f"{_ADAPTERS.get(kind, kind)}.safetensors"
+
+
+def turbo(folder: Path | None = None) -> list[Applied]:
+    """The LoRAs for a few steps: the shipped ones, or those of a folder with another training."""
+    from ..adapters import Applied, read_lora
+
+    return [Applied(read_lora((folder or Path(__file__).parent) / f"{name}.safetensors")) for name in TURBO]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..images import canny, inpaint_hint, normalize, outpaint, psnr, shrink, super_resolution_hint
 from ..models import ControlNet
-from ..pipelines import Control, Generated, ImageToImage, Parts, generate
+from ..pipelines import Control, Generated, ImageToImage, Parts, Settings, generate
 from . import grammar
 from .analysis import describe, foreground, outline_overlap
 from .evaluation import BATCH, SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
@@ -36,11 +36,17 @@ MARGIN = 80
 
 
 def evaluate_control(
-    parts: Parts, nets: Mapping[str, ControlNet], *, cases: int = 100, on_progress: OnProgress | None = None
+    parts: Parts,
+    nets: Mapping[str, ControlNet],
+    *,
+    cases: int = 100,
+    settings: Settings = SETTINGS,
+    on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Generate and judge so many cases of each kind, always the same ones.
 
-    parts: those of the tiny cascade. nets: canny, inpainting and super_resolution. Raises as `pipelines.generate`.
+    parts: those of the tiny cascade. nets: canny, inpainting and super_resolution. settings: the released ones where
+    none are given. Raises as `pipelines.generate`.
     """
     report = on_progress or (lambda _what, _done, _all: None)
     judged: list[Judged] = []
@@ -54,7 +60,7 @@ def evaluate_control(
     for number, (kind, measure) in enumerate(kinds.items()):
         for first in range(0, cases, BATCH):
             seeds = [1000 * (number + 1) + i for i in range(first, min(first + BATCH, cases))]
-            judged += measure(_Cases(parts, seeds, samples))
+            judged += measure(_Cases(parts, seeds, settings, samples))
             report(kind, first + len(seeds), cases)
     return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
@@ -65,6 +71,7 @@ class _Cases:
 
     parts: Parts
     seeds: Sequence[int]
+    settings: Settings
     samples: list[Sample]
 
     def scenes(self, pair: bool | None = None) -> list[Scene]:
@@ -79,7 +86,7 @@ class _Cases:
         captions = [grammar.write(scene) for scene in scenes]
         control = Control(net=net, hint=hints)
         made: Generated = generate(
-            self.parts, captions, seeds=self.seeds, controls=[control], settings=SETTINGS, **options
+            self.parts, captions, seeds=self.seeds, controls=[control], settings=self.settings, **options
         )
         self.samples.extend(Sample(caption, image) for caption, image in zip(captions, made.images))
         return made.images

@@ -106,20 +106,29 @@ OnProgress = Callable[[str, int, int], None]
 """Called with what is being measured and the images done of how many."""
 
 
-def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: OnProgress | None = None) -> Evaluation:
+def evaluate(
+    parts: Parts,
+    *,
+    prompts: int = 300,
+    seed: int = 0,
+    settings: Settings | None = None,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
     """Generate and judge `prompts` prompts, and a third as many variations and reconstructions, always the same ones.
 
     Reconstructions are of the grammar's images, and of drawings of kinds that no training has.
 
-    parts: all seven of the tiny cascade. Raises what `pipelines.generate` raises.
+    parts: all seven of the tiny cascade. settings: the released ones where none are given. Raises what
+    `pipelines.generate` raises.
     """
+    settings = settings or SETTINGS
     judged: list[Judged] = []
     samples: list[Sample] = []
     report = on_progress or (lambda _what, _done, _all: None)
     scenes = held_out_scenes(prompts, seed)
     for first, some in _batches(scenes):
         captions = [grammar.write(scene) for scene in some]
-        images = generate(parts, captions, seeds=_seeds(seed, first, len(some)), settings=SETTINGS).images
+        images = generate(parts, captions, seeds=_seeds(seed, first, len(some)), settings=settings).images
         samples += [Sample(caption, image) for caption, image in zip(captions, images)]
         judged += [answer for scene, image in zip(some, images) for answer in judge(scene, describe(image))]
         report("prompts", first + len(some), prompts)
@@ -129,13 +138,13 @@ def evaluate(parts: Parts, *, prompts: int = 300, seed: int = 0, on_progress: On
         ("variations", _vary, [s for s in held_out_scenes(2 * count, seed + 2) if len(s.items) == 1][:count]),
     ):
         for first, some in _batches(scenes):
-            judged += measure(parts, some, _seeds(seed, first, len(some)))
+            judged += measure(parts, some, _seeds(seed, first, len(some)), settings)
             report(what, first + len(some), len(scenes))
     for first in range(0, count, BATCH):
         numbers = range(first, min(first + BATCH, count))
-        judged += _reconstruct_other_kinds(parts, _seeds(seed, first, len(numbers)))
+        judged += _reconstruct_other_kinds(parts, _seeds(seed, first, len(numbers)), settings)
         report("other kinds of drawings", numbers[-1] + 1, count)
-    judged += _keep_away(parts, math.ceil(prompts / PROMPTS_PER_NEGATIVE), seed)
+    judged += _keep_away(parts, math.ceil(prompts / PROMPTS_PER_NEGATIVE), seed, settings)
     return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
 
@@ -277,10 +286,10 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).movedim(-1, 1).float() / 255
 
 
-def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
+def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int], settings: Settings) -> Iterator[Judged]:
     """Through the encoder and Stage B, and through Stage A alone."""
     drawn = drawn_scenes(scenes, seeds, 2)
-    again = reconstruct(parts, drawn, seeds=seeds, settings=SETTINGS.stage_b).images
+    again = reconstruct(parts, drawn, seeds=seeds, settings=settings.stage_b).images
     alone = parts.use("stage_a", lambda net: _stage_a(net, drawn))
     for i, scene in enumerate(scenes):
         unseen = is_unseen(scene)
@@ -290,12 +299,12 @@ def _reconstruct(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) ->
         yield Judged("reconstruction, same shapes", float(shapes[0] == shapes[1]), unseen)
 
 
-def _reconstruct_other_kinds(parts: Parts, seeds: Sequence[int]) -> Iterator[Judged]:
+def _reconstruct_other_kinds(parts: Parts, seeds: Sequence[int], settings: Settings) -> Iterator[Judged]:
     """Drawings of the kinds that no training has, each kind in turn, through the encoder and Stage B."""
     kinds = [flat.HELD_OUT_KINDS[seed % len(flat.HELD_OUT_KINDS)] for seed in seeds]
     images = [flat.draw_held_out(kind, np.random.default_rng((seed, 0, 6))) for kind, seed in zip(kinds, seeds)]
     drawn = _to_tensor(images)
-    for image, again in zip(drawn, reconstruct(parts, drawn, seeds=seeds, settings=SETTINGS.stage_b).images):
+    for image, again in zip(drawn, reconstruct(parts, drawn, seeds=seeds, settings=settings.stage_b).images):
         yield Judged("reconstruction of other kinds of drawings, PSNR", psnr(again, image), True)
         overlap = outline_overlap(again, image)
         yield Judged("reconstruction of other kinds of drawings, overlap of the outlines (IoU)", overlap, True)
@@ -307,22 +316,22 @@ def _stage_a(net: StageA, images: Tensor) -> Tensor:
     return net.decode(net.encode(images.to(parameter))).float().clamp(0, 1).cpu()
 
 
-def _vary(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[Judged]:
+def _vary(parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int], settings: Settings) -> Iterator[Judged]:
     """The image's embedding with the empty prompt."""
     drawn = drawn_scenes(scenes, seeds, 2)
-    varied = generate(parts, [""] * len(scenes), seeds=seeds, variation_of=drawn, settings=SETTINGS).images
+    varied = generate(parts, [""] * len(scenes), seeds=seeds, variation_of=drawn, settings=settings).images
     for scene, image in zip(scenes, varied):
         found, wanted = describe(image).items[:1], scene.items[0]
         same = [(item.color, item.shape) for item in found] == [(wanted.color, wanted.shape)]
         yield Judged("image variation, same color and shape", float(same), is_unseen(scene))
 
 
-def _keep_away(parts: Parts, count: int, seed: int) -> Iterator[Judged]:
+def _keep_away(parts: Parts, count: int, seed: int, settings: Settings) -> Iterator[Judged]:
     """The empty prompt, with each color as the negative prompt, and without."""
     seeds = _seeds(seed, 0, count)
 
     def colors(negative: str) -> Iterator[tuple[str, ...]]:
-        images = generate(parts, [""] * count, seeds=seeds, negative=negative, settings=SETTINGS).images
+        images = generate(parts, [""] * count, seeds=seeds, negative=negative, settings=settings).images
         for seen in map(describe, images):
             yield seen.background, *(item.color for item in seen.items)
 

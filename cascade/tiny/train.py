@@ -38,6 +38,8 @@ PARTS = (
     "controlnet_super_resolution",
     "high_res_guides",
     "lora_heart",
+    "turbo_stage_c",
+    "turbo_stage_b",
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 

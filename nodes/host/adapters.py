@@ -22,7 +22,7 @@ from ...cascade.adapters.lora import TABLE, Change
 from ...cascade.adapters.tokens import parse_token_names
 from ...cascade.adapters.writing import as_low_rank
 from ...cascade.checkpoints import save_model
-from ...cascade.errors import CascadeError
+from ...cascade.errors import CascadeError, IncompatibleCheckpoint
 from ...cascade.models import StageC, StageCConfig
 from . import checks
 from .learned_tokens import HostTokenizer, base_tokenizer
@@ -82,19 +82,22 @@ def read_tokens(path: Path, text: str, token_names: str) -> Lora:
 def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_clip: float) -> tuple[Any, Any, str]:
     """MODEL and CLIP with a LoRA, and lines of text about what matched. Either may be None: not connected.
 
+    The MODEL is Stage C, or Stage B for a LoRA that changes it.
+
     Raises:
         CascadeError: it does not fit, or it would change nothing that is connected.
     """
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
             raise CascadeError(f"A LoRA's strength must be a finite number, not {strength}.")
-    stage_c, text = lora.changes.get("stage_c", {}), lora.changes.get("text_encoder", {})
+    kind, title = _stage(model, lora)
+    stage, text = lora.changes.get(kind, {}), lora.changes.get("text_encoder", {})
     _check_use(lora, model, clip, strength_model, strength_clip)
     lines = [str(lora.path or "the LoRA")]
-    lines.append(_line("Stage C", stage_c, model, strength_model))
-    if model is not None and stage_c and strength_model:
-        checks.model(model, "Stage C")
-        model = _patched(model, "stage_c", lora, strength_model)
+    lines.append(_line(title, stage, model, strength_model))
+    if model is not None and stage and strength_model:
+        checks.model(model, title)
+        model = _patched(model, kind, lora, strength_model)
     lines.append(_line("text encoder", text, clip, strength_clip))
     if clip is not None and strength_clip:
         if text:
@@ -109,6 +112,29 @@ def apply(model: Any, clip: Any, lora: Lora, strength_model: float, strength_cli
     return model, clip, "\n".join(lines)
 
 
+def few_steps(model: Any, stage: str, path: Path) -> Any:
+    """A MODEL of this stage with a LoRA for a few steps. Raises CascadeError where there is none that fits it."""
+    checks.model(model, stage)
+    lora, kind = read(path, ""), {"Stage C": "stage_c", "Stage B": "stage_b"}[stage]
+    if not lora.changes.get(kind):
+        raise CascadeError(f"{path}: this LoRA does not change {stage}.")
+    try:
+        return _patched(model, kind, lora, 1.0)
+    except IncompatibleCheckpoint as error:
+        raise CascadeError(
+            f"turbo needs a LoRA that was trained to need few steps with this {stage}: choose one in lora_"
+            f"{kind}. The preset fast needs none. ({error})"
+        ) from error
+
+
+def _stage(model: Any, lora: Lora) -> tuple[str, str]:
+    """The stage that a LoRA is to change, as the library and as messages name it."""
+    other = lora.changes.get("stage_b") and not lora.changes.get("stage_c")
+    if other or (lora.changes.get("stage_b") and model is not None and checks.is_stage_b(model)):
+        return "stage_b", "Stage B"
+    return "stage_c", "Stage C"
+
+
 def _line(title: str, changes: Mapping[str, Change], target: Any, strength: float) -> str:
     if not changes:
         return f"{title}: no changes"
@@ -120,7 +146,7 @@ def _line(title: str, changes: Mapping[str, Change], target: Any, strength: floa
 def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strength_clip: float) -> None:
     """Raises CascadeError if a LoRA changes nothing that is connected."""
     changed = {
-        "model": bool(lora.changes.get("stage_c")),
+        "model": bool(lora.changes.get("stage_c") or lora.changes.get("stage_b")),
         "clip": bool(lora.changes.get("text_encoder") or lora.tokens),
     }
     connected = {"model": model is not None, "clip": clip is not None}
@@ -134,7 +160,7 @@ def _check_use(lora: Lora, model: Any, clip: Any, strength_model: float, strengt
 
 def _patched(target: Any, kind: str, lora: Lora, strength: float) -> Any:
     """A clone of a MODEL or CLIP whose weights the host changes when it loads them. Raises IncompatibleCheckpoint."""
-    prefix, inner = (MODEL, target.model) if kind == "stage_c" else (CLIP, target.patcher.model)
+    prefix, inner = (CLIP, target.patcher.model) if kind == "text_encoder" else (MODEL, target.model)
     shapes = {name.removeprefix(prefix): value.shape for name, value in inner.state_dict().items()}
     check_fits(lora, kind, shapes, _config_of(target) if kind == "stage_c" else None)
     changes = lora.changes[kind]

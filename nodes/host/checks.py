@@ -140,6 +140,11 @@ def model(patcher: Any, stage: str) -> Any:
     return patcher
 
 
+def is_stage_b(patcher: Any) -> bool:
+    """Whether a MODEL is a Stage B, ours or the host's own."""
+    return isinstance(patcher.model, comfy.model_base.StableCascade_B)
+
+
 def schedule(patcher: Any) -> Any:
     """The model's schedule of noise levels, which must be Stable Cascade's. Raises CascadeError."""
     found = patcher.get_model_object("model_sampling")
@@ -154,7 +159,7 @@ def schedule(patcher: Any) -> Any:
 def conditioned(patcher: Any, positive: Any) -> None:
     """Raises CascadeError for a Stage B whose conditioning has no latent of Stage C."""
     with_latent = any("stable_cascade_prior" in extras for _, extras in positive)
-    if isinstance(patcher.model, comfy.model_base.StableCascade_B) and not with_latent:
+    if is_stage_b(patcher) and not with_latent:
         raise CascadeError(NO_STAGE_C)
 
 
