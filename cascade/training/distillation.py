@@ -16,7 +16,7 @@ then a training step costs the same as that of any LoRA.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +73,9 @@ class DistillationSettings(Settings):
     `drop_caption_with_image` of these), and their latents by `effnet` are those of Stage B, with noise of the deviation
     `effnet_noise`. `drop_caption` of the captions are left out.
 
+    `from_image` of the trajectories of Stage C are sampled a second time, from another image in place of noise: in
+    image to image the student meets states that no run from noise has. This needs `effnet`, for its latents.
+
     The teacher takes `teacher_steps` steps, each of the `sample_steps` of the student as many of them; `cfg`,
     `cfg_rescale` and `shift` are its guidance and schedule. Not given: the released ones, and 4 and 2 steps.
 
@@ -91,6 +94,7 @@ class DistillationSettings(Settings):
     keep_image: Share = 0.25
     drop_caption: Share = 0.05
     drop_caption_with_image: Share = 0.8
+    from_image: Share = 0.0
     sample_steps: Count | None = None
     teacher_steps: Count | None = None
     cfg: Annotated[Number, Field(ge=0)] | None = None
@@ -105,9 +109,11 @@ class DistillationSettings(Settings):
 
 
 class DistillationBatch(NamedTuple):
-    """rows [B] of the trajectories; the student goes from state `here` [B] of each to state `there` [B]."""
+    """rows [B] of the trajectories, and whether it is the one from an image; the student goes from state `here` [B] of
+    each to state `there` [B]."""
 
     rows: Tensor
+    from_image: Tensor
     here: Tensor
     there: Tensor
 
@@ -126,7 +132,13 @@ class DistillationTask(DiffusionTask):
         self.net = with_training_attention(frozen(settings.network, self.device, self.stage, dtype), self.device)
         self.images = self._read_images(on_chunk)
         self._read_texts()
-        self.data = self._trajectories(on_chunk)
+        captions = self.images.captions
+        self.data = self._trajectories(captions, on_chunk)
+        self.restarted = captions[: round(settings.from_image * len(captions))]
+        # The state at which each of these starts: not nearly noise, and not nearly done.
+        first, last = len(self.levels) // 10, len(self.levels) * 3 // 4
+        self.first = np.random.default_rng((config.seed, 3)).integers(first, last + 1, size=len(self.restarted))
+        self.from_images = self._trajectories(self.restarted, on_chunk, self.first) if self.restarted else self.data
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         self._add_student()
         decoder = {"stage_c": "previewer", "stage_b": "stage_a"}[self.stage]
@@ -159,6 +171,8 @@ class DistillationTask(DiffusionTask):
             name, path = ("effnet", settings.effnet)
         if path is None:
             raise InvalidConfig(f"distill: {self.stage} needs {name}")
+        if settings.from_image and (self.stage != "stage_c" or settings.effnet is None):
+            raise InvalidConfig("distill: from_image is for stage_c, and needs effnet")
         size = settings.effnet_size or max(32, settings.images.size * 3 // 4 // 32 * 32)
         encoder = frozen(path, self.device, name)
 
@@ -213,14 +227,33 @@ class DistillationTask(DiffusionTask):
         size = {} if self.stage == "stage_c" else {"size": self.size[-2:]}
         return self.net.conditions(**tensors, **size)
 
-    def _trajectories(self, on_chunk: OnChunk | None) -> Cache:
-        """`states` [N, steps + 1, c, h, w]: the teacher's, from noise to image."""
+    def _latents(self, on_chunk: OnChunk | None) -> Cache:
+        """`latents` [N, 16, h, w] of the images, to start from."""
+        size = 32 * self.size[-1]
+        encoder = frozen(self.settings.effnet or Path(), self.device, "effnet")
+
+        @torch.no_grad()
+        def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
+            images = to_images(torch.from_numpy(pixels).to(self.device)).split(AT_ONCE)
+            return {"latents": np.concatenate([encode_latents(encoder, part, size) for part in images])}
+
+        source = open_images(self.settings.images)
+        return cached(self.settings.cache, "distill-latents", source, compute, key=self.key, on_chunk=on_chunk)
+
+    def _trajectories(
+        self, captions: Sequence[str], on_chunk: OnChunk | None, first: np.ndarray | None = None
+    ) -> Cache:
+        """`states` [N, steps + 1, c, h, w]: the teacher's, from noise to image.
+
+        first: the state [N] at which each starts from the next image's latents; those before mean nothing.
+        """
+        latents = None if first is None else self._latents(on_chunk)
         precise = self.config.precision == "float32"
 
         @torch.no_grad()
         @torch.autocast(self.device.type, torch.bfloat16, enabled=not precise)
         def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
-            parts = [self._sampled(part) for part in np.array_split(rows, -(-len(rows) // AT_ONCE))]
+            parts = [self._sampled(part, first, latents) for part in np.array_split(rows, -(-len(rows) // AT_ONCE))]
             return {"states": np.concatenate(parts)}
 
         # All that a trajectory depends on.
@@ -229,10 +262,11 @@ class DistillationTask(DiffusionTask):
         )
         key = f"{self.key}-{fingerprint(self.settings.network)}-{fingerprint(self.settings.text_encoder)}"
         key = f"{key}-{self.config.seed}-{self.config.precision}-{self.teacher}-{settings}"
-        source = Captions(self.images.captions)
+        key = key if first is None else f"{key}-from_image"
+        source = Captions(captions)
         return cached(self.settings.cache, "trajectories", source, compute, key=key, on_chunk=on_chunk)
 
-    def _sampled(self, rows: np.ndarray) -> np.ndarray:
+    def _sampled(self, rows: np.ndarray, first: np.ndarray | None, latents: Cache | None) -> np.ndarray:
         inputs = self._inputs(rows)
         cond, uncond = (
             {"conditions": self._conditions(each)} for each in (inputs, inputs.unconditional(self._text(self.empty)))
@@ -240,8 +274,12 @@ class DistillationTask(DiffusionTask):
         guided = GuidedNetwork(self.net.denoise, cond, uncond, self.teacher.guidance, None, len(rows))
         x, step, target = self._start(rows), DDIM(), self.diffusion.target
         noise = x.clone  # DDIM adds none
-        states = [x]
-        for here, there in pairwise([*self.levels, None]):
+        noises, states = x, [x]
+        for index, (here, there) in enumerate(pairwise([*self.levels, None])):
+            if first is not None and latents is not None:
+                images = latents.take("latents", (rows + 1) % len(latents.captions), self.device).float()
+                starts = torch.from_numpy(first[rows] == index).to(self.device)[:, None, None, None]
+                x = states[index] = torch.where(starts, here.a * images + here.b * noises, x)
             prediction = guided(x, here).float()
             x0 = target.x0(x, prediction, here.log_snr, here.a, here.b)
             epsilon = target.epsilon(x, prediction, here.log_snr, here.a, here.b)
@@ -279,12 +317,16 @@ class DistillationTask(DiffusionTask):
         random = np.random.default_rng((self.config.seed, index))
         moved = random.integers(self.stride, size=len(rows)) * (random.random(len(rows)) < 0.5)
         here = random.integers(self.few, size=len(rows)) * self.stride + moved
+        from_image = random.random(len(rows)) < self.settings.from_image
+        if from_image.any():
+            rows = np.where(from_image, rows % len(self.restarted), rows)
+            here = np.where(from_image, np.maximum(here, self.first[rows % len(self.restarted)]), here)
         there = np.minimum(here + self.stride, len(self.levels))
-        return DistillationBatch(*map(torch.from_numpy, (rows, here, there)))
+        return DistillationBatch(*map(torch.from_numpy, (rows, from_image, here, there)))
 
     def loss(self, batch: DistillationBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rows = batch.rows.numpy()
-        x, there = (self._states(rows, steps) for steps in (batch.here, batch.there))
+        x, there = (self._states(rows, batch.from_image, steps) for steps in (batch.here, batch.there))
         (a, b, r), (a_there, b_there, _) = (self._levels(steps, x) for steps in (batch.here, batch.there))
         ratio = b_there / b
         share = a_there - ratio * a
@@ -295,9 +337,12 @@ class DistillationTask(DiffusionTask):
         # and that of the state it leads to (times share squared), which the last step alone would.
         return (errors * share.flatten()).mean(), {"mse": errors.mean()}
 
-    def _states(self, rows: np.ndarray, steps: Tensor) -> Tensor:
-        states = self.data.arrays["states"][rows, steps.numpy()]
-        return torch.from_numpy(states).to(self.device).float()
+    def _states(self, rows: np.ndarray, from_image: Tensor, steps: Tensor) -> Tensor:
+        chosen = (self.from_images if other else self.data for other in from_image.tolist())
+        states = [
+            each.arrays["states"][row, step] for each, row, step in zip(chosen, rows, steps.tolist(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(states)).to(self.device).float()
 
     def _levels(self, steps: Tensor, like: Tensor) -> list[Tensor]:
         """a, b and r of the states with these numbers, [B, 1, ...]."""

@@ -130,6 +130,25 @@ def test_starts_are_those_of_a_run_and_between_them(folder: Path) -> None:
     assert torch.equal(batch.there, (batch.here + 4).clamp_max(8))
 
 
+def test_some_trajectories_start_from_another_image(folder: Path) -> None:
+    more = {"from_image": 0.5, "effnet": "parts/effnet.safetensors", "teacher_steps": 8}
+    task = build(folder, "stage_c", changes={"batch_size": 100}, **more)
+    latents, noise = task._latents(None).arrays["latents"], task._start(torch.arange(4).numpy())
+    assert len(task.restarted) == len(task.first) == 4
+    for row, first in enumerate(task.first):
+        level = task.levels[first]
+        expected = level.a * torch.tensor(latents[row + 1]).float() + level.b * noise[row]
+        assert relative_error(torch.tensor(task.from_images.arrays["states"][row, first]), expected) < 1e-2
+    batch = task.batch(0)
+    rows = batch.rows[batch.from_image]
+    assert 30 < len(rows) < 70
+    assert (batch.here[batch.from_image] >= torch.from_numpy(task.first)[rows]).all()
+    assert (batch.rows[~batch.from_image] >= 4).any()
+    assert task.loss(batch, generator())[0].isfinite()
+    with pytest.raises(InvalidConfig, match="from_image is for stage_c, and needs effnet"):
+        build(folder, "stage_c", from_image=0.5)
+
+
 def test_conditions_are_a_mixture(folder: Path) -> None:
     images = {"source": "tiny", "count": 60, "seed": 1, "size": 64}
     task = build(folder, "stage_c", images=images, keep_image=0.5, drop_caption=0.0, drop_caption_with_image=1.0)
