@@ -18,6 +18,8 @@ PACKAGE = "stable_cascade"
 WIDGETS = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "*"})
 TENSORS = frozenset({"IMAGE", "MASK", "SIGMAS"})
 """Types whose values are tensors."""
+EXPLAINED = frozenset({"CLIP", "CLIP_VISION", "CONTROL_NET"})
+"""Types of which a loader may have found none in its file: their nodes say what to do."""
 
 
 def short_names(nodes: list[type[Any]]) -> list[type[Any]]:
@@ -51,7 +53,8 @@ def _check(node: type[Any], inputs: dict[str, Any]) -> None:
         if name not in fields:
             raise errors.CascadeError(f"This node has no input {errors.shown(name)}: remove it from the prompt.")
         field = fields[name]
-        if not (value is None and field.optional) and not _is_an_output(value, field.io_type):
+        missing = value is None and (field.optional or field.io_type in EXPLAINED)
+        if not missing and not _is_an_output(value, field.io_type):
             raise errors.CascadeError(f"{name} is {errors.shown(value)}: connect an output of type {field.io_type}.")
 
 

@@ -103,7 +103,7 @@ def test_a_wrong_model_is_explained(server: Server) -> None:
             "{'samples': 3}: connect an output of type LATENT.",
         ),
         ("stage_c", "model", "\ud800", "model is '\\ud800': connect an output of type MODEL."),
-        ("text", "clip", None, "clip is None: connect an output of type CLIP."),
+        ("decode", "vae", None, "vae is None: connect an output of type VAE."),
         ("size", "model", ["c", 0], "This node has no input 'model': remove it from the prompt."),
     ],
 )
