@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from cascade.images import (
     fit,
     from_pillow,
     mask_of_latent,
+    open_image,
     psnr,
     resize_mask,
     side_by_side,
@@ -100,3 +103,12 @@ def test_likeness() -> None:
     assert both.shape == (1, 3, 32, 65)
     assert torch.equal(both[0, ..., :32], image)
     assert torch.equal(both[0, ..., 33:], other)
+
+
+def test_a_tiff_of_too_many_strips_is_not_decoded() -> None:
+    count = 200_000
+    tags = ((256, 8), (257, count), (258, 8), (259, 1), (262, 1), (273, 110), (278, 1))
+    entries = b"".join(struct.pack("<HHII", tag, 4, count if tag == 273 else 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100 + 4 * count)
+    with pytest.raises(InvalidImage, match="200,000 strips or tiles"), open_image(content) as image:
+        image.load()
