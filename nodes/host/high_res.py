@@ -136,12 +136,14 @@ class Strength:
     start: float = 0.0
     end: float = 1.0
 
-    @property
-    def interval(self) -> Interval:
+    def __post_init__(self) -> None:
         if self.start > self.end:
             raise CascadeError(
                 f"High-res guides: start_percent {self.start:g} is after end_percent {self.end:g}; they would not act."
             )
+
+    @property
+    def interval(self) -> Interval:
         return Interval(self.start, self.end)
 
 
