@@ -59,7 +59,9 @@ def with_random_weights(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved(
+    sides: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each side. Sides take turns, so that a slow moment of the machine falls on all of them."""
     for run in sides.values():
         run()
@@ -67,9 +69,9 @@ def interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict[st
     for turn in range(repeats):
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             sides[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

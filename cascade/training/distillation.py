@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -275,7 +274,7 @@ class DistillationTask(DiffusionTask):
         x, step, target = self._start(rows), DDIM(), self.diffusion.target
         noise = x.clone  # DDIM adds none
         noises, states = x, [x]
-        for index, (here, there) in enumerate(pairwise([*self.levels, None])):
+        for index, here in enumerate(self.levels):
             if first is not None and latents is not None:
                 images = latents.take("latents", (rows + 1) % len(latents.captions), self.device).float()
                 starts = torch.from_numpy(first[rows] == index).to(self.device)[:, None, None, None]
@@ -283,7 +282,8 @@ class DistillationTask(DiffusionTask):
             prediction = guided(x, here).float()
             x0 = target.x0(x, prediction, here.log_snr, here.a, here.b)
             epsilon = target.epsilon(x, prediction, here.log_snr, here.a, here.b)
-            x = x0 if there is None else step(x0, epsilon, here.factors, there.factors, noise)
+            last = here is self.levels[-1]
+            x = x0 if last else step(x0, epsilon, here.factors, self.levels[index + 1].factors, noise)
             states.append(x)
         return np.stack([to_halves(state) for state in states], axis=1)
 
