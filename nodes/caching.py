@@ -42,7 +42,8 @@ class CascadeCache(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip="Between those steps the inner levels also run where their input has changed by more than "
-                    "this share since they last ran. 0: the change is not measured. Try 0.1 with inner_every 5.",
+                    "this share since they last ran. 0: the change is not measured. Try 0.4 with ddpm, 0.1 with "
+                    "ddim, and inner_every 5.",
                 ),
                 field(
                     io.Int,

@@ -161,7 +161,8 @@ def _add_stage(
         f"--cache-threshold{suffix}",
         type=positive,
         metavar="F",
-        help="between those steps they also run where their input has changed by more than this share, such as 0.1",
+        help="between those steps they also run where their input has changed by more than this share, such as "
+        "0.4 with ddpm and 0.1 with ddim",
     )
     group.add_argument(
         f"--cfg-every{suffix}",
