@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ class CacheRun:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         # A decision is no part of a graph of torch.compile; the levels that it is about may be.
-        self._around: Callable[[Inner, Tensor], Tensor] = torch.compiler.disable(self._decided, recursive=False)  # type: ignore[assignment]
+        around: Any = torch.compiler.disable(self._decided, recursive=False)
+        self._around: Callable[[Inner, Tensor], Tensor] = around
         self.reset()
 
     def reset(self) -> None:
@@ -103,7 +105,7 @@ class CacheRun:
         names, percent = self._call
         rows, kept = x.chunk(len(names)), [self._inner[name] for name in names if name in self._inner]
         self.inner_calls += 1
-        if percent in self.cache.interval and len(kept) == len(names) and self._usable(kept, rows):
+        if percent in self.cache.interval and self._usable(kept, rows):
             self.inner_reused += 1
             for each in kept:
                 each.age += 1
@@ -115,7 +117,7 @@ class CacheRun:
         return out
 
     def _usable(self, kept: Sequence[_Kept], rows: Sequence[Tensor]) -> bool:
-        if any(each.age + 1 >= self.cache.inner_every for each in kept):
+        if len(kept) < len(rows) or any(each.age + 1 >= self.cache.inner_every for each in kept):
             return False
         if any(
             (x.shape, x.device) != (each.added.shape, each.added.device) for x, each in zip(rows, kept, strict=True)
@@ -123,8 +125,8 @@ class CacheRun:
             return False
         if self.cache.threshold == 0:
             return True
-        entries = [each.entered for each in kept if each.entered is not None]
-        x, entered = (torch.cat(list(tensors)).float() for tensors in (rows, entries))
+        before = [each.entered for each in kept if each.entered is not None]
+        x, entered = torch.cat(list(rows)).float(), torch.cat(before).float()
         change = (x - entered).abs().mean((1, 2, 3)) / entered.abs().mean((1, 2, 3)).clamp_min(1e-12)
         return float(change.max()) < self.cache.threshold
 

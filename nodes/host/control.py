@@ -180,8 +180,9 @@ def load_control(path: Path, blocks: tuple[int, ...] = ()) -> tuple[CascadeContr
 
 
 def _read(path: Path, blocks: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:
+    known: dict[str, Any] = {"blocks": blocks} if blocks else {}
     try:
-        return read(path, "controlnet", blocks=blocks) if blocks else read(path, "controlnet")
+        return read(path, "controlnet", **known)
     except ValueError as error:
         raise IncompatibleCheckpoint(f"blocks {', '.join(map(str, blocks))}: {error}", path) from error
 
