@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ HEAD = ["", "side", "time", "peak memory", "TFLOP/s", "of the matrix product's r
 STEPS = 5
 """Of a run in ComfyUI of which one step is shown."""
 CACHES = {"stage_c": Cache(inner_every=2, cfg_every=2, start_percent=0.2), "stage_b": Cache(cfg_every=10)}
+HOST_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SMALL_A = StageAConfig(width=32, bottleneck_blocks=1, codebook_size=16)
 
 
@@ -341,8 +342,7 @@ def host_step(
             save_model(network(KINDS[kind][0], config, card, dtype), path)
             card.clean()
             if who != "ComfyUI":
-                names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-                model = host.pack("nodes.host.models").load_stage(kind, path, weights or names[dtype])
+                model = host.pack("nodes.host.models").load_stage(kind, path, weights or HOST_NAMES[dtype])
             elif small:
                 model = native_model(path, kind, small)
             else:
@@ -366,13 +366,33 @@ def host_step(
 
 def decode_rows(card: Card, size: Size, dtype: torch.dtype) -> Iterator[Row]:
     for pixels in size.decoded:
+        side = pixels // 4
+        title, flop = f"Stage A, decoding {pixels}, {short(dtype)}", decode_flop(size.stage_a, pixels)
 
-        def build(pixels: int = pixels) -> Callable[[], object]:
+        def build(side: int = side) -> Callable[[], object]:
             net = network(StageA, size.stage_a, card, dtype)
-            latents = torch.randn(1, 4, pixels // 4, pixels // 4, device=card.device, dtype=dtype)
+            latents = torch.randn(1, 4, side, side, device=card.device, dtype=dtype)
             return lambda: net.decode(latents)
 
-        yield Row(f"Stage A, decoding {pixels}, {short(dtype)}", "ours", build, 1, decode_flop(size.stage_a, pixels))
+        def in_host(who: str, side: int = side) -> Callable[[], object]:
+            host = booted(card.device.type)
+            import comfy.sd
+            from comfy.utils import load_torch_file
+
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                path = Path(folder) / "stage_a.safetensors"
+                save_model(network(StageA, size.stage_a, card, dtype), path)
+                if who == "ComfyUI":
+                    vae = comfy.sd.VAE(sd=load_torch_file(str(path)))
+                else:
+                    vae = host.pack("nodes.host.autoencoders").load_stage_a(path, HOST_NAMES[dtype])
+                latents = torch.randn(1, 4, side, side)
+                vae.decode(latents)
+            return lambda: vae.decode(latents)
+
+        yield Row(title, "ours", build, 1, flop)
+        for who in ("ours in ComfyUI", "ComfyUI"):
+            yield Row(title, who, partial(in_host, who), 1, flop)
 
 
 def image_rows(card: Card, size: Size, dtype: torch.dtype) -> Iterator[Row]:
@@ -404,14 +424,25 @@ def other_rows(card: Card, size: Size, dtype: torch.dtype) -> Iterator[Row]:
     side = sides("stage_c", size)
     for name, config in reversed(size.stage_c.items()):
 
-        def load(config: Any = config) -> Callable[[], object]:
+        def load(who: str, config: Any = config) -> Callable[[], object]:
+            host = None if who == "ours" else booted(card.device.type)
             folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             path = Path(folder.name) / "stage_c.safetensors"
             save_model(network(StageC, config, card, dtype), path)
 
-            def run() -> None:
-                assert folder.name
-                load_model(path, dtype=dtype, device=card.device)
+            def run() -> object:
+                assert folder.name  # it is there as long as this function
+                if host is None:
+                    return load_model(path, dtype=dtype, device=card.device)
+                import comfy.model_management
+                import comfy.sd
+
+                if who == "ComfyUI":
+                    model = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
+                else:
+                    model = host.pack("nodes.host.models").load_stage("stage_c", path, HOST_NAMES[dtype])
+                comfy.model_management.load_models_gpu([model])
+                return model
 
             return run
 
@@ -448,7 +479,8 @@ def other_rows(card: Card, size: Size, dtype: torch.dtype) -> Iterator[Row]:
             return run
 
         flop = step_flop("stage_c", config, side)
-        yield Row(f"Stage C {name}, loading from the page cache, {short(dtype)}", "ours", load)
+        for who in ("ours", "ours in ComfyUI", "ComfyUI"):
+            yield Row(f"Stage C {name}, loading from the page cache, {short(dtype)}", who, partial(load, who))
         yield Row(f"Stage C {name}, guided step with a LoRA, {short(dtype)}", "ours", lora, 1, flop)
         yield Row(f"Stage C {name}, guided step with a ControlNet, {short(dtype)}", "ours", control, 1, flop)
         yield Row(f"Stage C {name}, training step of a LoRA, batch 1, {short(dtype)}", "ours", train)
