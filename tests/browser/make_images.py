@@ -116,6 +116,7 @@ def app(server: Server, page: Page, name: str) -> Image.Image:
     """The window with an app and its result."""
     page.tab.set_viewport_size(APP_WINDOW)
     page.open_template(name)
+    page.tab.get_by_test_id("linear-run-button").first.wait_for()
     saved(server, page)
     page.tab.get_by_test_id("linear-image-output").first.wait_for()
     page.settle()
