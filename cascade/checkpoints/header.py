@@ -19,9 +19,9 @@ import torch
 from ..errors import BrokenCheckpoint, shown
 from ..files import open_regular
 
-MAX_HEADER = 10_000_000
-"""Bytes of a header, an index or a config. A checkpoint of 5,000 tensors has 1 MB; 100 MB, the limit of the safetensors
-library, take a minute and gigabytes."""
+MAX_HEADER = 5_000_000
+"""Bytes of a header, an index or a config. A checkpoint of 5,000 tensors has 1 MB; small entries take 50 times their
+bytes when they are read, and 100 MB, the limit of the safetensors library, take a minute and gigabytes."""
 MAX_TENSORS = 20_000
 """Tensors of a file; a checkpoint with all networks has 5,000. Each is compared with the names of many formats."""
 MAX_NAME = 1000

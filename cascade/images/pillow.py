@@ -22,6 +22,8 @@ FILE_BYTES = 1 << 28
 PIXELS = 8192 * 8192
 """Of an image that is decoded: 0.3 GB, and three times that while it is turned and resized. Pillow's own limit, which
 belongs to the whole process, allows 2.3 GB from a file of 500 kB."""
+SIDE = 65_535
+"""The most pixels a side, as in a JPEG: Pillow keeps a row of one pixel in 24 bytes, and works a row at a time."""
 TILES = 100_000
 """Strips or tiles of an image, each of which is decoded for itself: 4 MB of strips of 8 pixels took more than 30 s."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -63,6 +65,8 @@ def open_image(content: bytes, size: int | None = None) -> Iterator[Image.Image]
                 raise InvalidImage(f"{width} x {height} pixels; at most {PIXELS // 10**6} million are read")
             if (count := len(getattr(image, "tile", ()))) > TILES:
                 raise InvalidImage(f"{count:,} strips or tiles; at most {TILES:,} are read")
+            if max(whole) > SIDE:
+                raise InvalidImage(f"{whole[0]} x {whole[1]} pixels; at most {SIDE:,} a side are read")
             yield image
     except UnidentifiedImageError as error:
         raise InvalidImage("no image, or not of a known format") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import numpy as np
@@ -103,6 +104,14 @@ def test_likeness() -> None:
     assert both.shape == (1, 3, 32, 65)
     assert torch.equal(both[0, ..., :32], image)
     assert torch.equal(both[0, ..., 33:], other)
+
+
+@pytest.mark.parametrize("size", [(1, 70_000), (70_000, 1)])
+def test_an_image_of_too_long_a_side_is_not_decoded(size: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    Image.new("L", size).save(file, "PNG")
+    with pytest.raises(InvalidImage, match="65,535 a side"), open_image(file.getvalue()) as image:
+        image.load()
 
 
 def test_a_tiff_of_too_many_strips_is_not_decoded() -> None:
