@@ -14,6 +14,8 @@ from ._common import add_preset, output_paths, save
 
 SHOWN = 30
 """Images on a contact sheet."""
+WITH_OWN_SETTINGS = ("lora", "high_res", "new_shapes")
+"""Options that no preset changes."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -66,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise CascadeError(f"{args.output}: there is no folder {args.output.absolute().parent}.")
     output_paths(args.sheet, 1)
+    own = next((name for name in WITH_OWN_SETTINGS if getattr(args, name)), None)
+    if own is not None and args.preset != "released":
+        raise CascadeError(f"--{own.replace('_', '-')} is measured with the released settings: leave out --preset.")
     preset = PRESETS[args.preset]
     parts = Parts(sources, device=args.device, loras=tiny.turbo(folder) if preset.few_steps else [])
     settings = replace(evaluation.SETTINGS, stage_c=preset.stage_c, stage_b=preset.stage_b)

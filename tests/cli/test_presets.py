@@ -82,3 +82,11 @@ def test_evaluate_measures_a_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert main(["evaluate", "tiny", "--preset", "turbo"]) == 0
     assert (seen["settings"].stage_c, seen["settings"].stage_b) == PRESETS["turbo"][:2]
     assert [Path(str(each.lora.path)) for each in seen["loras"]] == [tiny.path(name) for name in tiny.TURBO]
+
+
+@pytest.mark.parametrize("option", ["--lora", "--high-res"])
+def test_what_is_measured_with_its_own_settings_takes_no_preset(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "tiny", option, "--preset", "turbo"]) == 1
+    assert f"{option} is measured with the released settings" in capsys.readouterr().err
