@@ -33,12 +33,12 @@ def norms_by_block(lora: Lora) -> dict[str, float]:
 
     "down 0.3" is the block 3 of level 0, where residual, timestep and attention blocks count together.
     """
-    squares: dict[str, float] = {}
+    norms: dict[str, float] = {}
     for changes in lora.changes.values():
         for name, change in changes.items():
             block = _block(name)
-            squares[block] = squares.get(block, 0.0) + norm_of(change) ** 2
-    return {block: math.sqrt(squares[block]) for block in sorted(squares, key=_order)}
+            norms[block] = math.hypot(norms.get(block, 0.0), norm_of(change))
+    return {block: norms[block] for block in sorted(norms, key=_order)}
 
 
 def _block(name: str) -> str:

@@ -41,6 +41,12 @@ def test_blocks_stand_in_the_order_of_the_network() -> None:
     assert norms["clf"] == norms["token_embedding"] == pytest.approx(2)
 
 
+def test_norms_of_an_absurd_scale_are_shown() -> None:
+    lora = Lora({"stage_c": {"clf.1.weight": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1e200)}})
+    assert norms_by_block(lora) == {"clf": pytest.approx(4e200)}
+    chart(norms_by_block(lora))
+
+
 def test_a_bar_is_as_high_as_its_norm() -> None:
     pixels = np.asarray(chart({"down 0.2": 1.0, "up 1.2": 0.5})).astype(int)
     blue, red = ((np.abs(pixels - color).max(-1) < 8).any(1).sum() for color in ([31, 78, 140], [140, 59, 31]))
