@@ -8,9 +8,7 @@ from comfy_api.latest import io
 
 from ..cascade.diffusion import Cache
 from .host import caching
-from .types import SAMPLING, field, schema
-
-PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+from .types import PERCENT, SAMPLING, field, schema
 
 
 class CascadeCache(io.ComfyNode):

@@ -10,9 +10,18 @@ from comfy_api.latest import io
 from ..cascade.diffusion import Guidance, SamplingSettings
 from ..cascade.pipelines import STAGE_C_SETTINGS
 from .host import folders, high_res, sampling
-from .types import HIGH_RES, LOADERS, HighResGuideType, SamplingOptionsType, cfg_field, field, schema, seed_field
-
-PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+from .types import (
+    HIGH_RES,
+    LOADERS,
+    PERCENT,
+    HighResGuideType,
+    conditioning_fields,
+    field,
+    options_field,
+    run_fields,
+    schema,
+    seed_field,
+)
 
 
 def strength_fields() -> list[Any]:
@@ -84,7 +93,6 @@ class CascadeLoadHighResGuide(io.ComfyNode):
 class CascadeSampleHighRes(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        released = STAGE_C_SETTINGS
         return schema(
             node_id="CascadeSampleHighRes",
             display_name="Sample High-Res (Stable Cascade)",
@@ -94,51 +102,9 @@ class CascadeSampleHighRes(io.ComfyNode):
             inputs=[
                 field(io.Model, "model", tooltip="Stage C."),
                 field(HighResGuideType, "guide", tooltip="The guides that were made for this Stage C."),
-                field(io.Conditioning, "positive", tooltip="What the image should show."),
-                field(
-                    io.Conditioning,
-                    "negative",
-                    tooltip="What the image should not show. Trained: the empty prompt.",
-                ),
+                *conditioning_fields(),
                 field(io.Latent, "latent_image", tooltip="Where to start: an empty latent, or an encoded image."),
-                seed_field("Seed of the noise. The same seed gives the same image, alone or as the first of a batch."),
-                field(
-                    io.Int,
-                    "steps",
-                    default=released.steps,
-                    min=1,
-                    max=1000,
-                    tooltip=f"Sampling steps. More give finer detail and take longer. Released: {released.steps}.",
-                ),
-                cfg_field(released.guidance.cfg),
-                field(
-                    io.Combo,
-                    "sampler_name",
-                    options=sampling.sampler_names(),
-                    default="ddpm",
-                    tooltip="Released: ddpm. ddim adds no noise between steps; lcm is for models made for few steps.",
-                ),
-                field(
-                    io.Float,
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="How much of latent_image is generated again: 1 all of it, less keeps more of an encoded "
-                    "image.",
-                ),
-                field(
-                    io.Float,
-                    "shift",
-                    default=1.0,
-                    min=0.1,
-                    max=20.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Higher spends more steps at high noise levels, for larger images. Released: 1.",
-                ),
+                *run_fields(replace(STAGE_C_SETTINGS, shift=1.0), sampling.sampler_names()),
                 field(
                     io.Int,
                     "first_size",
@@ -157,12 +123,7 @@ class CascadeSampleHighRes(io.ComfyNode):
                     tooltip="An encoded image of about first_size to follow, for image to image. Not connected: the "
                     "first pass makes one.",
                 ),
-                field(
-                    SamplingOptionsType,
-                    "options",
-                    optional=True,
-                    tooltip="Sampling Options, for what is rarely changed. Not connected: the released settings.",
-                ),
+                options_field(),
             ],
             outputs=[
                 io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage B."),

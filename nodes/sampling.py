@@ -12,12 +12,24 @@ from ..cascade.diffusion import Guidance, SamplingSettings
 from ..cascade.pipelines import PRESETS, STAGE_B_SETTINGS, STAGE_C_SETTINGS, Preset, Tiles
 from .host import adapters, folders, sampling
 from .host.tiling import too_large
-from .types import CUSTOM_SAMPLING, SAMPLING, SamplingOptionsType, cfg_field, field, schema, seed_field
+from .types import (
+    CUSTOM_SAMPLING,
+    PERCENT,
+    SAMPLING,
+    SamplingOptionsType,
+    cfg_field,
+    conditioning_fields,
+    field,
+    options_field,
+    run_fields,
+    schema,
+    shift_field,
+    steps_field,
+)
 
 PER_IMAGE, WHOLE_BATCH = "per image", "whole batch (as released)"
 MATCHES_DENOISE, AS_RELEASED = "matches denoise", "as released"
 AUTO, NEVER, ALWAYS = "auto", "never", "always"
-PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 
 
 @dataclass(frozen=True)
@@ -45,13 +57,6 @@ class SamplingOptions:
 
 
 RELEASED = SamplingOptions(Guidance(), as_released=False, tiles=Tiles())
-
-
-def conditioning_fields() -> list[Any]:
-    return [
-        field(io.Conditioning, "positive", tooltip="What the image should show."),
-        field(io.Conditioning, "negative", tooltip="What the image should not show. Trained: the empty prompt."),
-    ]
 
 
 def options_fields() -> list[Any]:
@@ -127,47 +132,6 @@ def options_fields() -> list[Any]:
     ]
 
 
-def options_field() -> Any:
-    tip = "Sampling Options, for what is rarely changed. Not connected: the released settings."
-    return field(SamplingOptionsType, "options", optional=True, tooltip=tip)
-
-
-def shift_field(default: float) -> Any:
-    tip = f"Higher spends more steps at high noise levels, for larger images. Released: {default:g}."
-    return field(io.Float, "shift", default=default, min=0.1, max=20.0, step=0.1, round=0.01, tooltip=tip)
-
-
-def steps_field(default: int) -> Any:
-    tip = f"Sampling steps. More give finer detail and take longer. Released: {default}."
-    return field(io.Int, "steps", default=default, min=1, max=1000, tooltip=tip)
-
-
-def run_fields(released: SamplingSettings) -> list[Any]:
-    return [
-        seed_field("Seed of the noise. The same seed gives the same image, alone or as the first of a batch."),
-        steps_field(released.steps),
-        cfg_field(released.guidance.cfg),
-        field(
-            io.Combo,
-            "sampler_name",
-            options=sampling.sampler_names(),
-            default="ddpm",
-            tooltip="Released: ddpm. ddim adds no noise between steps; lcm is for models made for few steps.",
-        ),
-        field(
-            io.Float,
-            "denoise",
-            default=1.0,
-            min=0.01,
-            max=1.0,
-            step=0.01,
-            round=0.001,
-            tooltip="How much of latent_image is generated again: 1 all of it, less keeps more of an encoded image.",
-        ),
-        shift_field(released.shift),
-    ]
-
-
 class CascadeSamplingOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -221,7 +185,7 @@ class CascadeSampleStageC(io.ComfyNode):
                 field(io.Model, "model", tooltip="Stage C."),
                 *conditioning_fields(),
                 field(io.Latent, "latent_image", tooltip="Where to start: an empty latent, or an encoded image."),
-                *run_fields(STAGE_C_SETTINGS),
+                *run_fields(STAGE_C_SETTINGS, sampling.sampler_names()),
                 options_field(),
             ],
             outputs=[io.Latent.Output("stage_c", display_name="stage_c", tooltip="For the sampler of Stage B.")],
@@ -265,7 +229,7 @@ class CascadeSampleStageB(io.ComfyNode):
                     "stage_c",
                     tooltip="What to generate the image from: Stage C's result, or an encoded image.",
                 ),
-                *run_fields(STAGE_B_SETTINGS),
+                *run_fields(STAGE_B_SETTINGS, sampling.sampler_names()),
                 field(
                     io.Latent,
                     "latent_image",

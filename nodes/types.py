@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..cascade.diffusion import SamplingSettings
+
 CATEGORY = "Stable Cascade"
 LOADERS = f"{CATEGORY}/loaders"
 CONDITIONING = f"{CATEGORY}/conditioning"
@@ -28,6 +30,8 @@ HighResGuideType = io.Custom("CASCADE_HIGH_RES_GUIDE")
 SamplingOptionsType = io.Custom("CASCADE_SAMPLING_OPTIONS")
 """What the node Sampling Options sets."""
 
+PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+"""Limits of a share, such as a part of the run."""
 
 NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
 """Schema keywords that not every supported ComfyUI knows. For any other unknown one the host raises TypeError."""
@@ -66,3 +70,52 @@ def cfg_field(default: float) -> Any:
 def frames_field(tip: str, **more: Any) -> Any:
     """The number of images of a sequence."""
     return field(io.Int, "frames", default=1, min=1, max=4096, **more, tooltip=tip)
+
+
+def conditioning_fields() -> list[Any]:
+    return [
+        field(io.Conditioning, "positive", tooltip="What the image should show."),
+        field(io.Conditioning, "negative", tooltip="What the image should not show. Trained: the empty prompt."),
+    ]
+
+
+def options_field() -> Any:
+    tip = "Sampling Options, for what is rarely changed. Not connected: the released settings."
+    return field(SamplingOptionsType, "options", optional=True, tooltip=tip)
+
+
+def shift_field(default: float) -> Any:
+    tip = f"Higher spends more steps at high noise levels, for larger images. Released: {default:g}."
+    return field(io.Float, "shift", default=default, min=0.1, max=20.0, step=0.1, round=0.01, tooltip=tip)
+
+
+def steps_field(default: int) -> Any:
+    tip = f"Sampling steps. More give finer detail and take longer. Released: {default}."
+    return field(io.Int, "steps", default=default, min=1, max=1000, tooltip=tip)
+
+
+def run_fields(released: SamplingSettings, sampler_names: list[str]) -> list[Any]:
+    """How a stage is sampled; the defaults are the released ones."""
+    return [
+        seed_field("Seed of the noise. The same seed gives the same image, alone or as the first of a batch."),
+        steps_field(released.steps),
+        cfg_field(released.guidance.cfg),
+        field(
+            io.Combo,
+            "sampler_name",
+            options=sampler_names,
+            default="ddpm",
+            tooltip="Released: ddpm. ddim adds no noise between steps; lcm is for models made for few steps.",
+        ),
+        field(
+            io.Float,
+            "denoise",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            tooltip="How much of latent_image is generated again: 1 all of it, less keeps more of an encoded image.",
+        ),
+        shift_field(released.shift),
+    ]
