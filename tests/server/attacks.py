@@ -49,12 +49,13 @@ class Attacks:
             "clients": self.clients,
         }
 
-    def training(self, steps: int) -> Prompt:
+    def training(self, steps: int, seed: int = 0) -> Prompt:
         """Train LoRA on included images."""
         inputs = self.info["CascadeTrainLora"]["input"]["required"].items()
         values = {key: spec[1]["default"] for key, spec in inputs if "default" in spec[1]}
         values |= {key: file_name(kind) for key, kind in PARTS.items()}
-        values |= {"name": NAME, "token": "", "steps": steps, "resolution": 64, "rank": 4, "previewer": "none"}
+        values |= {"name": NAME, "token": "", "steps": steps, "seed": seed, "resolution": 64, "rank": 4}
+        values |= {"previewer": "none"}
         return {"train": node("CascadeTrainLora", **values)}
 
     def prompt(self, dice: random.Random) -> str | None:
@@ -67,7 +68,8 @@ class Attacks:
     def interrupt(self, dice: random.Random) -> str | None:
         """Stopped at a random moment; a training then goes on from there."""
         trains = dice.random() < 0.4
-        prompt = self.training(200) if trains else cascade(seed=dice.randrange(2**32), steps=100)
+        seed = dice.randrange(2**32)  # another one each time: the host answers a prompt that it knows from its cache
+        prompt = self.training(200, seed) if trains else cascade(seed=seed, steps=100)
         name = self.server.queue(prompt)
         time.sleep(2 * dice.random())
         since = time.monotonic()
@@ -76,7 +78,7 @@ class Attacks:
             return f"it went on for {seconds:.0f} seconds"
         if "execution_error" in messages:
             return f"an error: {messages['execution_error']}"
-        return (self._wrong_training() if trains else None) or self.watch.wrong_after()
+        return (self._wrong_training(seed) if trains else None) or self.watch.wrong_after()
 
     def kill(self, dice: random.Random) -> str | None:
         """Killed in a training, or while it writes LoRAs or checkpoints; the next server goes on with whole files."""
@@ -123,11 +125,11 @@ class Attacks:
     def _run(self) -> Path:
         return self.server.base / "output" / "stable_cascade" / "training" / NAME
 
-    def _wrong_training(self) -> str | None:
+    def _wrong_training(self, seed: int = 0) -> str | None:
         """Of the state that a training left at some moment, and of going on from it."""
         state = load_state(self._run)
         wanted = (state["config"]["steps"] if state else 0) + 3
-        status = self.server.run(self.training(wanted))["status"]
+        status = self.server.run(self.training(wanted, seed))["status"]
         if status["status_str"] != "success":
             return f"the training does not go on: {status['messages'][-1]}"
         lines = (self._run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
