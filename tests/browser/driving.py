@@ -76,6 +76,11 @@ def tiny_page() -> Iterator[tuple[Server, Browser]]:
         server.stop()
 
 
+APP = ".app"
+"""How the names of templates end that open without nodes."""
+WIDTH = "app.canvas.canvas.getBoundingClientRect().width"
+
+
 class Page:
     """The page of a server in a tab of its own, open and ready."""
 
@@ -110,12 +115,16 @@ class Page:
 
     def open_template(self, name: str) -> None:
         """As an artist does, from the list of templates. It is filtered first: a long list moves while it is read."""
+        before = self.tab.evaluate("app.extensionManager.workflow.activeWorkflow.path")
         self.run_command("Comfy.BrowseTemplates")
         self.tab.locator("[data-testid^='template-workflow-']").first.wait_for()
         self.tab.locator("input[autofocus][placeholder='Search ...']").fill(name)
         self.tab.get_by_test_id(f"template-workflow-{name}").click()
         self.tab.get_by_test_id("template-workflows-content").wait_for(state="detached")
-        self.tab.wait_for_function("app.graph.nodes.some((node) => node.comfyClass?.startsWith('Cascade'))")
+        opened = "(before) => app.extensionManager.workflow.activeWorkflow.path !== before && app.graph.nodes.length"
+        self.tab.wait_for_function(opened, arg=before)
+        if name.endswith(APP):
+            self.tab.wait_for_function(f"{WIDTH} === 0")
 
     def add_by_search(self, name: str) -> None:
         """Search for a node, choose the first that is found, and put it down in the middle of the canvas."""
@@ -135,6 +144,7 @@ class Page:
     def show_graph(self) -> None:
         """The nodes, also of a workflow that opens as an app."""
         self.tab.evaluate("app.extensionManager.workflow.activeWorkflow.activeMode = 'graph'")
+        self.tab.wait_for_function(f"{WIDTH} > 0")
 
     def open(self, flow: dict[str, Any]) -> None:
         self.tab.evaluate("(flow) => app.loadGraphData(flow)", flow)
