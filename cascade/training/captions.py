@@ -72,6 +72,7 @@ class CaptionsTask(BaseTask):
             load_encoders(settings.start, text, image)
         size = int(image.config.image_size)
         self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         encoder = TextEncoder(text)
         self.ids, self.mask, self.texts = tokenize_captions(encoder, self.data.captions)

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -29,7 +30,10 @@ from ..files import check_name
 
 T = TypeVar("T")
 
-_CHANGEABLE = ("steps", "output", "device", "threads", "checkpoint_every", "sample_every", "log_every")
+_CHANGEABLE = (
+    *("steps", "stretch_schedule", "output", "device", "threads"),
+    *("checkpoint_every", "sample_every", "log_every"),
+)
 """What may differ between a run and its continuation; `steps` may only grow."""
 
 FILE_BYTES = 1 << 16
@@ -80,6 +84,7 @@ Seed = Annotated[Whole, Field(ge=0)]
 Pixels = Annotated[Whole, Field(ge=32, le=16384)]
 Amount = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
 Several = Annotated[tuple[T, ...], AfterValidator(_not_empty)]
 PathFromRoot = Annotated[Path, BeforeValidator(_to_path)]
 NewPath = Annotated[PathFromRoot, AfterValidator(_writable)]
@@ -104,8 +109,9 @@ class Settings(BaseModel):
 class TrainingConfig(Settings):
     """What every training shares. Read from a file, it also has the task's own settings, in a field named as the task.
 
-    The learning rate rises over `warmup` steps to `learning_rate` and falls on a cosine to
-    `learning_rate_final` of it at `steps`.
+    The learning rate rises over `warmup` steps to `learning_rate` and falls as `lr_scheduler` says to
+    `learning_rate_final` of it at `steps`; a constant one stays. A run that is given more `steps` goes on with the rate
+    that it has and falls from there; with `stretch_schedule` it takes that of the new length, which may be higher.
     `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples.
     """
 
@@ -116,8 +122,11 @@ class TrainingConfig(Settings):
     seed: Seed = 0
     accumulation: Count = 1
     learning_rate: Amount = 1e-3
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     learning_rate_final: Share = 0.05
+    stretch_schedule: StrictBool = False
     warmup: Annotated[Whole, Field(ge=0)] = 0
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     weight_decay: Amount = 0.01
     clip_norm: Amount = 1.0
     ema: Share = 0.999

@@ -106,6 +106,7 @@ class ControlNetTask(DiffusionTask):
         if settings.start is not None:
             _go_on(self.modules[self.name], settings.start, self.device)
         self.data = self._cache(encoder, on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
         self.diffusion = build_diffusion(settings.diffusion)
@@ -183,7 +184,7 @@ class ControlNetTask(DiffusionTask):
         )
         latents = self.sample_stage_c(self.stage_c.denoise, count, cond=cond, uncond=uncond)
         shown = self.previewer(hints) if hints.shape[1] == 16 else hints[:, :3].expand(-1, 3, -1, -1)
-        return sheet([shown, self.previewer(latents)])
+        return sheet([shown, self.previewer(latents)], labels=self.data.captions[:count])
 
     def finish(self, modules: Modules) -> None:
         net = modules[self.name]

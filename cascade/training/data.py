@@ -88,10 +88,11 @@ def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> Ima
 
 
 class Cache(NamedTuple):
-    """Arrays with one row an image, memory-mapped from disk, and the images' captions."""
+    """Arrays with one row an image, memory-mapped from disk, the images' captions, and the name of their content."""
 
     arrays: dict[str, np.ndarray]
     captions: list[str]
+    source: str
 
     def take(self, name: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Some rows of an array as a tensor of the array's own type."""
@@ -115,14 +116,14 @@ def cached(
     place = folder / f"{kind}-{digest}"
     try:
         if place.exists():
-            return _read(place, len(source))
+            return _read(place, source)
     except _DAMAGED as error:
         log.warning("%s: this cache is damaged and made again: %s", place, one_line(str(error)))
         with writing(folder):
             shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
     with writing(folder):
         _build(place, source, compute, on_chunk)
-    return _read(place, len(source))
+    return _read(place, source)
 
 
 # What np.load and json raise for damaged files; numpy reads its headers as Python's source.
@@ -132,7 +133,7 @@ _DAMAGED = (
 )
 
 
-def _read(place: Path, length: int) -> Cache:
+def _read(place: Path, source: ImageSource) -> Cache:
     """Raises one of _DAMAGED where something is not there, cannot be read, or has another length."""
     with open_regular(place / CAPTIONS_FILE) as file:
         captions = json.loads(file.read())
@@ -148,11 +149,11 @@ def _read(place: Path, length: int) -> Cache:
         if array.offset + array.nbytes != (place / f"{name}.npy").stat().st_size:
             raise ValueError(f"{name} has another size than its header says")
     lengths = {CAPTIONS_FILE: len(captions)} | {name: len(array) for name, array in arrays.items()}
-    if wrong := [f"{name} has {count} rows" for name, count in lengths.items() if count != length]:
-        raise ValueError(f"there are {length} images, {' and '.join(wrong)}")
+    if wrong := [f"{name} has {count} rows" for name, count in lengths.items() if count != len(source)]:
+        raise ValueError(f"there are {len(source)} images, {' and '.join(wrong)}")
     if not arrays:
         raise ValueError("it has no arrays")
-    return Cache(arrays, captions)
+    return Cache(arrays, captions, source.name)
 
 
 def _build(place: Path, source: ImageSource, compute: Compute, on_chunk: OnChunk | None) -> None:

@@ -130,6 +130,7 @@ class DistillationTask(DiffusionTask):
         dtype = torch.bfloat16 if config.precision == "bfloat16" and settings.train == "lora" else torch.float32
         self.net = with_training_attention(frozen(settings.network, self.device, self.stage, dtype), self.device)
         self.images = self._read_images(on_chunk)
+        self.seen = [self.images.source]
         self._read_texts()
         captions = self.images.captions
         self.data = self._trajectories(captions, on_chunk)

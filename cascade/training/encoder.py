@@ -74,6 +74,7 @@ class EncoderTask(BaseTask):
             self.modules["detail"] = new_network(decoder, config.seed, "detail", self.device)
         source = open_images(settings.images)
         self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(source), derive_seed(config.seed, "order"))
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:

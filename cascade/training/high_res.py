@@ -90,6 +90,7 @@ class HighResTask(DiffusionTask):
         if settings.start is not None:
             self._go_on(settings.start)
         self.data = self._cache(on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         self.ids, self.mask, self.texts = tokenize_captions(self.text, self.data.captions)
         self.diffusion = build_diffusion(settings.diffusion)
@@ -203,7 +204,7 @@ class HighResTask(DiffusionTask):
         )
         large = self.previewer(latents)
         small = F.interpolate(self.previewer(low), large.shape[-2:], mode="nearest")
-        return sheet([small, large])
+        return sheet([small, large], labels=self.data.captions[:count])
 
 
 def _high(size: int) -> str:

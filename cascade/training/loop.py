@@ -11,7 +11,7 @@ import operator
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..files import remove_abandoned, write_atomically
 from .config import TrainingConfig, incompatible_changes
 from .lock import exclusive, writing
 from .metrics import append_metrics, plot_loss, truncate_metrics
+from .schedule import Extension, extended, learning_rate
 from .state import STATE_FILE, load_state, save_state
 
 log = logging.getLogger("cascade")
@@ -71,15 +72,24 @@ class Task(Protocol):
 
 
 class BaseTask:
-    """The optional parts of a task, empty, and the export of every module under its own name."""
+    """The optional parts of a task, empty, and the export of every module under its own name.
 
+    seen: names of the contents of the sources of images; a run goes on with the same images only.
+    """
+
+    config: TrainingConfig
     modules: dict[str, nn.Module]
+    seen: Sequence[str] = ()
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"images": list(self.seen)} if self.seen else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        if state.get("images", self.seen) != self.seen:
+            raise RunConflict(
+                f"{self.config.output}: the images or their captions are not those of the run there. "
+                "Restore them, or choose another output folder."
+            )
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         return None
@@ -151,8 +161,9 @@ class Trainer:
             module.train()
         self.ema = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=config.betas, fused=True)
         self.step, self.seconds, self.finished = 0, 0.0, False
+        self.extension: Extension | None = None
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
         self.metrics: dict[str, float] = {}
@@ -185,7 +196,7 @@ class Trainer:
     def _train_step(self) -> None:
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+            group["lr"] = learning_rate(config, self.step, self.extension)
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(config.accumulation):
             index = self.step * config.accumulation + micro
@@ -236,7 +247,7 @@ class Trainer:
         self.sums, self.summed = {}, 0
         self.metrics = {
             **means,
-            "learning_rate": learning_rate(self.config, self.step - 1),
+            "learning_rate": learning_rate(self.config, self.step - 1, self.extension),
             "samples_per_second": self.step * self.config.batch_size * self.config.accumulation / self.seconds,
         }
         with writing(self.config.output):
@@ -270,6 +281,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "finished": self.finished,
+            "extension": None if self.extension is None else tuple(self.extension),
             "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
             "ema": {name: m.state_dict() for name, m in self.ema.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -327,15 +339,11 @@ class Trainer:
         self.sums = {str(name): torch.tensor(float(value), device=self.device) for name, value in state["sums"].items()}
         if min(self.step, self.summed, self.seconds) < 0 or not math.isfinite(self.seconds):
             raise ValueError("its counters are out of range")
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine from learning_rate to learning_rate_final of it."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.learning_rate_final + (1 - config.learning_rate_final) * fall)
+        found = state.get("extension")
+        before = None if found is None else Extension(operator.index(found[0]), float(found[1]))
+        if before is not None and not (0 <= before.step <= self.step and 0 <= before.share <= 1):
+            raise ValueError("its learning rate is out of range")
+        self.extension = extended(self.config, operator.index(state["config"]["steps"]), self.step, before)
 
 
 def _tensors(modules: Modules) -> list[Tensor]:

@@ -24,7 +24,7 @@ from ..checkpoints.detection import choose, detect_parts
 from ..checkpoints.sources import open_tensors
 from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
-from ..errors import InvalidConfig, InvalidName, RunConflict
+from ..errors import InvalidConfig, InvalidName
 from ..files import check_name
 from .config import (
     Amount,
@@ -171,7 +171,6 @@ class LoraTask(DiffusionTask):
 
     on_image: called for each file and image that is looked at; an exception in it ends the work.
     problems: lines about images that were left out or had no caption.
-    seen: names of the sources' contents; a run goes on with the same images only.
     """
 
     def __init__(
@@ -191,9 +190,9 @@ class LoraTask(DiffusionTask):
         self._check_formats()
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device, "previewer")
         self.problems: list[str] = []
-        self.seen: list[str] = []
         self.data = self._latents(settings.images, on_chunk)
         self.class_data = None if settings.class_images is None else self._latents(settings.class_images, on_chunk)
+        self.seen = [data.source for data in (self.data, self.class_data) if data is not None]
         self.counts = {"images": len(self.data.captions)}
         self.class_order: Order | None = None
         if self.class_data is not None:
@@ -294,7 +293,6 @@ class LoraTask(DiffusionTask):
 
         source = open_images(images, self.on_image)
         self.problems += describe_problems(source)
-        self.seen.append(source.name)
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"
         return cached(settings.cache, "latents", source, compute, key=key, on_chunk=on_chunk)
 
@@ -379,17 +377,6 @@ class LoraTask(DiffusionTask):
 
     def _conditions(self, texts: Tensor) -> Any:
         return text_conditions(self.net, self._embed(texts))
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "images": self.seen}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        if state["images"] != self.seen:
-            raise RunConflict(
-                f"{self.config.output}: the images or their captions are not those of the run there. "
-                "Restore them, or choose another output folder."
-            )
-        super().load_state({name: value for name, value in state.items() if name != "images"})
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """The prompts at the released settings, with the LoRA attached as it is where it is used."""

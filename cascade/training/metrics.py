@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from ..files import open_regular, write_atomically
@@ -72,12 +74,16 @@ def plot_loss(folder: Path, *, size: tuple[int, int] = (900, 420)) -> Image.Imag
         step = round(steps[-1] * i / 4)
         draw.text((place(step, low)[0] - 12, bottom + 10), str(step), fill="black")
     draw.line([place(s, v) for s, v in zip(steps, losses, strict=True)], fill="#9db8d9")
-    draw.line([place(s, v) for s, v in zip(steps, _smooth(losses), strict=True)], fill="#1f4e8c", width=2)
+    draw.line([place(s, v) for s, v in zip(steps, smoothed(losses), strict=True)], fill="#1f4e8c", width=2)
     return image
 
 
-def _smooth(values: list[float], rate: float = 0.1) -> list[float]:
-    smooth = [values[0]]
-    for value in values[1:]:
-        smooth.append(smooth[-1] + rate * (value - smooth[-1]))
-    return smooth
+def smoothed(values: Sequence[float], width: int = 10) -> list[float]:
+    """The mean of up to `width` values on either side of each, as many before it as after it.
+
+    A mean of earlier values alone would lag behind a loss that falls.
+    """
+    sums = np.cumsum([0.0, *values])
+    here = np.arange(len(values))
+    reach = np.minimum(np.minimum(here, here[::-1]), width)
+    return list((sums[here + reach + 1] - sums[here - reach]) / (2 * reach + 1))

@@ -116,7 +116,8 @@ class DiffusionTask(BaseTask):
         )
 
     def state(self) -> dict[str, Any]:
-        return dict(self.diffusion.state_dict())
+        return {**self.diffusion.state_dict(), **super().state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.diffusion.load_state_dict(state)
+        super().load_state(state)
+        self.diffusion.load_state_dict({name: value for name, value in state.items() if name != "images"})

@@ -50,6 +50,7 @@ class StageATask(BaseTask):
         self.modules = {"stage_a": net}
         source = open_images(settings.images)
         self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(source), derive_seed(config.seed, "order"))
 
     def batch(self, index: int) -> Tensor:

@@ -62,6 +62,7 @@ class StageBTask(DiffusionTask):
         self.device = pick_device(config.device)
         self.stage_a = frozen(settings.stage_a, self.device)
         self.data = self._cache(on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         net = StageB(
             model_config(StageBConfig, settings.model, "stage_b: model"), attention=training_attention(self.device)
@@ -140,4 +141,5 @@ class StageBTask(DiffusionTask):
             cond={"conditions": net.conditions(effnet, clip, size=latents.shape[-2:])},
             diffusion=self.diffusion,
         )
-        return sheet([self.stage_a.decode(latents), self.stage_a.decode(made)])
+        captions = [self.data.captions[row] for row in rows]
+        return sheet([self.stage_a.decode(latents), self.stage_a.decode(made)], labels=captions)

@@ -110,6 +110,7 @@ class StageCTask(DiffusionTask):
         image: Any = self.modules["image_encoder"]
         size = int(image.config.image_size)
         self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
+        self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         captions = [*self.data.captions, ""]
         self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.modules["text_encoder"]), captions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from cascade.errors import CascadeError, RunConflict
 from cascade.training.config import TrainingConfig
-from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit, learning_rate
-from cascade.training.metrics import read_metrics
+from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit
+from cascade.training.metrics import read_metrics, smoothed
+from cascade.training.schedule import learning_rate
 from cascade.training.state import load_state
 from tests.support import relative_error
 
@@ -232,6 +234,62 @@ def test_the_learning_rate_rises_and_falls(tmp_path: Path) -> None:
     assert rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("scheduler", "middle"), [("linear", 0.5), ("constant", 1.0)])
+def test_the_learning_rate_falls_as_it_is_told(tmp_path: Path, scheduler: str, middle: float) -> None:
+    config = settings(
+        tmp_path, steps=110, warmup=10, learning_rate=1.0, learning_rate_final=0.0, lr_scheduler=scheduler
+    )
+    assert learning_rate(config, 4) == 0.5
+    assert learning_rate(config, 60) == pytest.approx(middle)
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["learning_rate"] for line in read_metrics(folder)]
+
+
+LONG = {"log_every": 1, "steps": 8, "checkpoint_every": 3, "learning_rate": 0.05}
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear"])
+def test_a_run_made_longer_goes_on_with_the_learning_rate_it_had(tmp_path: Path, scheduler: str) -> None:
+    def until(step: int, steps: int) -> None:
+        done: list[int] = []
+        config = settings(tmp_path, **{**LONG, "steps": steps, "lr_scheduler": scheduler})
+        fit(Regression(), config, on_step=lambda i, n, m: done.append(i), should_stop=lambda: done[-1:] == [step])
+
+    until(4, 8)
+    until(5, 16)
+    until(11, 16)  # once more at the same length: from the state, not from the settings
+    until(20, 20)
+    found = rates(tmp_path)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(found))
+    assert found[4] == pytest.approx(learning_rate(settings(tmp_path, **{**LONG, "lr_scheduler": scheduler}), 4))
+    assert found[5] > 0.8 * found[4]
+    assert found[-1] < 0.005
+    until(24, 24)
+    assert rates(tmp_path)[-4:] == [pytest.approx(0.0025)] * 4
+
+
+def test_a_run_made_longer_takes_the_longer_schedule_when_asked(tmp_path: Path) -> None:
+    run(tmp_path, **LONG)
+    changes = {**LONG, "steps": 16, "stretch_schedule": True}
+    run(tmp_path, **changes)
+    assert rates(tmp_path)[8:] == pytest.approx([learning_rate(settings(tmp_path, **changes), i) for i in range(8, 16)])
+
+
+def test_betas_are_those_of_the_settings(tmp_path: Path) -> None:
+    [group] = Trainer(Regression(noisy=False), settings(tmp_path, betas=(0.9, 0.95))).optimizer.param_groups[:1]
+    assert group["betas"] == (0.9, 0.95)
+
+
+def test_the_smoothed_loss_does_not_lag() -> None:
+    falling = [100.0 - step for step in range(100)]
+    assert smoothed(falling) == pytest.approx(falling)
+    noisy = [value + (-1) ** place for place, value in enumerate(falling)]
+    assert max(abs(a - b) for a, b in zip(smoothed(noisy)[20:-20], falling[20:-20], strict=True)) < 0.1
+    assert smoothed([3.0]) == [3.0]
 
 
 def test_tables_and_biases_do_not_decay(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from cascade.checkpoints import load_model, save_model
 from cascade.conditioning import TextEncoder
-from cascade.errors import InvalidConfig
+from cascade.errors import InvalidConfig, RunConflict
 from cascade.models import Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, TASKS, fit, parse_config, read_config
 from cascade.training.loop import Trainer
@@ -142,6 +143,21 @@ def test_batches_follow_from_their_number(folder: Path, task: str) -> None:
         x, y = a.batch(index), b.batch(index)
         assert all(torch.equal(s, t) for s, t in zip(x, y, strict=True))
         a.batch(3)
+
+
+@pytest.mark.parametrize("task", SECTIONS)
+def test_a_changed_data_set_is_noticed(folder: Path, tmp_path: Path, task: str) -> None:
+    changes = {"steps": 1, "sample_every": None}
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(images / f"{number}.png")
+    given = {"images": {"source": "folder", "path": str(images), "size": 64}}
+    settings = config(folder, task, str(tmp_path / "run"), changes=changes, **given)
+    fit(TASKS[task].task(settings), settings)
+    Image.new("RGB", (64, 64), (0, 9, 0)).save(images / "7.png")
+    with pytest.raises(RunConflict, match="the images or their captions are not those of the run there"):
+        fit(TASKS[task].task(settings), settings)
 
 
 @pytest.mark.parametrize("task", SECTIONS)
