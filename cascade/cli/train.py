@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ def add_parser(subparsers: Any) -> None:
         "train",
         help="train a LoRA of a folder of images, a network from a file of settings, or the tiny cascade from scratch",
         description="Train a LoRA of a folder of images (`lora FOLDER`), one network from a file of settings (YAML or "
-        "JSON), or the whole tiny cascade (`tiny`). Ctrl-C saves and stops; the same command continues.",
+        "JSON), or the whole tiny cascade (`tiny`). Ctrl-C saves and stops; the same command continues. On several "
+        "cards: torchrun --nproc-per-node N -m cascade train FILE.",
     )
     parser.add_argument("config", help="`lora`, a settings file, or `tiny`")
     parser.add_argument(
@@ -57,13 +59,16 @@ def run(args: argparse.Namespace) -> int:
     from ..tiny import train as recipe
     from ..training.config import read_value
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    first = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     changes: dict[str, Any] = {}
     for change in args.changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise InvalidConfig(f"--set {change}: expected KEY=VALUE")
         changes[key] = read_value(value, f"--set {key}")
+    if args.config in ("lora", "tiny") and training.launched():
+        raise InvalidConfig(f"train {args.config}: torchrun is for files of settings; run this one without it")
     if args.config == "lora":
         return _lora.run(args, changes, _progress)
     _lora.refuse_options(args)
@@ -76,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         return 0 if run_recipe else STOPPED
     config = training.read_config(args.config, training.SETTINGS, root=args.folder or Path(), changes=changes)
     outcome = training.train(config, progress=_progress)
-    print(f"{config.output}: {'complete' if outcome.complete else 'stopped'} at step {outcome.step}")
+    if first:
+        print(f"{config.output}: {'complete' if outcome.complete else 'stopped'} at step {outcome.step}")
     return 0 if outcome.complete else STOPPED
 
 

@@ -4,6 +4,8 @@ config     settings, read from a file and checked by pydantic
 data       images, their order, what is computed once from them
 folders    images of one's own: a folder, or webdataset tars
 loop       the loop (`fit`), with exact continuation
+schedule, average, signals   the learning rate, the average of the weights, how a run is stopped
+processes  several processes, one training
 state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora   one file a task
 filters    what a ControlNet is shown
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from .config import TrainingConfig, parse_config, read_config
 from .loop import Outcome, Task, fit
+from .processes import launched
 from .tasks import SETTINGS, TASKS, ProgressBars, train
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "Task",
     "TrainingConfig",
     "fit",
+    "launched",
     "parse_config",
     "read_config",
     "train",

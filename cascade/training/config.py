@@ -31,10 +31,11 @@ from ..files import check_name
 T = TypeVar("T")
 
 _CHANGEABLE = (
-    *("steps", "stretch_schedule", "output", "device", "threads"),
+    *("steps", "accumulation", "stretch_schedule", "output", "device", "threads"),
     *("checkpoint_every", "sample_every", "log_every"),
 )
-"""What may differ between a run and its continuation; `steps` may only grow."""
+"""What may differ between a run and its continuation; `steps` may only grow, and `accumulation` times the number of
+processes stays."""
 
 FILE_BYTES = 1 << 16
 """Of a settings file. The longest recipe has 2 kB; PyYAML reads 20 kB in a second."""
@@ -112,7 +113,10 @@ class TrainingConfig(Settings):
     The learning rate rises over `warmup` steps to `learning_rate` and falls as `lr_scheduler` says to
     `learning_rate_final` of it at `steps`; a constant one stays. A run that is given more `steps` goes on with the rate
     that it has and falls from there; with `stretch_schedule` it takes that of the new length, which may be higher.
-    `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples.
+    `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples in each process.
+
+    What is sampled and exported is an average of the weights with the decay `ema`, 0 for the weights themselves. It is
+    moved every `ema_every` steps, begins at step `ema_start`, and can be kept in the CPU's memory (`ema_device`).
     """
 
     task: str
@@ -130,6 +134,9 @@ class TrainingConfig(Settings):
     weight_decay: Amount = 0.01
     clip_norm: Amount = 1.0
     ema: Share = 0.999
+    ema_start: Annotated[Whole, Field(ge=0)] = 0
+    ema_every: Count = 1
+    ema_device: Literal["same", "cpu"] = "same"
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import logging
 import math
 import operator
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +20,13 @@ from torch import Tensor, nn
 
 from ..errors import BrokenCheckpoint, CascadeError, InvalidConfig, RunConflict
 from ..files import remove_abandoned, write_atomically
+from .average import Average
 from .config import TrainingConfig, incompatible_changes
 from .lock import exclusive, writing
 from .metrics import append_metrics, plot_loss, truncate_metrics
+from .processes import Processes
 from .schedule import Extension, extended, learning_rate
+from .signals import stop_signals
 from .state import STATE_FILE, load_state, save_state
 
 log = logging.getLogger("cascade")
@@ -57,6 +57,10 @@ class Task(Protocol):
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Called after each optimizer step. `gather` gives the value of every process, in the order of their ranks."""
+        ...
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         """A sheet of samples made with the averaged weights."""
@@ -90,6 +94,9 @@ class BaseTask:
                 f"{self.config.output}: the images or their captions are not those of the run there. "
                 "Restore them, or choose another output folder."
             )
+
+    def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
+        pass
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         return None
@@ -128,10 +135,11 @@ def fit(
     Raises RunConflict when the saved state belongs to another configuration, FolderInUse when another process trains
     there, NotWritable when the disk is full, CascadeError when the loss is not finite.
     """
-    with exclusive(config.output):
-        trainer = Trainer(task, config)
+    processes = Processes()
+    with exclusive(config.output) if processes.first else nullcontext():
+        trainer = Trainer(task, config, processes)
         trainer.resume()
-        with _stop_signals() as stopped:
+        with stop_signals(launched=processes.size > 1) as stopped:
             return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
 
 
@@ -149,19 +157,33 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+class _Loss(nn.Module):
+    """A task's loss as a module's forward pass, which is what torch's parallel engines take."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task, self.networks = task, nn.ModuleDict(task.modules)
+
+    def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.task.loss(batch, generator)
+
+
 class Trainer:
     """One run: the task's networks, their average, the optimizer and the counters."""
 
-    def __init__(self, task: Task, config: TrainingConfig) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, processes: Processes | None = None) -> None:
         self.task, self.config = task, config
+        self.processes = processes = processes or Processes()
         self.device = pick_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         for module in task.modules.values():
             module.train()
-        self.ema = {name: copy.deepcopy(m).eval().requires_grad_(False) for name, m in task.modules.items()}
+        self.micro_batches = config.accumulation * processes.size
+        self.ema = Average(task.modules if processes.first else {}, config)
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=config.betas, fused=True)
+        self.loss = processes.parallel(_Loss(task))
         self.step, self.seconds, self.finished = 0, 0.0, False
         self.extension: Extension | None = None
         self.sums: dict[str, Tensor] = {}
@@ -169,10 +191,10 @@ class Trainer:
         self.metrics: dict[str, float] = {}
 
     def run(self, on_step: OnTrainingStep | None, should_stop: Callable[[], bool]) -> Outcome:
-        config, saved = self.config, self.step
+        config, saved, first = self.config, self.step, self.processes.first
         if self.finished and self.step >= config.steps:
             return Outcome(self.step, True, self.metrics)
-        while self.step < config.steps and not should_stop():
+        while self.step < config.steps and not self.processes.any(should_stop()):
             start = time.perf_counter()
             self._train_step()
             self.seconds += time.perf_counter() - start
@@ -180,17 +202,19 @@ class Trainer:
                 self._log()
             if on_step is not None:
                 on_step(self.step, config.steps, self.metrics)
-            if config.sample_every and self.step % config.sample_every == 0:
+            if first and config.sample_every and self.step % config.sample_every == 0:
                 self.sample()
             if self.step % config.checkpoint_every == 0 and self.step < config.steps:
-                self.save()
+                if first:
+                    self.save()
                 saved = self.step
-        complete = self.step >= config.steps
-        if complete:
-            self.task.finish(self.ema)
-            self.finished = True
-        if saved != self.step or complete:
+        complete = self.finished = self.step >= config.steps
+        if first and complete:
+            with self.ema.applied() as modules:
+                self.task.finish(modules)
+        if first and (saved != self.step or complete):
             self.save()
+        self.processes.wait()
         return Outcome(self.step, complete, self.metrics)
 
     def _train_step(self) -> None:
@@ -198,35 +222,29 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, self.extension)
         self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
         for micro in range(config.accumulation):
-            index = self.step * config.accumulation + micro
+            index = self.step * self.micro_batches + micro * self.processes.size + self.processes.rank
             # Layers with noise of their own (dropout) use the global generator: its seed too follows from the step.
             torch.manual_seed(derive_seed(config.seed, "layers", index))
             generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "loss", index))
             batch = self.task.batch(index)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                loss, metrics = self.task.loss(batch, generator)
-            (loss / config.accumulation).backward()
-            self._add(
-                loss=loss.detach() / config.accumulation, **{k: v / config.accumulation for k, v in metrics.items()}
-            )
+            last = micro == config.accumulation - 1
+            with nullcontext() if last else self.processes.alone(self.loss):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    loss, metrics = self.loss(batch, generator)
+                (loss / config.accumulation).backward()
+            for name, value in {"loss": loss, **metrics}.items():
+                value = value.detach().float() / config.accumulation
+                sums[name] = sums[name] + value if name in sums else value
+        self._add(**dict(zip(sums, self.processes.mean(list(sums.values())), strict=True)))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
         self._add(grad_norm=norm)
         self.optimizer.step()
         self.step += 1
         self.summed += 1
-        self._average()
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Move the average towards the weights; early on faster, so that it does not remember the first random ones."""
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        average, current = _tensors(self.ema), _tensors(self.task.modules)
-        floats = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], 1 - decay)
-        for a, c in zip(average, current, strict=True):
-            if not a.is_floating_point():
-                a.copy_(c)
+        self.task.end_step(self.processes.gather)
+        self.ema.update(self.step)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices and filters decay; biases, gains and embedding tables do not."""
@@ -248,11 +266,15 @@ class Trainer:
         self.metrics = {
             **means,
             "learning_rate": learning_rate(self.config, self.step - 1, self.extension),
-            "samples_per_second": self.step * self.config.batch_size * self.config.accumulation / self.seconds,
+            "samples_per_second": self.step * self.config.batch_size * self.micro_batches / self.seconds,
         }
+        if self.processes.first:
+            self._append()
+        self._check(means["loss"])
+
+    def _append(self) -> None:
         with writing(self.config.output):
             append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
-        self._check(means["loss"])
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -264,8 +286,8 @@ class Trainer:
     def sample(self) -> None:
         """Write samples/step.png with the averaged weights, and the plot of the loss."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        with torch.no_grad():
-            sheet = self.task.sample(self.ema, generator)
+        with torch.no_grad(), self.ema.applied() as modules:
+            sheet = self.task.sample(modules, generator)
         with writing(self.config.output):
             if sheet is not None:
                 path = self.config.output / "samples" / f"step_{self.step:08d}.png"
@@ -279,45 +301,48 @@ class Trainer:
         state = {
             "config": self.config.to_dict(),
             "step": self.step,
+            "micro_batches": self.micro_batches,
             "seconds": self.seconds,
             "finished": self.finished,
             "extension": None if self.extension is None else tuple(self.extension),
             "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
-            "ema": {name: m.state_dict() for name, m in self.ema.items()},
+            "ema": self.ema.state(),
             "optimizer": self.optimizer.state_dict(),
             "task": self.task.state(),
             "sums": self.sums,
             "summed": self.summed,
         }
         # In this order: where a state is marked as finished, its files exist.
-        with writing(self.config.output):
-            self.task.export(self.ema, self.config.output, getattr(torch, self.config.export_dtype))
+        with writing(self.config.output), self.ema.applied() as modules:
+            self.task.export(modules, self.config.output, getattr(torch, self.config.export_dtype))
             save_state(self.config.output, state)
         log.info("%s: saved at step %d", self.config.output, self.step)
 
     def resume(self) -> None:
         """Take up the state in the output folder; raises RunConflict when it is another run's."""
         output = self.config.output
-        with writing(output):
-            for folder in (output, output / "samples"):
-                remove_abandoned(folder)
         state = load_state(output, self.device)
-        if state is None:
+        if state is not None:
+            try:
+                self._take_up(state)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise BrokenCheckpoint(
+                    f"not the state of such a training ({error}); delete it to restart", output / STATE_FILE
+                ) from error
+            log.info("%s: going on from step %d", output, self.step)
+        if self.processes.first:
             with writing(output):
-                truncate_metrics(output, 0)
-            return
-        try:
-            self._take_up(state)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise BrokenCheckpoint(
-                f"not the state of such a training ({error}); delete it to restart", output / STATE_FILE
-            ) from error
-        with writing(output):
-            truncate_metrics(output, self.step)
-        log.info("%s: going on from step %d", output, self.step)
+                for folder in (output, output / "samples"):
+                    remove_abandoned(folder)
+                truncate_metrics(output, self.step)
 
     def _take_up(self, state: dict[str, Any]) -> None:
         reasons = incompatible_changes(state["config"], self.config.to_dict())
+        before = operator.index(state.get("micro_batches", state["config"]["accumulation"]))
+        if before != self.micro_batches:
+            reasons.append(
+                f"a step had {before} micro-batches (accumulation times processes) and would have {self.micro_batches}"
+            )
         if reasons:
             raise RunConflict(
                 f"{self.config.output}: holds a run with other settings: {'; '.join(reasons)}. "
@@ -325,7 +350,7 @@ class Trainer:
             )
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
-            self.ema[name].load_state_dict(state["ema"][name])
+        self.ema.load_state(state["ema"])
         # The groups are those of the settings; a state has only what belongs to each parameter.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
@@ -344,29 +369,3 @@ class Trainer:
         if before is not None and not (0 <= before.step <= self.step and 0 <= before.share <= 1):
             raise ValueError("its learning rate is out of range")
         self.extension = extended(self.config, operator.index(state["config"]["steps"]), self.step, before)
-
-
-def _tensors(modules: Modules) -> list[Tensor]:
-    return [t for m in modules.values() for t in itertools.chain(m.parameters(), m.buffers())]
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Note the first ctrl-C or SIGTERM instead of dying of it. Outside the main thread signals are not ours to take."""
-    stopped = threading.Event()
-
-    def note(number: int, frame: Any) -> None:
-        if stopped.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stopped.set()
-        log.info("stopping after this step; once more to stop at once, without saving")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped.is_set
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

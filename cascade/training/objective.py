@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -92,7 +93,8 @@ class DiffusionTask(BaseTask):
         target = step.target if retarget is None else retarget(step.noised, step.r, step.target)
         prediction = predict(step.noised, step.r)
         errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
-        diffusion.learn(step.log_snr, errors.detach())
+        if self._adaptive:
+            self._losses.append((step.log_snr.cpu(), errors.detach().cpu()))
         weight = step.weight if importance is None else step.weight * importance
         return (errors * weight).mean(), {"mse": errors.mean()}
 
@@ -114,6 +116,24 @@ class DiffusionTask(BaseTask):
             uncond=uncond,
             diffusion=self.diffusion,
         )
+
+    def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Pass the losses of all processes to the adaptive parts, in the order of the micro-batches."""
+        if not self._adaptive:
+            return
+        for micro_batches in zip(*gather(self._losses), strict=True):
+            for log_snr, losses in micro_batches:
+                self.diffusion.learn(log_snr, losses)
+        self._losses.clear()
+
+    @cached_property
+    def _adaptive(self) -> bool:
+        return bool(self.diffusion.state_dict())
+
+    @cached_property
+    def _losses(self) -> list[tuple[Tensor, Tensor]]:
+        """Noise levels and losses of the micro-batches since the last step."""
+        return []
 
     def state(self) -> dict[str, Any]:
         return {**self.diffusion.state_dict(), **super().state()}

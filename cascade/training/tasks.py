@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from .captions import CaptionsSettings, CaptionsTask
@@ -14,6 +15,7 @@ from .high_res import HighResSettings, HighResTask
 from .lock import exclusive
 from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
+from .processes import joined
 from .stage_a import StageASettings, StageATask
 from .stage_b import StageBSettings, StageBTask
 from .stage_c import StageCSettings, StageCTask
@@ -45,7 +47,8 @@ ProgressBars = Callable[[str, str], Callable[..., None]]
 
 def train(config: TrainingConfig, *, progress: ProgressBars | None = None) -> Outcome:
     """Run one training: compute what is cached, train, export. Raises as its task and as `fit`."""
-    on_chunk = progress(f"{config.task} images", "image") if progress else None
-    with exclusive(config.output):
-        task = TASKS[config.task].task(config, on_chunk)
-        return fit(task, config, on_step=progress(config.task, "step") if progress else None)
+    with joined() as processes, exclusive(config.output) if processes.first else nullcontext():
+        bars = progress if processes.first else None
+        with processes.first_before_others():
+            task = TASKS[config.task].task(config, bars(f"{config.task} images", "image") if bars else None)
+        return fit(task, config, on_step=bars(config.task, "step") if bars else None)

@@ -155,6 +155,12 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         run(tmp_path, learning_rate=0.1)
 
 
+def test_another_number_of_micro_batches_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(RunConflict, match="a step had 1 micro-batches"):
+        run(tmp_path, accumulation=2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -205,7 +211,35 @@ def test_the_average_follows_its_definition(tmp_path: Path) -> None:
         trainer._train_step()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * trainer.task.modules["net"].state_dict()["0.weight"]
-    assert relative_error(trainer.ema["net"].state_dict()["0.weight"], expected) < 1e-6
+    assert relative_error(trainer.ema.state()["net"]["0.weight"], expected) < 1e-6
+
+
+def test_the_average_may_begin_late_and_move_rarely(tmp_path: Path) -> None:
+    trainer = Trainer(Regression(noisy=False), settings(tmp_path, steps=9, ema=0.5, ema_start=4, ema_every=2))
+    net = trainer.task.modules["net"]
+    averages, weights = [], []
+    for _ in range(8):
+        trainer._train_step()
+        averages.append(trainer.ema.state()["net"]["0.weight"].clone())
+        weights.append(net.state_dict()["0.weight"].clone())
+    assert torch.equal(averages[2], averages[1])
+    assert torch.equal(averages[3], weights[3])
+    decay = 2 / 11
+    assert relative_error(averages[5], decay * weights[3] + (1 - decay) * weights[5]) < 1e-6
+    assert torch.equal(averages[6], averages[5])
+
+
+def test_without_an_average_the_weights_are_exported(tmp_path: Path) -> None:
+    task = Regression()
+    run(tmp_path, task, ema=0)
+    trainer = Trainer(task, settings(tmp_path, ema=0))
+    state = load_state(tmp_path)
+    assert state is not None
+    assert state["ema"] == {}
+    with trainer.ema.applied() as modules:
+        assert modules["net"] is task.modules["net"]
+        assert not modules["net"].training
+    assert task.modules["net"].training
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
