@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .blocks import (
     Attention,
@@ -76,6 +77,8 @@ class Stack(nn.Module):
         super().__init__()
         ops = layer_factory(ops)
         self.config = config
+        self.gradient_checkpointing = False
+        """Whether blocks are calculated again in the backward pass, in place of keeping what they calculated."""
         levels, patch = config.levels, config.patch_size
         folded = config.latent_channels * patch**2
         self.clip_norm = nn.LayerNorm(config.condition_channels, eps=1e-6, elementwise_affine=False)
@@ -163,6 +166,7 @@ class Stack(nn.Module):
         size, dtype = x.shape[-2:], x.dtype
         embedding = self._embed_timestep(r, dtype)
         run = _Run(dtype, embedding, conditions, iter(control or ()), dict(after_attention or {}), around_inner)
+        run.checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         x = stream(self.embedding(self._padded(x)))
         if conditions.spatial is not None:
             x = x + conditions.spatial
@@ -217,6 +221,8 @@ class Stack(nn.Module):
 class _Run:
     """One pass through a stack: passes to each block what it reads in addition to the image."""
 
+    checkpointing = False
+
     def __init__(
         self,
         dtype: torch.dtype,
@@ -239,16 +245,19 @@ class _Run:
                 if residual is not None:
                     # The stream is float32 in a float16 network, whatever the residual's type.
                     x = x + resize(residual, x.shape[-2:]).to(x)
-                return block(x, self.dtype, skip)
+                return self._call(block, x, self.dtype, skip)
             case TimestepBlock():
                 modulations = self.conditions.modulations
-                return block(x, self.embedding, modulations[block.number] if modulations else None)
+                return self._call(block, x, self.embedding, modulations[block.number] if modulations else None)
             case AttnBlock():
-                x = block(x, self.dtype, self.conditions.keys_values[block.number])
+                x = self._call(block, x, self.dtype, self.conditions.keys_values[block.number])
                 then = self.after_attention.pop(block.number, None)
                 return x if then is None else then(x)
             case _:
-                return block(x, self.dtype)
+                return self._call(block, x, self.dtype)
+
+    def _call(self, block: nn.Module, *args: Any) -> Tensor:
+        return checkpoint(block, *args, use_reentrant=False) if self.checkpointing else block(*args)
 
 
 def _lists(lists: Iterable[nn.ModuleList]) -> list[nn.ModuleList]:

@@ -115,6 +115,12 @@ class TrainingConfig(Settings):
     that it has and falls from there; with `stretch_schedule` it takes that of the new length, which may be higher.
     `batch_size` is that of one micro-step; an optimizer step sees `batch_size * accumulation` samples in each process.
 
+    `optimizer`: adamw; adafactor, which needs less memory; adamw_8bit (package bitsandbytes) and prodigy (package
+    prodigyopt, with `learning_rate: 1`). `optimizer_args` are further arguments of it.
+
+    `gradient_checkpointing` calculates each block a second time in the backward pass in place of keeping what it
+    calculated: less memory, slower. `torch_compile_backend` (inductor) compiles each block.
+
     What is sampled and exported is an average of the weights with the decay `ema`, 0 for the weights themselves. It is
     moved every `ema_every` steps, begins at step `ema_start`, and can be kept in the CPU's memory (`ema_device`).
     """
@@ -130,6 +136,8 @@ class TrainingConfig(Settings):
     learning_rate_final: Share = 0.05
     stretch_schedule: StrictBool = False
     warmup: Annotated[Whole, Field(ge=0)] = 0
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "prodigy"] = "adamw"
+    optimizer_args: Mapping[str, Any] = {}
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     weight_decay: Amount = 0.01
     clip_norm: Amount = 1.0
@@ -137,6 +145,8 @@ class TrainingConfig(Settings):
     ema_start: Annotated[Whole, Field(ge=0)] = 0
     ema_every: Count = 1
     ema_device: Literal["same", "cpu"] = "same"
+    gradient_checkpointing: StrictBool = False
+    torch_compile_backend: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
@@ -168,11 +178,15 @@ def read_config(
     `changes` replaces keys of the file ("steps", or "stage_b.cache" inside the section).
     Raises InvalidConfig, naming the file and the key.
     """
-    path = Path(path)
+    return parse_config(read_mapping(Path(path), changes or {}), settings, where=str(path), root=root)
+
+
+def read_mapping(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file, with `changes`. Raises InvalidConfig, naming the file."""
     data = _read_mapping(path)
-    for key, value in (changes or {}).items():
+    for key, value in changes.items():
         put(data, key, value, str(path))
-    return parse_config(data, settings, where=str(path), root=root)
+    return data
 
 
 def read_value(text: str, where: str) -> Any:

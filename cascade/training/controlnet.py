@@ -21,12 +21,12 @@ from .filters import REFERENCE_NAMES, build_filter
 from .loop import Modules, derive_seed, pick_device
 from .networks import (
     encode_latents,
+    for_training,
     frozen,
     model_config,
     new_network,
     recalibrate_batch_norm,
     sheet,
-    with_training_attention,
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
@@ -94,7 +94,7 @@ class ControlNetTask(DiffusionTask):
         settings: ControlNetSettings = config.settings
         self.count = images_in_batch(config)
         self.device = pick_device(config.device)
-        self.stage_c = with_training_attention(frozen(settings.stage_c, self.device), self.device)
+        self.stage_c = for_training(frozen(settings.stage_c, self.device), self.device, config)
         self.text = TextEncoder(frozen(settings.text_encoder, self.device))
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         name, params, model = _described(settings)

@@ -54,7 +54,7 @@ from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, ope
 from .loop import Modules, derive_seed, pick_device
 from .lora import AT_ONCE, Captions, file_name
 from .lora_layers import Adapter, Wiring
-from .networks import encode_latents, frozen, sheet, with_training_attention
+from .networks import encode_latents, for_training, frozen, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import tokenize_captions
 
@@ -128,7 +128,7 @@ class DistillationTask(DiffusionTask):
         self.diffusion = build_diffusion(DiffusionSettings())
         self._plan()
         dtype = torch.bfloat16 if config.precision == "bfloat16" and settings.train == "lora" else torch.float32
-        self.net = with_training_attention(frozen(settings.network, self.device, self.stage, dtype), self.device)
+        self.net = for_training(frozen(settings.network, self.device, self.stage, dtype), self.device, config)
         self.images = self._read_images(on_chunk)
         self.seen = [self.images.source]
         self._read_texts()

@@ -20,7 +20,7 @@ from ..pipelines.high_res import SOURCE_TIME
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
 from .loop import Modules, derive_seed, pick_device
-from .networks import encode_latents, frozen, model_config, new_network, sheet, with_training_attention
+from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
 from .text import text_conditions, tokenize_captions
@@ -81,7 +81,7 @@ class HighResTask(DiffusionTask):
         settings: HighResSettings = config.settings
         self.count = images_in_batch(config)
         self.device = pick_device(config.device)
-        self.stage_c = with_training_attention(frozen(settings.stage_c, self.device), self.device)
+        self.stage_c = for_training(frozen(settings.stage_c, self.device), self.device, config)
         self.text = TextEncoder(frozen(settings.text_encoder, self.device))
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         _check_sizes(settings)

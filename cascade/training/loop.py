@@ -24,6 +24,7 @@ from .average import Average
 from .config import TrainingConfig, incompatible_changes
 from .lock import exclusive, writing
 from .metrics import append_metrics, plot_loss, truncate_metrics
+from .optimizers import build_optimizer
 from .processes import Processes
 from .schedule import Extension, extended, learning_rate
 from .signals import stop_signals
@@ -182,7 +183,7 @@ class Trainer:
         self.micro_batches = config.accumulation * processes.size
         self.ema = Average(task.modules if processes.first else {}, config)
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=config.betas, fused=True)
+        self.optimizer = build_optimizer(self._groups(), config)
         self.loss = processes.parallel(_Loss(task))
         self.step, self.seconds, self.finished = 0, 0.0, False
         self.extension: Extension | None = None
@@ -354,16 +355,23 @@ class Trainer:
         # The groups are those of the settings; a state has only what belongs to each parameter.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for parameter, own in self.optimizer.state.items():
-            shapes = {own[name].shape for name in ("exp_avg", "exp_avg_sq")}
-            if shapes != {parameter.shape} or own["step"].numel() != 1:
-                raise ValueError("the optimizer's averages have other shapes than the parameters")
+        if self.config.optimizer == "adamw":
+            self._check_optimizer()
         self.task.load_state(state["task"])
         self.step, self.summed = operator.index(state["step"]), operator.index(state["summed"])
         self.seconds, self.finished = float(state["seconds"]), bool(state.get("finished", False))
         self.sums = {str(name): torch.tensor(float(value), device=self.device) for name, value in state["sums"].items()}
         if min(self.step, self.summed, self.seconds) < 0 or not math.isfinite(self.seconds):
             raise ValueError("its counters are out of range")
+        self._take_up_rate(state)
+
+    def _check_optimizer(self) -> None:
+        for parameter, own in self.optimizer.state.items():
+            shapes = {own[name].shape for name in ("exp_avg", "exp_avg_sq")}
+            if shapes != {parameter.shape} or own["step"].numel() != 1:
+                raise ValueError("the optimizer's averages have other shapes than the parameters")
+
+    def _take_up_rate(self, state: dict[str, Any]) -> None:
         found = state.get("extension")
         before = None if found is None else Extension(operator.index(found[0]), float(found[1]))
         if before is not None and not (0 <= before.step <= self.step and 0 <= before.share <= 1):

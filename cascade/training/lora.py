@@ -43,7 +43,7 @@ from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, ope
 from .folders import OnImage, describe_problems
 from .loop import Modules, derive_seed, pick_device
 from .lora_layers import Adapter, LearnedTokens, Wiring
-from .networks import encode_latents, frozen, sheet, with_training_attention
+from .networks import encode_latents, for_training, frozen, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import prompts_for_samples, text_conditions, tokenize_captions
 
@@ -179,7 +179,7 @@ class LoraTask(DiffusionTask):
         self.config, self.settings, self.on_image = config, config.settings, on_image
         settings: LoraSettings = config.settings
         self.device = pick_device(config.device)
-        self.net = with_training_attention(self._network(settings.stage_c, "stage_c"), self.device)
+        self.net = for_training(self._network(settings.stage_c, "stage_c"), self.device, config)
         self.adapter, self.base_tokenizer = Adapter(), tokenizer()
         self.wiring = Wiring(self.adapter)
         self._text_encoder: Any = self._network(settings.text_encoder, "text_encoder")

@@ -17,6 +17,7 @@ from ..errors import InvalidConfig
 from ..images import normalize
 from ..models import Attention, initialize, scaled_dot_product_attention
 from ..models.blocks import AttnBlock
+from .config import TrainingConfig
 from .data import resize, to_halves, to_pixels
 from .loop import derive_seed
 
@@ -91,12 +92,22 @@ def training_attention(device: torch.device) -> Attention:
     return matmul_attention if device.type == "cpu" else scaled_dot_product_attention
 
 
-def with_training_attention(net: nn.Module, device: torch.device) -> Any:
-    """The network itself, with `training_attention` in place of what it has."""
-    for block in net.modules():
-        if isinstance(block, AttnBlock):
-            block.attend = training_attention(device)
+def for_training(net: Any, device: torch.device, config: TrainingConfig) -> Any:
+    """The network itself, Stage C or Stage B, ready for gradients that go through it, as the settings want it."""
+    for block in net.blocks(AttnBlock):
+        block.attend = training_attention(device)
+    net.gradient_checkpointing = config.gradient_checkpointing
+    if config.torch_compile_backend is not None:
+        for block in net.blocks(nn.Module):
+            block.compile(backend=config.torch_compile_backend)
     return net
+
+
+def to_finetune(path: Path | None, kind: str, device: torch.device, config: TrainingConfig) -> Any:
+    """The network of a file, of its own sizes, to train all of it. Raises InvalidConfig without a file."""
+    if path is None:
+        raise InvalidConfig(f"{kind}: give model (the sizes of a new network) or start (a file)")
+    return for_training(frozen(path, device, kind), device, config).requires_grad_(True)
 
 
 def frozen(path: Path, device: torch.device, part: str | None = None, dtype: torch.dtype = torch.float32) -> Any:

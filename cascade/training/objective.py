@@ -23,13 +23,16 @@ from ..diffusion import (
 )
 from ..errors import InvalidConfig
 from ..pipelines import STAGE_C_SETTINGS
-from .config import Number, Settings, TrainingConfig
+from .config import Amount, Number, Settings, TrainingConfig
 from .data import Cache
 from .loop import BaseTask
 
 
 class DiffusionSettings(Settings):
-    """The process by names of the registries; the defaults are the released training's."""
+    """The process by names of the registries; the defaults are the released training's.
+
+    `offset_noise` is the deviation of noise that is the same in a whole channel, for images that are darker or lighter.
+    """
 
     schedule: str = "cosine"
     scaling: str = "vp"
@@ -39,6 +42,7 @@ class DiffusionSettings(Settings):
     loss_weight_options: Mapping[str, Any] = {}
     shift: Annotated[Number, Field(ge=0.01)] = 1.0
     loss_shift: Annotated[Number, Field(ge=0.01)] = 1.0
+    offset_noise: Amount = 0.0
 
 
 def build_diffusion(settings: DiffusionSettings) -> Diffusion:
@@ -89,6 +93,9 @@ class DiffusionTask(BaseTask):
         within = torch.rand(count, generator=generator, device=device)
         t = (1 - (parts + within) / count).add(0.001).clamp(0.001, 1)
         epsilon = torch.randn(x0.shape, generator=generator, device=device)
+        if settings.offset_noise > 0:
+            offset = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=device)
+            epsilon = epsilon + settings.offset_noise * offset
         step = diffusion.training_batch(x0, t, epsilon, shift=settings.shift, loss_shift=settings.loss_shift)
         target = step.target if retarget is None else retarget(step.noised, step.r, step.target)
         prediction = predict(step.noised, step.r)

@@ -16,7 +16,7 @@ from ..models import StageB, StageBConfig
 from .config import Amount, Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .loop import Modules, derive_seed, pick_device
-from .networks import encode_latents, frozen, model_config, new_network, sheet, training_attention
+from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet, to_finetune
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import pooled_captions
 
@@ -26,15 +26,15 @@ class StageBSettings(Settings):
     released training takes 0.5 to 1 of the image's size); `drop_effnet` of the latents become zeros, and `effnet_noise`
     is the deviation of noise on the others, so that Stage B corrects errors of Stage C.
 
-    Without a `text_encoder` the network is trained without text, and its text layer is zero. `start` is a Stage B of
-    the same sizes to start from.
+    Without a `text_encoder` the network is trained without text, and its text layer is zero. `start` is a Stage B to
+    start from, of the sizes of `model` if that is given.
     """
 
     images: ImageSettings
     cache: NewPath
     stage_a: PathFromRoot
     effnet: PathFromRoot
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] | None = None
     text_encoder: PathFromRoot | None = None
     start: PathFromRoot | None = None
     effnet_sizes: Several[Pixels] = (128, 160, 192, 224)
@@ -64,12 +64,7 @@ class StageBTask(DiffusionTask):
         self.data = self._cache(on_chunk)
         self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
-        net = StageB(
-            model_config(StageBConfig, settings.model, "stage_b: model"), attention=training_attention(self.device)
-        )
-        new_network(net, config.seed, "stage_b", self.device)
-        if settings.start is not None:
-            net.load_state_dict(frozen(settings.start, self.device).state_dict())
+        net = self._network()
         if settings.text_encoder is None:
             self.pooled = torch.zeros(1, 1, net.config.clip, device=self.device)
             torch.nn.init.zeros_(net.clip_mapper.weight)
@@ -82,6 +77,16 @@ class StageBTask(DiffusionTask):
             )
         self.modules = {"stage_b": net}
         self.diffusion = build_diffusion(settings.diffusion)
+
+    def _network(self) -> Any:
+        settings, config = self.settings, self.config
+        if settings.model is None:
+            return to_finetune(settings.start, "stage_b", self.device, config)
+        net = StageB(model_config(StageBConfig, settings.model, "stage_b: model"))
+        new_network(for_training(net, self.device, config), config.seed, "stage_b", self.device)
+        if settings.start is not None:
+            net.load_state_dict(frozen(settings.start, self.device).state_dict())
+        return net
 
     def _cache(self, on_chunk: OnChunk | None) -> Cache:
         settings, encoder = self.settings, frozen(self.settings.effnet, self.device)

@@ -31,6 +31,7 @@ from .data import (
 from .loop import Modules, derive_seed, pick_device
 from .networks import (
     encode_latents,
+    for_training,
     frozen,
     grown,
     load_encoders,
@@ -38,19 +39,22 @@ from .networks import (
     new_clip,
     new_network,
     sheet,
-    training_attention,
+    to_finetune,
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import prompts_for_samples, text_conditions, tokenize_captions
 
 
 class StageCSettings(Settings):
-    """`text` and `image` are the transformers configs of the two CLIP towers, trained together with Stage C.
+    """Each of the three networks is new, or comes from a file. New ones have the sizes of `model`, and of `text` and
+    `image`, the transformers configs of the two CLIP towers; the files are `start`, `text_encoder` and `image_encoder`.
+    A tower that comes from a file and is not trained is not exported.
 
     The image embedding is given for `keep_image` of the images and zeros for the others. Captions are left out with
     probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
     `encoders` is a folder of a text and an image encoder of the same sizes to start from, `start` a Stage C whose
-    filters may be smaller. Without `train_image_encoder` that encoder stays as it is.
+    filters may be smaller than those of `model`. Without `train_text_encoder` and `train_image_encoder` these stay as
+    they are.
     A batch holds batch_size / `repeats` images, each at `repeats` noise levels, and reads each caption once.
     """
 
@@ -58,10 +62,13 @@ class StageCSettings(Settings):
     cache: NewPath
     effnet: PathFromRoot
     effnet_size: Pixels = 192
-    model: Mapping[str, Any]
-    text: Mapping[str, Any]
-    image: Mapping[str, Any]
+    model: Mapping[str, Any] | None = None
+    text: Mapping[str, Any] | None = None
+    image: Mapping[str, Any] | None = None
+    text_encoder: PathFromRoot | None = None
+    image_encoder: PathFromRoot | None = None
     encoders: PathFromRoot | None = None
+    train_text_encoder: StrictBool = True
     train_image_encoder: StrictBool = True
     start: PathFromRoot | None = None
     repeats: Count = 1
@@ -85,40 +92,57 @@ class StageCBatch(NamedTuple):
 
 
 class StageCTask(DiffusionTask):
-    """Trains `stage_c`, `text_encoder` and `image_encoder` together on cached latents."""
+    """Trains `stage_c`, and `text_encoder` and `image_encoder` with it, on cached latents."""
 
     def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
         self.config, self.settings = config, config.settings
         settings: StageCSettings = config.settings
         self.count = images_in_batch(config)
         self.device = pick_device(config.device)
-        net = StageC(
-            model_config(StageCConfig, settings.model, "stage_c: model"), attention=training_attention(self.device)
-        )
-        self.modules = {
-            "stage_c": new_network(net, config.seed, "stage_c", self.device),
-            "text_encoder": new_clip("text", settings.text, config.seed, self.device),
-            "image_encoder": new_clip("image", settings.image, config.seed, self.device),
-        }
-        self._check_widths(net.config)
+        self.modules = {"stage_c": self._network()}
+        self.text_encoder, self.image_encoder = self._tower("text"), self._tower("image")
+        self._check_widths()
         if settings.encoders is not None:
-            load_encoders(settings.encoders, self.modules["text_encoder"], self.modules["image_encoder"])
-        self.modules["image_encoder"].requires_grad_(settings.train_image_encoder)
-        if settings.start is not None:
-            net.load_state_dict(grown(frozen(settings.start, self.device).state_dict(), net))
+            load_encoders(settings.encoders, self.text_encoder, self.image_encoder)
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
-        image: Any = self.modules["image_encoder"]
-        size = int(image.config.image_size)
+        size = int(self.image_encoder.config.image_size)
         self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
         captions = [*self.data.captions, ""]
-        self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.modules["text_encoder"]), captions)
+        self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.text_encoder), captions)
         self.diffusion = build_diffusion(settings.diffusion)
 
-    def _check_widths(self, net: StageCConfig) -> None:
-        text: Any = self.modules["text_encoder"].config
-        image: Any = self.modules["image_encoder"].config
+    def _network(self) -> Any:
+        settings, config = self.settings, self.config
+        if settings.model is None:
+            return to_finetune(settings.start, "stage_c", self.device, config)
+        net = for_training(StageC(model_config(StageCConfig, settings.model, "stage_c: model")), self.device, config)
+        new_network(net, config.seed, "stage_c", self.device)
+        if settings.start is not None:
+            net.load_state_dict(grown(frozen(settings.start, self.device).state_dict(), net))
+        return net
+
+    def _tower(self, kind: str) -> Any:
+        """The text encoder ("text") or the image encoder ("image"); among the modules if it is new or trained."""
+        settings, name = self.settings, f"{kind}_encoder"
+        section, path, trained = getattr(settings, kind), getattr(settings, name), getattr(settings, f"train_{name}")
+        if (section is None) == (path is None):
+            raise InvalidConfig(f"stage_c: give either {kind} (the sizes of a new encoder) or {name} (a file)")
+        if path is None:
+            tower: Any = new_clip(kind, section, self.config.seed, self.device)
+        else:
+            halves = self.config.precision == "bfloat16" and not trained
+            tower = frozen(path, self.device, name, torch.bfloat16 if halves else torch.float32)
+        if self.config.gradient_checkpointing and trained:
+            tower.gradient_checkpointing_enable()
+        if path is None or trained:
+            self.modules[name] = tower
+        return tower.requires_grad_(trained)
+
+    def _check_widths(self) -> None:
+        net: Any = self.modules["stage_c"].config
+        text, image = self.text_encoder.config, self.image_encoder.config
         found = {
             "clip_text": text.hidden_size,
             "clip_text_pooled": text.projection_dim,
@@ -151,10 +175,10 @@ class StageCTask(DiffusionTask):
     def loss(self, batch: StageCBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         net: Any = self.modules["stage_c"]
         repeats = self.settings.repeats
-        text = TextEncoder(self.modules["text_encoder"]).embed(batch.ids, batch.mask)
+        text = TextEncoder(self.text_encoder).embed(batch.ids, batch.mask)
         images = text.hidden.new_zeros(len(batch.latents), 1, net.config.clip_img)
         if len(batch.with_image):
-            embeddings = ImageEncoder(self.modules["image_encoder"]).encode(batch.images)
+            embeddings = ImageEncoder(self.image_encoder).encode(batch.images)
             images = images.index_copy(0, batch.with_image, embeddings.to(images.dtype))
         conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images), repeats)
         return self.diffusion_loss(
@@ -166,7 +190,7 @@ class StageCTask(DiffusionTask):
         if self.previewer is None:
             return None
         net: Any = modules["stage_c"]
-        encoder = TextEncoder(modules["text_encoder"])
+        encoder = TextEncoder(modules.get("text_encoder", self.text_encoder))
         prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
         cond, uncond = (
             {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import signal
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cascade.errors import CascadeError, RunConflict
+from cascade.errors import CascadeError, InvalidConfig, RunConflict
 from cascade.training.config import TrainingConfig
 from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit
 from cascade.training.metrics import read_metrics, smoothed
@@ -311,6 +312,31 @@ def test_a_run_made_longer_takes_the_longer_schedule_when_asked(tmp_path: Path) 
     changes = {**LONG, "steps": 16, "stretch_schedule": True}
     run(tmp_path, **changes)
     assert rates(tmp_path)[8:] == pytest.approx([learning_rate(settings(tmp_path, **changes), i) for i in range(8, 16)])
+
+
+def test_another_optimizer_learns_and_goes_on(tmp_path: Path) -> None:
+    changes = {"optimizer": "adafactor", "steps": 30, "learning_rate": 0.3}
+    run(tmp_path / "whole", Regression(noisy=False), **changes)
+    steps: list[int] = []
+    config = settings(tmp_path / "parts", **changes)
+    fit(Regression(noisy=False), config, on_step=lambda i, n, m: steps.append(i), should_stop=lambda: len(steps) >= 7)
+    fit(Regression(noisy=False), config)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "whole")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize(("optimizer", "package"), [("adamw_8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_an_optimizer_that_is_not_installed_is_named(tmp_path: Path, optimizer: str, package: str) -> None:
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(InvalidConfig, match=f"optimizer: {optimizer} needs the package {package}"):
+        Trainer(Regression(), settings(tmp_path, optimizer=optimizer))
+
+
+def test_arguments_that_an_optimizer_does_not_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="optimizer_args: adamw does not take them"):
+        Trainer(Regression(), settings(tmp_path, optimizer_args={"speed": 3}))
 
 
 def test_betas_are_those_of_the_settings(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the trained parts that tasks start from."""
     folder = tmp_path_factory.mktemp("training")
     (folder / "parts").mkdir()
-    for kind in ("stage_a", "effnet", "text_encoder", "stage_c"):
+    for kind in ("stage_a", "effnet", "text_encoder", "image_encoder", "stage_c"):
         save_model(small.part(kind), folder / "parts" / f"{kind}.safetensors")
     previewer = initialize(Previewer(PreviewerConfig(width=8))).eval()
     save_model(previewer, folder / "parts" / "previewer.safetensors")
@@ -276,6 +276,86 @@ def test_stage_c_starts_with_the_encoders_it_is_given(folder: Path, tmp_path: Pa
     for name in ("text_encoder", "image_encoder"):
         trained = load_model(tmp_path / f"{name}.safetensors").state_dict()
         assert all(torch.equal(value, trained[key]) for key, value in built.modules[name].state_dict().items())
+
+
+FILES = {
+    **dict.fromkeys(("model", "text", "image")),
+    "start": "parts/stage_c.safetensors",
+    "text_encoder": "parts/text_encoder.safetensors",
+    "image_encoder": "parts/image_encoder.safetensors",
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stage_c_is_finetuned_with_its_encoders_as_they_are(folder: Path, tmp_path: Path, precision: str) -> None:
+    frozen = {"train_text_encoder": False, "train_image_encoder": False}
+    settings = config(folder, "stage_c", str(tmp_path), changes={"precision": precision}, **FILES, **frozen)
+    task = TASKS["stage_c"].task(settings)
+    before = {k: v.clone() for k, v in task.text_encoder.state_dict().items()}
+    assert fit(task, settings).complete
+    assert list(task.modules) == ["stage_c"]
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["stage_c.safetensors"]
+    assert all(torch.equal(v, before[k]) for k, v in task.text_encoder.state_dict().items())
+    made, start = load_model(tmp_path / "stage_c.safetensors"), small.part("stage_c")
+    assert made.config == start.config
+    assert not torch.equal(made.get_parameter("clf.1.weight").float(), start.get_parameter("clf.1.weight"))
+
+
+def test_encoders_from_files_can_be_trained_too(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "stage_c", str(tmp_path), **FILES, train_image_encoder=False)
+    task = TASKS["stage_c"].task(settings)
+    fit(task, settings)
+    assert list(task.modules) == ["stage_c", "text_encoder"]
+    made = load_model(tmp_path / "text_encoder.safetensors", dtype=torch.float32)
+    weights = small.part("text_encoder").state_dict()
+    assert any(not torch.equal(v, weights[k].half().float()) for k, v in made.state_dict().items())
+
+
+@pytest.mark.parametrize("task", ["stage_c", "stage_b", "controlnet"])
+def test_blocks_that_are_calculated_again_give_the_same_gradients_in_less_memory(folder: Path, task: str) -> None:
+    kept = [0, 0]
+
+    def gradients(again: bool) -> dict[str, torch.Tensor]:
+        built = TASKS[task].task(config(folder, task, changes={"gradient_checkpointing": again}))
+        named = {f"{name}.{key}": p for name, m in built.modules.items() for key, p in m.train().named_parameters()}
+        for parameter in named.values():  # a fresh network predicts zeros
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator())
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[again] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss, _ = built.loss(built.batch(0), generator())
+        loss.backward()
+        return {name: p.grad for name, p in named.items() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    assert all(relative_error(again[name], plain[name]) < 1e-5 for name in plain)
+    assert kept[True] < 0.8 * kept[False]
+
+
+def test_blocks_can_be_compiled(folder: Path, tmp_path: Path) -> None:
+    changes = {"torch_compile_backend": "eager", "steps": 2, "sample_every": None}
+    settings = config(folder, "stage_c", str(tmp_path), changes=changes, **FILES)
+    assert fit(TASKS["stage_c"].task(settings), settings).complete
+    assert load_model(tmp_path / "stage_c.safetensors").config == small.part("stage_c").config
+
+
+def test_offset_noise_moves_whole_channels(folder: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    def predict(noised: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        seen.append(noised)
+        return torch.zeros_like(noised)
+
+    for amount in (0.0, 0.5):
+        task = build(folder, "stage_c", diffusion={"offset_noise": amount})
+        task.diffusion_loss(predict, torch.zeros(4, 16, 8, 8), generator())
+    difference = seen[1] - seen[0]
+    assert difference.abs().max() > 0.05
+    assert relative_error(difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference)) < 1e-5
 
 
 def test_stage_c_starts_from_one_with_smaller_filters(folder: Path, tmp_path: Path) -> None:
