@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import _train_check as _check
 from . import _train_lora as _lora
 from ._common import STOPPED
 
@@ -22,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
         "JSON), or the whole tiny cascade (`tiny`). Ctrl-C saves and stops; the same command continues. On several "
         "cards: torchrun --nproc-per-node N -m cascade train FILE.",
     )
-    parser.add_argument("config", help="`lora`, a settings file, or `tiny`")
+    parser.add_argument("config", help="`lora`, a settings file (ours, or one of the released training), or `tiny`")
     parser.add_argument(
         "images",
         nargs="?",
@@ -43,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         help="another value for a key of the file, as in --set steps=2000 or --set stage_b.effnet_noise=0.1",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="a settings file: only say what its keys mean, what is missing here, and the memory and disk it needs",
     )
     _lora.add_options(parser)
     parser.add_argument(
@@ -69,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         changes[key] = read_value(value, f"--set {key}")
     if args.config in ("lora", "tiny") and training.launched():
         raise InvalidConfig(f"train {args.config}: torchrun is for files of settings; run this one without it")
+    if args.check and args.config in ("lora", "tiny"):
+        raise InvalidConfig(f"--check is for files of settings, not for train {args.config}")
     if args.config == "lora":
         return _lora.run(args, changes, _progress)
     _lora.refuse_options(args)
@@ -79,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
             folder, parts=parts, smoke=args.smoke, changes=changes, install=args.install, progress=_progress
         )
         return 0 if run_recipe else STOPPED
-    config = training.read_config(args.config, training.SETTINGS, root=args.folder or Path(), changes=changes)
+    data = training.read_mapping(Path(args.config), changes)
+    if args.check:
+        return _check.run(data, args.config, args.folder or Path()) if first else 0
+    config = _check.parsed(data, args.config, args.folder or Path())
     outcome = training.train(config, progress=_progress)
     if first:
         print(f"{config.output}: {'complete' if outcome.complete else 'stopped'} at step {outcome.step}")

@@ -5,6 +5,9 @@ data       images, their order, what is computed once from them
 folders    images of one's own: a folder, or webdataset tars
 loop       the loop (`fit`), with exact continuation
 schedule, average, signals   the learning rate, the average of the weights, how a run is stopped
+reference  the released training's files in our settings
+needs      what a training needs: files, memory, disk
+optimizers by name
 processes  several processes, one training
 state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora   one file a task
@@ -15,7 +18,7 @@ lora_layers what a LoRA trains: the changes beside the layers, and learned token
 
 from __future__ import annotations
 
-from .config import TrainingConfig, parse_config, read_config
+from .config import TrainingConfig, parse_config, read_config, read_mapping
 from .loop import Outcome, Task, fit
 from .processes import launched
 from .tasks import SETTINGS, TASKS, ProgressBars, train
@@ -31,5 +34,6 @@ __all__ = [
     "launched",
     "parse_config",
     "read_config",
+    "read_mapping",
     "train",
 ]
