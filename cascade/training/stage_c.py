@@ -192,11 +192,13 @@ class StageCTask(DiffusionTask):
         net: Any = modules["stage_c"]
         encoder = TextEncoder(modules.get("text_encoder", self.text_encoder))
         prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
-        cond, uncond = (
-            {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))
-        )
-        latents = self.sample_stage_c(net.denoise, len(prompts), cond=cond, uncond=uncond)
-        return sheet([self.previewer(latents)], labels=prompts)
+        # A text encoder that is not trained may be in halves, which only calculating in halves can combine with Stage C.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.text_encoder.dtype == torch.bfloat16):
+            cond, uncond = (
+                {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))
+            )
+            latents = self.sample_stage_c(net.denoise, len(prompts), cond=cond, uncond=uncond)
+        return sheet([self.previewer(latents.float())], labels=prompts)
 
 
 class LatentSettings(Protocol):
