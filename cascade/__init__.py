@@ -10,6 +10,7 @@ A map of its rooms, each of which imports only from those above it:
 - ``conditioning``: text and image embeddings, and the conditions of Stage C and Stage B
 - ``checkpoints``: files on disk: what they are, how their names map to ours, loading, saving, converting
 - ``adapters``: LoRA in its several forms, learned tokens
+- ``editing``: control of attention: prompt to prompt, maps of words, regions
 - ``pipelines``: whole jobs: sizes, text to image (C, then B, then A), reconstruction
 - ``training``: configuration, data, loop and state, and one file for each kind of training
 - ``tiny``: the included tiny cascade: its images, its training and its evaluation

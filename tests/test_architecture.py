@@ -25,10 +25,11 @@ ROOMS: dict[str, set[str]] = {
     "conditioning": {"models"},
     "checkpoints": {"models"},
     "adapters": {"models", "checkpoints"},
-    "pipelines": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters"},
-    "training": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines"},
-    "tiny": {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "pipelines", "training"},
+    "editing": {"models", "diffusion", "images", "conditioning"},
 }
+ROOMS["pipelines"] = {"models", "diffusion", "images", "conditioning", "checkpoints", "adapters", "editing"}
+ROOMS["training"] = {*ROOMS["pipelines"], "pipelines"}
+ROOMS["tiny"] = {*ROOMS["training"], "training"}
 ROOMS["cli"] = set(ROOMS)
 OPEN_TO_ALL = {"errors", "files"}
 # Only these packages from outside the standard library, where a room is kept that bare.

@@ -4,7 +4,7 @@ A constructor does not initialize weights: build on the meta device and assign t
 Layers come from `ops` (torch.nn, or a host's factory), attention from `attention`.
 """
 
-from .blocks import Attention, scaled_dot_product_attention
+from .blocks import AroundAttention, Attention, AttentionCall, scaled_dot_product_attention
 from .config import Config, Level
 from .controlnet import (
     CONTROLNET_CANNY,
@@ -36,7 +36,9 @@ __all__ = [
     "STAGE_C_1B",
     "STAGE_C_3_6B",
     "ULTRAPIXEL",
+    "AroundAttention",
     "Attention",
+    "AttentionCall",
     "Conditions",
     "Config",
     "ControlNet",

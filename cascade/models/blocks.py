@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,33 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) ->
     """Attention of q [B, n, c] over k, v [B, m, c] -> [B, n, c] (Vaswani et al. 2017, eq. 1)."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+class AttentionCall(NamedTuple):
+    """What an attention block is about to compute, for who acts around it.
+
+    q: [B, h w, c], of the image's tokens, row by row.
+    k, v: [B, n, c], of the image's tokens (if the block has self-attention) and then those of the conditions.
+    attend: what the block itself would do.
+    block: its number among the attention blocks of the stack, in the order in which they run.
+    size: h, w.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    attend: Attention
+    block: int
+    size: tuple[int, int]
+
+    def plain(self) -> Tensor:
+        """What the block itself would make of it [B, h w, c]."""
+        return self.attend(self.q, self.k, self.v, self.heads)
+
+
+AroundAttention = Callable[[AttentionCall], Tensor]
+"""What attention blocks do instead of their own attention: the result is [B, h w, c]."""
 
 
 def stream(x: Tensor) -> Tensor:
@@ -222,10 +249,21 @@ class AttnBlock(nn.Module):
         tokens = self.kv_mapper(tokens)
         return self.attention.attn.to_k(tokens), self.attention.attn.to_v(tokens)
 
-    def forward(self, x: Tensor, dtype: torch.dtype, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        keys_values: tuple[Tensor, Tensor],
+        around: AroundAttention | None = None,
+    ) -> Tensor:
         attn, (k, v) = self.attention.attn, keys_values
         h = channels_last(self.norm(x).to(dtype)).flatten(1, 2)
         if self.self_attention:
             k, v = torch.cat([attn.to_k(h), k], dim=1), torch.cat([attn.to_v(h), v], dim=1)
-        h = attn.out_proj(self.attend(attn.to_q(h), k, v, self.heads))
+        q = attn.to_q(h)
+        if around is None:
+            h = self.attend(q, k, v, self.heads)
+        else:
+            h = around(AttentionCall(q, k, v, self.heads, self.attend, self.number, (x.shape[-2], x.shape[-1])))
+        h = attn.out_proj(h)
         return x + channels_first(h.unflatten(1, x.shape[-2:]))

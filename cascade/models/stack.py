@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .blocks import (
+    AroundAttention,
     Attention,
     AttnBlock,
     FeedForwardBlock,
@@ -153,6 +154,7 @@ class Stack(nn.Module):
         control: Residuals | None = None,
         after_attention: AfterAttention | None = None,
         around_inner: AroundInner | None = None,
+        around_attention: AroundAttention | None = None,
     ) -> Tensor:
         """The prediction [B, c, h, w] for latents x [B, c, h, w] at noise conditions r [B] in [0, 1].
 
@@ -162,10 +164,12 @@ class Stack(nn.Module):
             after_attention: functions of the stream [B, c, h, w] by the number of the attention block after which they
                 act, at its first run.
             around_inner: see `AroundInner`; None runs the inner levels.
+            around_attention: what every attention block does instead of its own attention, see `AttentionCall`.
         """
         size, dtype = x.shape[-2:], x.dtype
         embedding = self._embed_timestep(r, dtype)
-        run = _Run(dtype, embedding, conditions, iter(control or ()), dict(after_attention or {}), around_inner)
+        after = dict(after_attention or {})
+        run = _Run(dtype, embedding, conditions, iter(control or ()), after, around_inner, around_attention)
         run.checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         x = stream(self.embedding(self._padded(x)))
         if conditions.spatial is not None:
@@ -231,9 +235,11 @@ class _Run:
         residuals: Iterator[Tensor | None],
         after_attention: dict[int, Callable[[Tensor], Tensor]],
         around_inner: AroundInner | None,
+        around_attention: AroundAttention | None,
     ) -> None:
         self.dtype, self.embedding, self.conditions, self.residuals = dtype, embedding, conditions, residuals
         self.after_attention, self.around_inner = after_attention, around_inner
+        self.around_attention = around_attention
 
     def rescale(self, scaler: nn.Module, x: Tensor) -> Tensor:
         return scaler(x, self.dtype) if isinstance(scaler, Rescale) else x
@@ -250,7 +256,8 @@ class _Run:
                 modulations = self.conditions.modulations
                 return self._call(block, x, self.embedding, modulations[block.number] if modulations else None)
             case AttnBlock():
-                x = self._call(block, x, self.dtype, self.conditions.keys_values[block.number])
+                keys_values = self.conditions.keys_values[block.number]
+                x = self._call(block, x, self.dtype, keys_values, self.around_attention)
                 then = self.after_attention.pop(block.number, None)
                 return x if then is None else then(x)
             case _:

@@ -13,6 +13,7 @@ from typing import Generic, Literal, TypeVar
 from torch import Tensor
 
 from ..diffusion import RELEASED_DIFFUSION, Guidance, SamplingSettings, SeededNoise
+from ..editing import AttentionController
 from ..errors import InvalidSettings
 from ..images import Box, blended
 from ..models import Features, StageBConfig
@@ -77,6 +78,7 @@ class StagePlan(Generic[C]):
     seeds: one for each image of the batch.
     cond, uncond: the conditions with and without the prompt, in the executor's own form.
     controls: ControlNets with their hints (Stage C).
+    attention: what controls attention in this run (Stage C).
     high_res, features: high-res guides, and the features that they read, one row for each image (Stage C).
     tiles: Stage B's network works in these tiles, each with its own part of Stage C's latents, blended where they
         overlap. Memory then depends on the tile size, but a tile's result does not depend on the rest of the image.
@@ -90,6 +92,7 @@ class StagePlan(Generic[C]):
     uncond: C
     start: Start | None = None
     controls: Sequence[Control] = ()
+    attention: AttentionController | None = None
     high_res: HighRes | None = None
     features: Features | None = None
     tiles: Tiles | None = None

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncoder
 from ..diffusion import RELEASED_DIFFUSION, CacheRun, Kept, NetworkArguments, StepArguments, sample
+from ..editing import NetworkCall, Tokens
 from ..images import effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
-from ..models import Conditions, EffnetEncoder, Features, Residuals, StageA, StageB, StageC
+from ..models import AroundAttention, Conditions, EffnetEncoder, Features, Residuals, StageA, StageB, StageC
 from ..models.blocks import ResBlock
 from ..models.high_res import FeatureRecorder, GuidedRun
 from ..models.stack import AroundInner
@@ -74,7 +75,16 @@ def _sample_stage_c(
 
     def step_arguments(percent: float, batch: int) -> NetworkArguments:
         weight = {} if plan.high_res is None else {"weight": plan.high_res.weight_at(percent)}
-        return {**({} if controls is None else controls(percent, batch)), **weight}
+        part = {} if plan.attention is None else {"percent": percent}
+        return {**({} if controls is None else controls(percent, batch)), **weight, **part}
+
+    def around_attention(conditions: Conditions, percent: float) -> AroundAttention | None:
+        if plan.attention is None:
+            return None
+        given = plan.uncond if conditions is uncond else plan.cond
+        tokens = Tokens.of(**given.as_kwargs(), each=net.config.condition_tokens)
+        with_prompt = (True,) if conditions is cond else (False,) if conditions is uncond else (True, False)
+        return plan.attention.around(NetworkCall(percent, with_prompt, tokens))
 
     def predict(
         x: Tensor,
@@ -82,12 +92,21 @@ def _sample_stage_c(
         conditions: Conditions,
         control: Residuals | None = None,
         weight: float = 0.0,
+        percent: float = 0.0,
         around_inner: AroundInner | None = None,
     ) -> Tensor:
         after = None if guided is None else guided.after_attention(r, weight)
         if recorder is not None and conditions is not uncond:  # with the prompt, or both with the prompt first
             after = recorder.after_attention
-        return net.denoise(x, r, conditions, control=control, after_attention=after, around_inner=around_inner)
+        return net.denoise(
+            x,
+            r,
+            conditions,
+            control=control,
+            after_attention=after,
+            around_inner=around_inner,
+            around_attention=around_attention(conditions, percent),
+        )
 
     return _sample(net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments)
 

@@ -23,6 +23,7 @@ from ...cascade.errors import CascadeError
 from ...cascade.models.blocks import resize
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
 from . import checks
+from .attention import around_attention
 from .compat import build_base_model, known_model
 from .files import QUANTIZED, read
 from .imaging import ONE_EACH
@@ -114,7 +115,11 @@ class _Prepared:
         **conditions: Any,
     ) -> Tensor:
         net, dtype = self.diffusion_model, self.get_dtype_inference()  # type: ignore[attr-defined]
-        found = {"conditions": net.prepared(x, conditions, dtype), "around_inner": around_inner(transformer_options)}
+        found = {
+            "conditions": net.prepared(x, conditions, dtype),
+            "around_inner": around_inner(transformer_options),
+            "around_attention": around_attention(self, t, conditions, transformer_options),
+        }
         return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **found)  # type: ignore[misc]
 
 

@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
-from ...cascade.models import Conditions, StageB, StageC
+from ...cascade.models import AroundAttention, Conditions, StageB, StageC
 from ...cascade.models.blocks import AttnBlock
 from ...cascade.models.stack import AroundInner
 
@@ -190,6 +190,7 @@ class Hosted:
         *,
         conditions: Conditions,
         around_inner: AroundInner | None = None,
+        around_attention: AroundAttention | None = None,
     ) -> Tensor:
         """The host's call: `timestep` is r, the conditions are from `prepared`."""
         options = {} if transformer_options is None else transformer_options
@@ -197,7 +198,8 @@ class Hosted:
         wrapped = WrapperExecutor.new_class_executor(
             self._run, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         )
-        return wrapped.execute(x, timestep, context, control, options, conditions=conditions, around_inner=around_inner)
+        around = {"around_inner": around_inner, "around_attention": around_attention}
+        return wrapped.execute(x, timestep, context, control, options, conditions=conditions, **around)
 
     def prepared(self, x: Tensor, conditions: Mapping[str, Any], dtype: torch.dtype) -> Conditions:
         """What depends on the conditions of the model's `extra_conds` alone, computed in this type for latents x.
@@ -220,6 +222,7 @@ class Hosted:
         transformer_options: Any,
         conditions: Conditions,
         around_inner: AroundInner | None = None,
+        around_attention: AroundAttention | None = None,
     ) -> Tensor:
         self.attend.options = transformer_options
         acting = transformer_options.get(AFTER_ATTENTION)
@@ -230,6 +233,7 @@ class Hosted:
             control=self._residuals(control, x),
             after_attention=None if acting is None else acting(self, x, timestep, transformer_options),
             around_inner=around_inner,
+            around_attention=around_attention,
         )
 
     def _residuals(self, control: HostControl | None, x: Tensor) -> list[Tensor | None] | None:
