@@ -39,6 +39,11 @@ def add_parser(subparsers: Any) -> None:
         "--control", action="store_true", help="measure what the included ControlNets do, --prompts cases of each kind"
     )
     parser.add_argument(
+        "--edit",
+        action="store_true",
+        help="measure edits of generated images, maps of words and regional prompts, --prompts cases of each kind",
+    )
+    parser.add_argument(
         "--high-res",
         action="store_true",
         help="measure the included high-res guides at 512 and 768 pixels, beside the plain run and a second pass",
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_lora
     from ..pipelines import PRESETS, Parts
-    from ..tiny import control, evaluation, high_res, new_shapes
+    from ..tiny import control, editing, evaluation, high_res, new_shapes
 
     sources, folder = tiny.parts(), None
     if args.model != "tiny":
@@ -88,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         result = control.evaluate_control(
             parts, _controlnets(args), cases=args.prompts, settings=settings, on_progress=_report
         )
+    elif args.edit:
+        result = editing.evaluate_edit(parts, cases=args.prompts, settings=settings, on_progress=_report)
     elif args.high_res:
         result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
     else:

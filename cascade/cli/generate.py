@@ -27,6 +27,7 @@ from ._common import (
     strength,
 )
 from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
+from ._words import region_of, without_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ EXAMPLES = """examples:
   python -m cascade generate "a green square" --image circle.png --strength 0.6 -o square.png
   python -m cascade generate "" --like circle.png --number 4
   python -m cascade generate "a large yellow circle" --control canny=circle.png -o yellow.png
+  python -m cascade generate "a white background" --region "0,0,0.5,0.5=a red circle on a white background"
   python -m cascade generate "an owl in the snow" --models ComfyUI/models --width 1280 --height 832 -o owl.png
   python -m cascade generate --prompts prompts.txt -o images
   python -m cascade generate "an owl" --models ComfyUI/models --enlarge 2 --tile 1024 -o large.png"""
@@ -111,6 +113,14 @@ def add_parser(subparsers: Any) -> None:
         metavar="W",
         help="how much a --like counts, one for each of them; below 0 leads away from it; default 1",
     )
+    parser.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="PLACE=PROMPT",
+        help="a prompt for a part of the image, in addition to the prompt for all of it; PLACE is a box of "
+        "left,top,right,bottom from 0 to 1, or the file of a mask, white where the prompt acts; may be repeated",
+    )
     add_control(parser)
     group = parser.add_argument_group("large images")
     group.add_argument(
@@ -172,6 +182,7 @@ def run(args: argparse.Namespace) -> int:
     mask = None if args.mask is None else read_image(args.mask)[:, :1]
     shape = controls[0].hint if image is None and controls else image
     settings = replace(settings_of(args, shape), enlarge=args.enlarge)
+    regions = [region_of(text) for text in args.region]
     like = [read_image(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
     if not args.models:
         say_tiny_is_used("" if args.lora else args.prompt)
@@ -193,6 +204,7 @@ def run(args: argparse.Namespace) -> int:
             variation_weights=args.weight,
             controls=controls,
             high_res=_high_res(args, parts),
+            regions=regions,
             settings=settings,
             on_progress=bars,
         )
@@ -254,4 +266,6 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
     if args.high_res is not None:
         about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
+    if args.region:
+        about["region"] = [without_folder(text) for text in args.region]
     return about | control_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

@@ -27,7 +27,7 @@ from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
 from .process import RELEASED_DIFFUSION, Diffusion, TrainingBatch
 from .samplers import SAMPLERS
-from .sampling import Kept, NetworkArguments, OnStep, StepArguments, sample
+from .sampling import Keeping, Kept, NetworkArguments, OnStep, StepArguments, sample
 from .scalings import SCALINGS, Scaling
 from .schedules import SCHEDULES, Schedule
 from .settings import NoiseLevel, SamplingSettings
@@ -47,6 +47,7 @@ __all__ = [
     "Guidance",
     "InInterval",
     "Interval",
+    "Keeping",
     "Kept",
     "LossWeight",
     "NetworkArguments",

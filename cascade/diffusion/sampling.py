@@ -35,6 +35,18 @@ class OnStep(Protocol):
     def __call__(self, i: int, n: int, x0: Tensor, /) -> Any: ...
 
 
+class Keeping(Protocol):
+    """A part of the images that a run keeps as it is."""
+
+    def noised(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """x [B, ...] at a noise level, with the kept part inserted: what the network gets."""
+        ...
+
+    def restored(self, x0: Tensor) -> Tensor:
+        """A predicted x0 [B, ...] with the kept part inserted."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kept:
     """The part of an image that a run keeps.
@@ -66,7 +78,7 @@ def sample(
     uncond: NetworkArguments | None = None,
     step_arguments: StepArguments | None = None,
     noise: Noise | None = None,
-    kept: Kept | None = None,
+    kept: Keeping | None = None,
     on_step: OnStep | None = None,
     diffusion: Diffusion = RELEASED_DIFFUSION,
     caching: CacheRun | None = None,
@@ -78,7 +90,7 @@ def sample(
         `uncond`, or where the guidance scale is 1, only the conditional call is made.
     noise: (like, step) -> standard normal noise. By default each image's seed is computed from its x; pass
         `SeededNoise(seeds)` for seeds of your own.
-    kept: see `Kept`; None if all is generated.
+    kept: see `Keeping` and `Kept`; None if all is generated.
     diffusion: how the network was trained.
     caching: a fresh one of `settings.cache`. The network then also gets `around_inner`, see `Stack.denoise`.
 
@@ -102,7 +114,7 @@ def sample(
 
 
 def _epsilon(
-    diffusion: Diffusion, state: Tensor, prediction: Tensor, x0: Tensor, level: NoiseLevel, kept: Kept | None
+    diffusion: Diffusion, state: Tensor, prediction: Tensor, x0: Tensor, level: NoiseLevel, kept: Keeping | None
 ) -> Tensor:
     """The noise in the state; computed from x0 and the state if a part of x0 is kept."""
     if kept is not None:

@@ -3,5 +3,22 @@
 from __future__ import annotations
 
 from .attention import AttentionController, NetworkCall, Tokens
+from .maps import WordMaps
+from .prompt_to_prompt import EditStrength, PromptToPrompt
+from .regions import Region, Regions, box_mask
+from .words import Alignment, PromptTokens, align
 
-__all__ = ["AttentionController", "NetworkCall", "Tokens"]
+__all__ = [
+    "Alignment",
+    "AttentionController",
+    "EditStrength",
+    "NetworkCall",
+    "PromptToPrompt",
+    "PromptTokens",
+    "Region",
+    "Regions",
+    "Tokens",
+    "WordMaps",
+    "align",
+    "box_mask",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..diffusion import SamplingSettings
 from .control import Control
-from .generate import Generated, ImageToImage, Settings, generate
+from .edit import Edited, edit, word_maps
+from .generate import Generated, ImageToImage, RegionalPrompt, Settings, generate
 from .high_res import HighRes
 from .mix import mix
 from .networks import Parts
@@ -29,12 +30,14 @@ __all__ = [
     "STAGE_B_SETTINGS",
     "STAGE_C_SETTINGS",
     "Control",
+    "Edited",
     "Generated",
     "HighRes",
     "ImageToImage",
     "LatentSizes",
     "Parts",
     "Preset",
+    "RegionalPrompt",
     "SamplingSettings",
     "Settings",
     "StagePlan",
@@ -42,6 +45,7 @@ __all__ = [
     "Tiles",
     "compression_warning",
     "decode",
+    "edit",
     "encode_effnet",
     "encode_prompts",
     "encode_stage_a",
@@ -56,4 +60,5 @@ __all__ = [
     "sample_stage_c",
     "stage_b_size",
     "with_short_side",
+    "word_maps",
 ]

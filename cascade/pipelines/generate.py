@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
-from ..diffusion import SamplingSettings
+from ..diffusion import Keeping, SamplingSettings
+from ..editing import AttentionController, Region, Regions
 from ..errors import InvalidSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
@@ -92,6 +93,17 @@ class ImageToImage:
 
 
 @dataclass(frozen=True)
+class RegionalPrompt:
+    """What a part of the images should show.
+
+    mask: [1, 1, H, W] in [0, 1], 1 where the prompt acts; scaled to the images.
+    """
+
+    mask: Tensor
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Generated:
     """Images [B, 3, H, W] in [0, 1] (float32, on the CPU), and the latents of Stage C and Stage B they came from."""
 
@@ -112,6 +124,7 @@ def generate(
     variation_weights: Sequence[float] | None = None,
     controls: Sequence[Control] = (),
     high_res: HighRes | None = None,
+    regions: Sequence[RegionalPrompt] = (),
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -129,6 +142,7 @@ def generate(
     high_res: guides for images of more than about 1.5 megapixels: Stage C runs at `high_res.resolution` first (without
         a source), then at the images' size. ControlNets act in the first run. The last progress of the first run has
         its latents.
+    regions: parts of the images with prompts of their own, beside those of the images.
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize, InvalidImage,
     MissingPart, or what loading a part raises.
@@ -142,7 +156,8 @@ def generate(
     if high_res is not None and settings.enlarge != 1:
         raise InvalidSettings("high-res guides and enlarge are two ways to a large image: use one of them")
     sizes = settings.sizes
-    texts = parts.use("text_encoder", lambda net: encode_prompts(net, [*prompts, negative]))
+    wanted = [*prompts, negative, *(region.prompt for region in regions)]
+    texts = parts.use("text_encoder", lambda net: encode_prompts(net, wanted))
     clip_img = None
     if varied:
         embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(as_rgb(x)) for x in varied])
@@ -155,6 +170,7 @@ def generate(
         settings=settings,
         controls=controls,
         high_res=high_res,
+        attention=Regions([Region(each.mask, texts[each.prompt]) for each in regions]) if regions else None,
         on_progress=on_progress,
     )
     return (run if source is None else run.starting_from(parts, source, sizes))(parts)
@@ -171,6 +187,8 @@ class Run:
     clip_img: Tensor | None = None
     controls: Sequence[Control] = ()
     high_res: HighRes | None = None
+    attention: AttentionController | None = None
+    keeping: Keeping | None = None
     source_c: Tensor | None = None
     """Stage C's latents of the images to start from, at the resolution that high-res guides read."""
     start_c: Start | None = None
@@ -278,6 +296,8 @@ class Run:
             cond = StageCInputs.without_image(text, net.config.clip_img)
         else:
             cond = StageCInputs.of(text, self.clip_img[group])
+        if isinstance(self.attention, Regions):
+            cond = self.attention.inputs(cond)
         return StagePlan(
             stage="stage_c",
             size=self.settings.sizes.stage_c,
@@ -287,6 +307,8 @@ class Run:
             uncond=cond.unconditional(self.negative),
             start=_rows(self.start_c, group),
             controls=[control.of(group) for control in self.controls],
+            attention=self.attention,
+            keeping=self.keeping,
         )
 
     def _groups(self) -> list[list[int]]:

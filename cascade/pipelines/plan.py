@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 from torch import Tensor
 
-from ..diffusion import RELEASED_DIFFUSION, Guidance, SamplingSettings, SeededNoise
+from ..diffusion import RELEASED_DIFFUSION, Guidance, Keeping, SamplingSettings, SeededNoise
 from ..editing import AttentionController
 from ..errors import InvalidSettings
 from ..images import Box, blended
@@ -79,6 +79,7 @@ class StagePlan(Generic[C]):
     cond, uncond: the conditions with and without the prompt, in the executor's own form.
     controls: ControlNets with their hints (Stage C).
     attention: what controls attention in this run (Stage C).
+    keeping: what the run keeps of its images, instead of the part that the start's mask keeps.
     high_res, features: high-res guides, and the features that they read, one row for each image (Stage C).
     tiles: Stage B's network works in these tiles, each with its own part of Stage C's latents, blended where they
         overlap. Memory then depends on the tile size, but a tile's result does not depend on the rest of the image.
@@ -93,6 +94,7 @@ class StagePlan(Generic[C]):
     start: Start | None = None
     controls: Sequence[Control] = ()
     attention: AttentionController | None = None
+    keeping: Keeping | None = None
     high_res: HighRes | None = None
     features: Features | None = None
     tiles: Tiles | None = None

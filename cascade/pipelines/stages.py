@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncoder
-from ..diffusion import RELEASED_DIFFUSION, CacheRun, Kept, NetworkArguments, StepArguments, sample
+from ..diffusion import RELEASED_DIFFUSION, CacheRun, Keeping, Kept, NetworkArguments, StepArguments, sample
 from ..editing import NetworkCall, Tokens
 from ..images import effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
@@ -214,10 +214,12 @@ def _sample(
     return found
 
 
-def _started(plan: StagePlan[Any], epsilon: Tensor) -> tuple[Tensor, Kept | None]:
+def _started(plan: StagePlan[Any], epsilon: Tensor) -> tuple[Tensor, Keeping | None]:
     """Where the run starts, and what it keeps."""
     if plan.start is None:
-        return epsilon, None
+        return epsilon, plan.keeping
     latents, mask = plan.start.latents.to(epsilon), plan.start.mask
     x = RELEASED_DIFFUSION.noised(latents, epsilon, torch.tensor(plan.start_log_snr))
-    return x, None if mask is None else Kept(latents, mask.to(epsilon), epsilon)
+    if plan.keeping is not None or mask is None:
+        return x, plan.keeping
+    return x, Kept(latents, mask.to(epsilon), epsilon)

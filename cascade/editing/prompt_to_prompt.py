@@ -1,0 +1,127 @@
+"""Prompt-to-prompt (Hertz et al. 2022): an image of a changed prompt that keeps the attention of the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diffusion.settings import NoiseLevel
+from ..models import AroundAttention, AttentionCall
+from ..models.blocks import resize
+from .attention import NetworkCall
+from .maps import WordMaps, attention_parts, stretched
+from .words import Alignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditStrength:
+    """How much of the first prompt's image is kept.
+
+    text: until this part of the run the image looks at the words as the first image did.
+    image: until this part of the run it looks at its own parts as the first image did: keeps shapes.
+    pooled: until this part of the run the pooled tokens are those of the first prompt.
+    blend: what is further from the changed words than this share of their highest attention stays as it was; 0: all
+        may change.
+    """
+
+    text: float = 0.8
+    image: float = 0.4
+    pooled: float = 0.4
+    blend: float = 0.3
+
+
+class PromptToPrompt:
+    """Controls a run whose images are sources, and then as many targets, with the same seeds.
+
+    alignment: of the prompts. weights: [n], a factor of the attention to each text token of the target.
+    """
+
+    def __init__(self, alignment: Alignment, strength: EditStrength, weights: Tensor | None = None) -> None:
+        self.alignment, self.strength, self.weights = alignment, strength, weights
+        self.maps = WordMaps()
+
+    @property
+    def keeping(self) -> LocalBlend | None:
+        """What the run keeps of the first images."""
+        return LocalBlend(self) if self.strength.blend else None
+
+    def changed(self) -> Tensor | None:
+        """Where the changed words are seen, in the source or in the target: 0 or 1, [n, 1, h, w]; None at the start."""
+        if self.maps.recorded == 0:
+            return None
+        found = []
+        for half, places in ((0, self.alignment.removed), (1, self.alignment.added)):
+            if places:
+                seen = stretched(self.maps.of(places).chunk(2)[half])
+                found.append(seen > self.strength.blend)
+        return torch.stack(found).any(0).float() if found else None
+
+    def around(self, call: NetworkCall) -> AroundAttention | None:
+        if True not in call.with_prompt:
+            return None
+        return lambda block: self._attend(call, block)
+
+    def _attend(self, call: NetworkCall, block: AttentionCall) -> Tensor:
+        made = block.plain()
+        rows = call.rows(len(made))
+        assert rows is not None
+        q, k, v = (x[rows] for x in (block.q, block.k, block.v))
+        half = len(q) // 2
+        k, v = self._blended(call, k, v, half)
+        v = v[half:].unflatten(-1, (block.heads, -1)).transpose(1, 2).float()
+        results, seen = [], []
+        first = block.k.shape[1] - call.tokens.count
+        text = slice(first, first + call.tokens.text)
+        for _, attention in attention_parts(q, k, block.heads):
+            source, target = attention.chunk(2)
+            target = self._controlled(call, source, target, first)
+            seen.append(torch.cat([source[..., text], target[..., text]]).mean(1))
+            results.append(target @ v)
+        self.maps.add(torch.cat(seen, 1), block.size)
+        made = made.clone()
+        made[rows.start + half : rows.stop] = torch.cat(results, 2).transpose(1, 2).flatten(-2).to(made)
+        return made
+
+    def _blended(self, call: NetworkCall, k: Tensor, v: Tensor, half: int) -> tuple[Tensor, Tensor]:
+        """Keys and values with the source's pooled tokens for the target too, in the first part of the run."""
+        if call.percent >= self.strength.pooled:
+            return k, v
+        pooled = slice(k.shape[1] - call.tokens.pooled - call.tokens.images, k.shape[1] - call.tokens.images)
+        k, v = k.clone(), v.clone()
+        k[half:, pooled], v[half:, pooled] = k[:half, pooled], v[:half, pooled]
+        return k, v
+
+    def _controlled(self, call: NetworkCall, source: Tensor, target: Tensor, first: int) -> Tensor:
+        """The target's attention [n, heads, part, m] with the source's in the place of a part of it."""
+        image, text = target[..., :first], target[..., first : first + call.tokens.text]
+        rest = target[..., first + call.tokens.text :]
+        if call.percent < self.strength.image:
+            image = source[..., :first]
+        if call.percent < self.strength.text:
+            mapping, new = (x.to(text) for x in (self.alignment.mapping, self.alignment.new))
+            kept = source[..., first : first + call.tokens.text] @ mapping.T
+            text = torch.lerp(kept, text, new)
+            rest = source[..., first + call.tokens.text :]
+        if self.weights is not None:
+            text = text * self.weights.to(text)
+        whole = torch.cat([image, text, rest], dim=-1)
+        return whole / whole.sum(-1, keepdim=True)
+
+
+class LocalBlend:
+    """Keeps the source where the changed words are not seen."""
+
+    def __init__(self, edit: PromptToPrompt) -> None:
+        self.edit = edit
+
+    def noised(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        return self.restored(x)
+
+    def restored(self, x0: Tensor) -> Tensor:
+        mask = self.edit.changed()
+        if mask is None:
+            return x0
+        source, target = x0.chunk(2)
+        return torch.cat([source, torch.lerp(source, target, resize(mask, x0.shape[-2:]).to(x0))])

@@ -1,0 +1,132 @@
+"""Regional prompts in one pass: the tokens of a region's prompt are seen by its part of the image alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..conditioning import StageCInputs, TextEmbedding
+from ..errors import InvalidSettings
+from ..models import AroundAttention, AttentionCall
+from .attention import NetworkCall
+
+MOST_TOKENS = 77 * 32
+"""Text tokens of all regions together: each is read by every position of the image in every block."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the image with a prompt of its own.
+
+    mask: [1, 1, H, W] in [0, 1], of any size; it is scaled to the image. Soft edges blend into the other regions and
+        the base prompt.
+    text: of its prompt, batch 1.
+    """
+
+    mask: Tensor
+    text: TextEmbedding
+
+
+def box_mask(box: Sequence[float], side: int = 512) -> Tensor:
+    """The mask [1, 1, side, side] of a box: left, top, right, bottom from 0 to 1.
+
+    Raises InvalidSettings for a box outside the image or without an area.
+    """
+    left, top, right, bottom = box
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise InvalidSettings(
+            f"the box {left:g},{top:g},{right:g},{bottom:g} is not in the image: left,top,right,bottom are numbers "
+            "from 0 to 1, left below right and top below bottom"
+        )
+    mask = torch.zeros(1, 1, side, side)
+    columns, rows = (
+        slice(round(a * side), max(round(a * side) + 1, round(b * side))) for a, b in ((left, right), (top, bottom))
+    )
+    mask[..., rows, columns] = 1
+    return mask
+
+
+class Regions:
+    """Controls a run whose conditions are `inputs`, for all its images.
+
+    regions: where they overlap they share the place. base: how much of the base prompt is seen inside regions, 0 to 1.
+
+    Raises InvalidSettings for an empty mask, and for more regions than tokens can be read.
+    """
+
+    def __init__(self, regions: Sequence[Region], base: float = 0.2, together: float = 1.0, until: float = 1.0) -> None:
+        for number, region in enumerate(regions, 1):
+            if not bool((region.mask > 0).any()):
+                raise InvalidSettings(f"the mask of region {number} is empty: paint where its prompt should act")
+        tokens = sum(region.text.hidden.shape[1] for region in regions)
+        if tokens > MOST_TOKENS:
+            raise InvalidSettings(
+                f"the prompts of {len(regions)} regions have {tokens} tokens, and at most {MOST_TOKENS} can be read: "
+                "use fewer regions or shorter prompts"
+            )
+        self.regions, self.base, self.together, self.until = regions, base, together, until
+        self._biases: dict[tuple[tuple[int, int], int, bool], Tensor] = {}
+
+    def inputs(self, cond: StageCInputs) -> StageCInputs:
+        """The conditions of the base prompt with those of the regions after them."""
+        texts = [region.text.expand(len(cond.clip_text)) for region in self.regions]
+        return StageCInputs(
+            torch.cat([cond.clip_text, *(text.hidden.to(cond.clip_text) for text in texts)], dim=1),
+            torch.cat([cond.clip_text_pooled, *(text.pooled.to(cond.clip_text_pooled) for text in texts)], dim=1),
+            cond.clip_img,
+        )
+
+    def around(self, call: NetworkCall) -> AroundAttention | None:
+        if True not in call.with_prompt:
+            return None
+
+        def attend(block: AttentionCall) -> Tensor:
+            rows = call.rows(len(block.q))
+            assert rows is not None
+            q, k, v = (x[rows].unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (block.q, block.k, block.v))
+            seen = (
+                F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(call, block)).transpose(1, 2).flatten(-2)
+            )
+            if len(seen) == len(block.q):
+                return seen
+            made = block.plain().clone()
+            made[rows] = seen
+            return made
+
+        return attend
+
+    def _bias(self, call: NetworkCall, block: AttentionCall) -> Tensor:
+        """What is added to the attention's logits [h w, m]: the logarithm of how much of each token is seen."""
+        apart = call.percent < self.until
+        key = (block.size, block.k.shape[1], apart)
+        if key not in self._biases:
+            shares = self._shares(block.size)
+            each = call.tokens.pooled // len(shares)
+            lengths = [region.text.hidden.shape[1] for region in self.regions]
+            counts = [call.tokens.text - sum(lengths), *lengths]
+            first = block.k.shape[1] - call.tokens.count
+            same = torch.minimum(shares[:, :, None], shares[:, None]).sum(0)
+            columns = [
+                torch.lerp(
+                    torch.ones_like(same),
+                    torch.lerp(torch.tensor(self.together), torch.tensor(1.0), same),
+                    float(apart),
+                )
+            ]
+            columns += [share.expand(count, -1) for share, count in zip(shares, counts, strict=True)]
+            columns += [share.expand(each, -1) for share in shares]
+            columns += [torch.ones(call.tokens.images, shares.shape[1])]
+            self._biases[key] = torch.cat(columns).log().T.to(block.q).contiguous()
+        return self._biases[key]
+
+    def _shares(self, size: tuple[int, int]) -> Tensor:
+        """How much of each prompt, the base first, a position sees [1 + regions, h w]; they add up to 1."""
+        masks = torch.cat([F.adaptive_avg_pool2d(region.mask.float(), size) for region in self.regions])[:, 0].flatten(
+            1
+        )
+        masks = masks / masks.sum(0).clamp(min=1) * (1 - self.base)
+        return torch.cat([1 - masks.sum(0, keepdim=True), masks])
