@@ -7,14 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..cascade.diffusion import Guidance, SamplingSettings
 from ..cascade.pipelines import STAGE_C_SETTINGS
 from .host import folders, high_res, sampling
 from .types import (
     HIGH_RES,
     LOADERS,
     PERCENT,
+    RELEASED_OPTIONS,
     HighResGuideType,
+    SamplingOptions,
     conditioning_fields,
     field,
     options_field,
@@ -153,17 +154,15 @@ class CascadeSampleHighRes(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         small_latent: Any = None,
-        options: Any = None,
+        options: SamplingOptions = RELEASED_OPTIONS,
     ) -> io.NodeOutput:
-        guidance = Guidance(cfg=cfg) if options is None else replace(options.guidance, cfg=cfg)
+        settings = options.settings("stage_c", denoise, cfg=cfg, steps=steps, sampler_name=sampler_name, shift=shift)
         run = high_res.TwoPasses(
             model=model,
             guide=guide,
             positive=positive,
             negative=negative,
-            settings=SamplingSettings(
-                steps=steps, sampler_name=sampler_name, shift=shift, guidance=guidance
-            ).with_strength(denoise),
+            settings=settings,
             strength=high_res.Strength(strength, start_percent, end_percent),
             resolution=first_size,
         )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..cascade.diffusion import Guidance, SamplingSettings
-from ..cascade.pipelines import PRESETS, STAGE_B_SETTINGS, STAGE_C_SETTINGS, Preset, Tiles
+from ..cascade.pipelines import PRESETS, STAGE_B_SETTINGS, STAGE_C_SETTINGS, Tiles
 from .host import adapters, folders, sampling
 from .host.tiling import too_large
 from .types import (
     CUSTOM_SAMPLING,
     PERCENT,
+    RELEASED_OPTIONS,
     SAMPLING,
+    SamplingOptions,
     SamplingOptionsType,
     cfg_field,
     conditioning_fields,
@@ -32,40 +34,13 @@ MATCHES_DENOISE, AS_RELEASED = "matches denoise", "as released"
 AUTO, NEVER, ALWAYS = "auto", "never", "always"
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """What the node Sampling Options sets.
-
-    guidance: everything but its cfg.
-    as_released: see `Start`.
-    preset: of the node Preset; its settings are used in place of the sampler's own.
-    """
-
-    guidance: Guidance
-    as_released: bool
-    tiles: Tiles
-    preset: Preset | None = None
-
-    def with_cfg(self, cfg: float) -> Guidance:
-        return replace(self.guidance, cfg=cfg)
-
-    def settings(self, stage: str, denoise: float, *, cfg: float, **own: Any) -> SamplingSettings:
-        """How a stage is sampled: by its own inputs, or by the preset."""
-        if self.preset is None:
-            return SamplingSettings(guidance=self.with_cfg(cfg), **own).with_strength(denoise)
-        return self.preset.of(stage).with_strength(denoise)
-
-
-RELEASED = SamplingOptions(Guidance(), as_released=False, tiles=Tiles())
-
-
 def options_fields() -> list[Any]:
     """The inputs of the node Sampling Options."""
     return [
         field(
             io.Float,
             "cfg_rescale",
-            default=RELEASED.guidance.cfg_rescale,
+            default=RELEASED_OPTIONS.guidance.cfg_rescale,
             **PERCENT,
             tooltip="Reduces the contrast that a high cfg adds: 0 not at all, 1 fully. Released: 0.7 (called rho).",
         ),
@@ -113,7 +88,7 @@ def options_fields() -> list[Any]:
         field(
             io.Int,
             "tile_size",
-            default=RELEASED.tiles.tile_size,
+            default=RELEASED_OPTIONS.tiles.tile_size,
             min=256,
             max=8192,
             step=64,
@@ -122,7 +97,7 @@ def options_fields() -> list[Any]:
         field(
             io.Int,
             "overlap",
-            default=RELEASED.tiles.overlap,
+            default=RELEASED_OPTIONS.tiles.overlap,
             min=64,
             max=4096,
             step=64,
@@ -205,7 +180,7 @@ class CascadeSampleStageC(io.ComfyNode):
         sampler_name: str,
         denoise: float,
         shift: float,
-        options: SamplingOptions = RELEASED,
+        options: SamplingOptions = RELEASED_OPTIONS,
     ) -> io.NodeOutput:
         settings = options.settings("stage_c", denoise, cfg=cfg, steps=steps, sampler_name=sampler_name, shift=shift)
         return io.NodeOutput(
@@ -267,7 +242,7 @@ class CascadeSampleStageB(io.ComfyNode):
         shift: float,
         latent_image: Any = None,
         tiling: str = NEVER,
-        options: SamplingOptions = RELEASED,
+        options: SamplingOptions = RELEASED_OPTIONS,
     ) -> io.NodeOutput:
         settings = options.settings("stage_b", denoise, cfg=cfg, steps=steps, sampler_name=sampler_name, shift=shift)
 
@@ -337,7 +312,7 @@ class CascadeGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, cfg: float, options: SamplingOptions = RELEASED
+        cls, model: Any, positive: Any, negative: Any, cfg: float, options: SamplingOptions = RELEASED_OPTIONS
     ) -> io.NodeOutput:
         return io.NodeOutput(sampling.guider(model, positive, negative, options.with_cfg(cfg)))
 
@@ -383,7 +358,7 @@ class CascadePreset(io.ComfyNode):
         stage_b: Any,
         lora_stage_c: str,
         lora_stage_b: str,
-        options: SamplingOptions = RELEASED,
+        options: SamplingOptions = RELEASED_OPTIONS,
     ) -> io.NodeOutput:
         chosen = PRESETS[preset]
         if chosen.few_steps:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..cascade.diffusion import SamplingSettings
+from ..cascade.diffusion import Guidance, SamplingSettings
+from ..cascade.pipelines import Preset, Tiles
 
 CATEGORY = "Stable Cascade"
 LOADERS = f"{CATEGORY}/loaders"
@@ -77,6 +79,33 @@ def conditioning_fields() -> list[Any]:
         field(io.Conditioning, "positive", tooltip="What the image should show."),
         field(io.Conditioning, "negative", tooltip="What the image should not show. Trained: the empty prompt."),
     ]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What the node Sampling Options sets.
+
+    guidance: everything but its cfg.
+    as_released: see `Start`.
+    preset: of the node Preset; its settings are used in place of the sampler's own.
+    """
+
+    guidance: Guidance
+    as_released: bool
+    tiles: Tiles
+    preset: Preset | None = None
+
+    def with_cfg(self, cfg: float) -> Guidance:
+        return replace(self.guidance, cfg=cfg)
+
+    def settings(self, stage: str, denoise: float, *, cfg: float, **own: Any) -> SamplingSettings:
+        """How a stage is sampled: by its own inputs, or by the preset."""
+        if self.preset is None:
+            return SamplingSettings(guidance=self.with_cfg(cfg), **own).with_strength(denoise)
+        return self.preset.of(stage).with_strength(denoise)
+
+
+RELEASED_OPTIONS = SamplingOptions(Guidance(), as_released=False, tiles=Tiles())
 
 
 def options_field() -> Any:

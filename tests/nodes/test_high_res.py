@@ -17,7 +17,7 @@ from cascade.checkpoints import save_model
 from cascade.conditioning import StageCInputs, TextEmbedding
 from cascade.diffusion import Guidance, SamplingSettings
 from cascade.models import HighResGuideConfig, HighResGuides
-from cascade.pipelines import HighRes, StagePlan
+from cascade.pipelines import PRESETS, HighRes, StagePlan
 from cascade.pipelines.sizes import latent_sizes
 from cascade.pipelines.stages import features_of, sample_features, sample_stage_c
 from tests.nodes import model_pairs, networks, test_controlnet
@@ -116,6 +116,20 @@ def test_strength_0_is_the_plain_run(host: Any) -> None:
     large, _ = two_passes(host, strength=0.0)
     assert torch.equal(large, sampled(host))
     assert torch.equal(sampled(host, model=applied(host, random(2, 16, 3, 4), strength=0.0)), large)
+
+
+def test_a_preset_sets_both_passes(host: Any) -> None:
+    lora = "tiny cascade (included)"
+    given = {"stage_c": model(host, "stage_c"), "stage_b": model(host, "stage_b")}
+    *_, options = host.call("CascadePreset", preset="fast", lora_stage_c=lora, lora_stage_b=lora, **given)
+    fast = PRESETS["fast"].stage_c
+    own = {"steps": fast.steps, "cfg": fast.guidance.cfg, "sampler_name": fast.sampler_name, "shift": fast.shift}
+    for found, expected in zip(two_passes(host, options=options), two_passes(host, **own), strict=True):
+        assert torch.equal(found, expected)
+    # The denoise of the node stays.
+    start = {"latent_image": {"samples": random(*LARGE)}, "denoise": 0.5}
+    found, expected = two_passes(host, options=options, **start)[0], two_passes(host, **own, **start)[0]
+    assert torch.equal(found, expected)
 
 
 def test_a_part_of_the_run(host: Any) -> None:
