@@ -18,6 +18,7 @@ from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mas
 from ..models import StageB, StageC
 from .control import Control
 from .high_res import HighRes
+from .memory import check_network
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
 from .sizes import LatentSizes, latent_sizes
@@ -144,8 +145,8 @@ def generate(
         its latents.
     regions: parts of the images with prompts of their own, beside those of the images.
 
-    Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize, InvalidImage,
-    MissingPart, or what loading a part raises.
+    Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize (also for a size that does not
+    fit into memory), InvalidImage, MissingPart, or what loading a part raises.
     """
     varied = [variation_of] if isinstance(variation_of, Tensor) else list(variation_of or ())
     images = [*varied, *([] if source is None else [source.images])]
@@ -247,6 +248,8 @@ class Run:
 
     def stage_b(self, net: StageB, stage_c: Tensor) -> Tensor:
         """Stage B's latents [B, 4, h, w] from Stage C's."""
+        if self.settings.tiles is None:
+            check_network(net, (len(self.texts), *self.settings.sizes.stage_b), "tiles of 1024 pixels")
         cond = StageBInputs(stage_c, torch.cat([text.pooled for text in self.texts]))
         plan = StagePlan(
             stage="stage_b",
@@ -263,6 +266,7 @@ class Run:
     def _stage_c_of(self, net: StageC, group: list[int], number: int, groups: int) -> Tensor:
         """Stage C's latents of some of the images, in one pass or two."""
         plan = self._stage_c_plan(net, group)
+        check_network(net, (len(group), *plan.size))
         if self.high_res is not None:
             return self._guided(net, plan, self.high_res, group, number, groups)
         if self.settings.enlarge == 1 or self.start_c is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_base
@@ -16,7 +16,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
-from ...cascade.images.resize import COMPRESSION
+from ...cascade.pipelines.memory import USABLE, check_fits
 
 logger = logging.getLogger("cascade")
 
@@ -32,8 +32,6 @@ NO_STAGE_C = (
     "StableCascade_StageB_Conditioning, or use Sample Stage B (Stable Cascade)."
 )
 
-USABLE = 0.7
-"""The part of a device's memory that a step may take."""
 CHANNELS = {"Stage C": 16, "Stage B": 4}
 MODELS = {"Stage C": "StableCascade_C", "Stage B": "StableCascade_B"}
 VAES = {"Stage C": "Load Encoder and Previewer (Stable Cascade)", "Stage B": "Load Stage A (Stable Cascade)"}
@@ -98,18 +96,8 @@ def affordable(shapes: Iterable[tuple[int, ...]], what: str) -> None:
 
 def step_fits(patcher: Any, shape: Sequence[int]) -> None:
     """Raises CascadeError if a step of Stage C on latents [B, 16, h, w] of this shape would not fit into memory."""
-    device = patcher.load_device
-    needed = patcher.memory_required([shape[0], *shape[1:]])
-    if not too_large(needed, device):
-        return
-    height, width = (round(side * COMPRESSION) for side in shape[-2:])
-    there = comfy.model_management.get_total_memory(device) * USABLE
-    scale = math.sqrt(there / needed)
-    fits = " x ".join(str(int(side * scale) // 64 * 64) for side in (width, height))
-    raise CascadeError(
-        f"A step of Stage C at {width} x {height} pixels and batch_size {shape[0]} would take about "
-        f"{needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB can be used. About {fits} would fit, or a smaller batch."
-    )
+    total = comfy.model_management.get_total_memory(patcher.load_device)
+    check_fits("Stage C", shape, patcher.memory_required([*shape]), total, "a smaller batch")
 
 
 def too_large(needed: float, device: torch.device) -> bool:
@@ -178,6 +166,27 @@ def patches(options: dict[str, Any]) -> None:
             f"A node set {', '.join(idle)}, as HyperTile, ToMe, NAG, FreeU and Deep Shrink do. That has no effect on "
             "Stable Cascade."
         )
+
+
+def areas(conds: Mapping[str, Iterable[Mapping[str, Any]]], stage: str, shape: Sequence[int]) -> None:
+    """Checks the areas of prompts against latents [B, c, h, w], in whose positions the host counts them.
+
+    Warns of one that ends outside, and raises CascadeError for one that begins there.
+    """
+    height, width = shape[-2:]
+    for entry in (entry for entries in conds.values() for entry in entries):
+        area = entry.get("area", ())
+        if len(area) != 4 or (area[0] + area[2] <= height and area[1] + area[3] <= width):
+            continue
+        rows, columns, top, left = area
+        message = (
+            f"A prompt has an area of {columns} x {rows} positions at {left}, {top}; {stage}'s latent is {width} x "
+            f"{height}. ComfyUI's Conditioning (Set Area) divides pixels by 8, which does not fit Stable Cascade: use "
+            "Conditioning (Set Area with Percentage)."
+        )
+        if top >= height or left >= width:
+            raise CascadeError(message)
+        warn(message)
 
 
 def autoencoder(vae: Any, stage: str) -> Any:

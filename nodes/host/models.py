@@ -21,6 +21,7 @@ from torch import Tensor
 from ...cascade.checkpoints.loading import without_collector
 from ...cascade.errors import CascadeError
 from ...cascade.models.blocks import resize
+from ...cascade.pipelines.memory import step_bytes
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
 from . import checks
 from .attention import around_attention
@@ -204,19 +205,8 @@ def _timesteps(kwargs: dict[str, Any], *names: str) -> dict[str, Tensor]:
 
 
 def _memory(model: Any, input_shape: list[int]) -> float:
-    """Bytes of a call in addition to the weights: the widest level's activations, and what is kept for the run."""
-    config = model.diffusion_model.config
-    patch, size = config.patch_size, comfy.model_management.dtype_size(model.get_dtype_inference())
-    pixels = input_shape[0] * (-(-input_shape[-2] // patch)) * (-(-input_shape[-1] // patch))
-    activations, kept = 0, 0
-    for number, level in enumerate(config.levels):
-        tokens = pixels / 4**number if patch > 1 else pixels
-        # The MLP holds three tensors of four times the width, the residual and the skips a few of the width itself.
-        activations = max(activations, tokens * level.width * 16)
-        kept += tokens * level.width * 2
-        if level.heads:
-            kept += input_shape[0] * 100 * level.width * 4 * level.depth
-    return (activations + kept) * size
+    size = comfy.model_management.dtype_size(model.get_dtype_inference())
+    return step_bytes(model.diffusion_model.config, input_shape, size)
 
 
 class _ConfigC(comfy.supported_models.Stable_Cascade_C):
@@ -271,12 +261,13 @@ def load_stage(
     return patcher
 
 
-def _checked(executor: Any, *args: Any, **kwargs: Any) -> Any:
+def _checked(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Wraps a whole sampling run of a MODEL."""
     patcher = executor.class_obj.model_patcher
     checks.schedule(patcher)
     checks.patches(patcher.model_options["transformer_options"])
-    return executor(*args, **kwargs)
+    checks.areas(executor.class_obj.conds, "Stage B" if checks.is_stage_b(patcher) else "Stage C", noise.shape)
+    return executor(noise, *args, **kwargs)
 
 
 def _forget(patcher: Any, *_: Any, **__: Any) -> None:

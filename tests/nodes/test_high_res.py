@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused(host: Any) -> None:
 def test_sizes_beyond_memory_are_refused_before_sampling(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = model(host, "stage_c").memory_required([*LARGE])
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, **__: needed / 1.4)
-    with pytest.raises(host.errors.CascadeError, match=r"at 341 x 256 pixels and batch_size 2 would take about .* fit"):
+    with pytest.raises(host.errors.CascadeError, match=r"at 341 x 256 pixels and a batch of 2 would take about .* fit"):
         two_passes(host)
 
 

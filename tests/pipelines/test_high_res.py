@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from cascade.errors import IncompatibleCheckpoint, InvalidSettings
-from cascade.models import HighResGuide, HighResGuideConfig, HighResGuides, initialize
-from cascade.pipelines import Control, Generated, HighRes, ImageToImage, Parts, SamplingSettings, Settings, generate
+from cascade.errors import IncompatibleCheckpoint, InvalidSettings, InvalidSize
+from cascade.models import Features, HighResGuide, HighResGuideConfig, HighResGuides, initialize
+from cascade.pipelines import (
+    Control,
+    Generated,
+    HighRes,
+    ImageToImage,
+    Parts,
+    SamplingSettings,
+    Settings,
+    Tiles,
+    generate,
+    memory,
+)
 from tests.pipelines.test_control import hint
 from tests.pipelines.test_control import net as control_net
-from tests.small import small_cascade
+from tests.small import IMAGE, POOLED, TEXT, part, small_cascade
 from tests.support import randomised, relative_error
 
 pytestmark = pytest.mark.numeric
@@ -25,6 +36,7 @@ LARGE = Settings(
     stage_b=SamplingSettings(steps=1, guidance=Settings().stage_b.guidance, shift=1.0),
 )
 PROMPTS, SEEDS = ["a cat", "a dog"], [1, 2]
+CONDITIONS = {"clip_text": TEXT, "clip_text_pooled": POOLED, "clip_img": IMAGE}
 CONFIG = HighResGuideConfig(stage_c_width=16, width=8, heads=2, groups=4, timestep_channels=8)
 
 
@@ -137,6 +149,24 @@ def test_guides_of_another_stage_c_are_refused(parts: Parts, high_res: HighRes) 
             made(parts, high_res=replace(high_res, guides=other))
 
 
+def test_features_of_another_stage_c_batch_or_size_are_refused(high_res: HighRes) -> None:
+    net: Any = part("stage_c")
+    conditions = {name: torch.rand(2, 1, size) for name, size in CONDITIONS.items()}
+
+    def guided(*shape: int) -> torch.Tensor:
+        features = Features(*((torch.rand(shape),) * 2,) * 2)
+        return net(torch.rand(2, 16, 4, 4), torch.rand(2), **conditions, guides=high_res.guides, features=features)
+
+    assert guided(2, 16, 2, 2).shape == (2, 16, 4, 4)
+    for shape, message in (
+        ((2, 24, 2, 2), "made for a Stage C of width 16, and the features are of one of width 24"),
+        ((3, 16, 2, 2), "features are of 3 images, and 2 are sampled"),
+        ((2, 16, 33, 32), "33 x 32 positions; a high-res guide reads at most 1024"),
+    ):
+        with pytest.raises(IncompatibleCheckpoint, match=message):
+            guided(*shape)
+
+
 def test_a_first_pass_that_is_too_large_is_refused(parts: Parts, high_res: HighRes) -> None:
     with pytest.raises(IncompatibleCheckpoint, match="at most 1024"):
         made(parts, high_res=replace(high_res, resolution=1536), settings=replace(LARGE, width=1536, height=1536))
@@ -147,3 +177,25 @@ def test_settings_that_contradict_themselves_are_refused(parts: Parts, high_res:
         made(parts, high_res=high_res, settings=replace(LARGE, enlarge=2.0))
     with pytest.raises(InvalidSettings, match="start_percent"):
         replace(high_res, start_percent=0.8, end_percent=0.2)
+
+
+def test_a_size_beyond_memory_is_refused_before_sampling(
+    parts: Parts, high_res: HighRes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = replace(LARGE, width=2048, height=1024)
+    steps: list[str] = []
+
+    def limited(size: float, settings: Settings = large, **options: Any) -> Generated:
+        monkeypatch.setattr(memory, "total_memory", lambda device: size)
+        return made(parts, settings, on_progress=lambda stage, *_: steps.append(stage), **options)
+
+    stage_c = memory.step_bytes(part("stage_c").config, (4, 16, 24, 48), 4)  # type: ignore[arg-type]
+    for options in ({}, {"high_res": high_res}):
+        with pytest.raises(InvalidSize, match=r"Stage C at 2048 x 1024 pixels and a batch of 2 .* About 1408 x 704"):
+            limited(stage_c / memory.USABLE / 2, **options)
+        assert steps == []
+    with pytest.raises(InvalidSize, match=r"Stage B at 2048 x 1024 pixels .* or tiles of 1024 pixels"):
+        limited(stage_c * 2)
+    assert "stage_b" not in steps
+    tiled = replace(large, tiles=Tiles(256, 64), stage_b=replace(large.stage_b, steps=1))
+    assert limited(stage_c * 2, tiled).images.shape[-2:] == (1024, 2048)
