@@ -44,10 +44,6 @@ class Job:
     settings: Settings
     recipe: Mapping[str, Any]
 
-    def fits(self, other: Job) -> bool:
-        """Whether both can be sampled in one batch."""
-        return (self.settings, self.negative) == (other.settings, other.negative)
-
 
 class Process(NamedTuple):
     """This process among those that torchrun started."""
@@ -212,17 +208,15 @@ def _read(action: argparse.Action, name: str, value: Any) -> Any:
 
 
 def batches_of(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Runs of jobs that fit together, of at most `size`. They do not depend on the number of processes, nor on what is
-    done already: so that an image is the same in every case.
+    """Jobs with the same settings, at most `size` together. They do not depend on the number of processes, nor on what
+    is done already: so that an image is the same in every case.
     """
-    batch: list[Job] = []
+    alike: dict[Any, list[Job]] = {}
     for job in jobs:
-        if batch and (len(batch) == size or not batch[0].fits(job)):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
+        alike.setdefault((job.settings, job.negative), []).append(job)
+    for group in alike.values():
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
 
 
 class Manifest:

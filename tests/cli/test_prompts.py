@@ -141,7 +141,7 @@ def test_lines_are_sampled_together_where_their_settings_are_equal(
     ]
     prompts = written(tmp_path / "prompts.jsonl", "\n".join(map(json.dumps, lines)))
     assert run(folder, prompts, tmp_path / "out", "--batch-size", "2") == 0
-    assert asked == [["a", "b"], ["c"], ["d", "e"], ["f"]]
+    assert asked == [["a", "b"], ["d", "e"], ["f"], ["c"]]
 
 
 @pytest.mark.slow
