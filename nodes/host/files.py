@@ -38,8 +38,10 @@ def read(path: Path, kind: str, quantized: bool = False, **known: Any) -> tuple[
     config = replace(part.inferred.config, **known) if known else settled_config(part)
     expected = expected_network(part, config)
     native = _native(part) if quantized else {}
-    others = {name: info for name, info in part.tensors.items() if name.removesuffix(".weight") not in native}
-    state = dict(read_tensors(replace(part, tensors=others), expected.state_dict(), None, "cpu"))
+    if native:
+        others = {name: info for name, info in part.tensors.items() if name.removesuffix(".weight") not in native}
+        part = replace(part, tensors=others)
+    state = dict(read_tensors(part, expected.state_dict(), None, "cpu"))
     with part.source.reader() as get:
         for layer, name in native.items():
             weight = f"{layer}.weight"

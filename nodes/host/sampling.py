@@ -21,6 +21,7 @@ from ...cascade.diffusion import Guidance, SamplingSettings
 from ...cascade.diffusion.schedules import CosineSchedule
 from ...cascade.pipelines import StagePlan, Start, Tiles, compression_warning, stage_b_size
 from . import checks, tiling
+from .compat import fill_table
 
 RELEASED_SCHEDULE = CosineSchedule()
 
@@ -220,7 +221,7 @@ def shifted(model: Any, shift: float) -> Any:
     # The host's own node computes the table one level at a time, which takes longer than a step.
     sampling = copy.deepcopy(current)
     sampling.shift = shift
-    sampling.set_sigmas(sampling.sigma(torch.arange(1, sampling.num_timesteps + 1) / sampling.num_timesteps))
+    fill_table(sampling)
     changed = model.clone()
     changed.add_object_patch("model_sampling", sampling)
     return changed

@@ -26,6 +26,18 @@ def host() -> Any:
 
 
 @pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the page would be told of progress: (value, total, preview)."""
+    import comfy.utils
+
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: seen.append((value, total, preview))
+    )
+    return seen
+
+
+@pytest.fixture
 def no_merged_file_stays(host: Any) -> Iterator[None]:
     """Other tests' searches would find it: a second Stage C."""
     yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.samplers
 import numpy as np
@@ -164,12 +165,27 @@ def test_the_size_of_stage_b_is_that_of_its_latent(host: Any) -> None:
     assert stage_b(host, random(3, 16, 5, 6), latent_image={"samples": torch.zeros(1, 4, 16, 16)}).shape[0] == 3
 
 
+def hosts_noise_levels(patcher: Any) -> Any:
+    """What the host's own model would have."""
+    return comfy.model_base.model_sampling(patcher.model.model_config, comfy.model_base.ModelType.STABLE_CASCADE)
+
+
+@pytest.mark.parametrize("kind", ["stage_c", "stage_b"])
+def test_a_model_has_the_hosts_noise_levels(host: Any, kind: str) -> None:
+    patcher = model(host, kind)
+    ours, theirs = patcher.get_model_object("model_sampling"), hosts_noise_levels(patcher)
+    assert ours.shift == theirs.shift
+    assert torch.allclose(ours.sigmas, theirs.sigmas, rtol=1e-5)
+    assert torch.equal(ours.percent_to_sigma(0.3), theirs.percent_to_sigma(0.3))
+    assert patcher.model.model_type == comfy.model_base.ModelType.STABLE_CASCADE
+
+
 def test_shift_moves_percentages_too(host: Any) -> None:
     sampling = host.pack("nodes.host.sampling")
     plain = model(host, "stage_c")
     assert sampling.shifted(plain, 2.0) is plain
     changed = sampling.shifted(plain, 3.0).get_model_object("model_sampling")
-    expected = type(plain.get_model_object("model_sampling"))(plain.model.model_config)
+    expected = hosts_noise_levels(plain)
     expected.set_parameters(3.0)
     assert torch.allclose(changed.sigmas, expected.sigmas, rtol=1e-4)
     assert changed.percent_to_sigma(0.3) == expected.percent_to_sigma(0.3)
@@ -290,18 +306,6 @@ def test_comfyuis_sampler_warns_of_stage_b_without_stage_c(
     host.run(parts.graph, large=large)
     warned = [record for record in caplog.records if "Stage B got no latent of Stage C" in record.getMessage()]
     assert len(warned) == (0 if conditioned else 1)
-
-
-@pytest.fixture
-def progress(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the page would be told of progress: (value, total, preview)."""
-    import comfy.utils
-
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: seen.append((value, total, preview))
-    )
-    return seen
 
 
 LEARNED, COLOR_MATRIX = (48, 40), (6, 5)
