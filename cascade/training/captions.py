@@ -73,7 +73,7 @@ class CaptionsTask(BaseTask):
         size = int(image.config.image_size)
         self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         encoder = TextEncoder(text)
         self.ids, self.mask, self.texts = tokenize_captions(encoder, self.data.captions)
         # A token sees only those before it, so that the padding behind the longest caption need not be read.

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _CHANGEABLE = (
     *("steps", "accumulation", "stretch_schedule", "output", "device", "threads"),
-    *("checkpoint_every", "sample_every", "log_every"),
+    *("checkpoint_every", "sample_every", "log_every", "validate_every"),
 )
 """What may differ between a run and its continuation; `steps` may only grow, and `accumulation` times the number of
 processes stays."""
@@ -118,6 +118,9 @@ class TrainingConfig(Settings):
     `optimizer`: adamw; adafactor, which needs less memory; adamw_8bit (package bitsandbytes) and prodigy (package
     prodigyopt, with `learning_rate: 1`). `optimizer_args` are further arguments of it.
 
+    `held_out` images are not trained on. Every `validate_every` steps the loss on them is logged, as it is for all and
+    for each quarter of the noise levels; data and noise are the same each time.
+
     `gradient_checkpointing` calculates each block a second time in the backward pass in place of keeping what it
     calculated: less memory, slower. `torch_compile_backend` (inductor) compiles each block.
 
@@ -153,6 +156,8 @@ class TrainingConfig(Settings):
     checkpoint_every: Count = 1000
     sample_every: Count | None = None
     log_every: Count = 50
+    held_out: Annotated[Whole, Field(ge=0)] = 0
+    validate_every: Count | None = None
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
 
     @property

@@ -107,7 +107,7 @@ class ControlNetTask(DiffusionTask):
             _go_on(self.modules[self.name], settings.start, self.device)
         self.data = self._cache(encoder, on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
         self.diffusion = build_diffusion(settings.diffusion)
 

@@ -191,17 +191,34 @@ def _build(place: Path, source: ImageSource, compute: Compute, on_chunk: OnChunk
             raise
 
 
-class Order:
-    """All images once an epoch, each epoch in its own order; any position can be asked for."""
+_HELD_OUT = 1 << 40
+"""A part of a seed that no epoch has."""
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
+
+class Order:
+    """All images once an epoch, each epoch in its own order; any position can be asked for.
+
+    `held_out` of them, chosen by the seed, are left out. Raises InvalidConfig where none is left.
+    """
+
+    def __init__(self, length: int, seed: int, held_out: int = 0) -> None:
+        if held_out >= length:
+            raise InvalidConfig(f"held_out: {held_out} of {length} images leaves none to train on")
+        self.length, self.seed = length - held_out, seed
         self.epochs: dict[int, np.ndarray] = {}
+        shuffled = np.random.default_rng((seed, _HELD_OUT)).permutation(length) if held_out else np.arange(length)
+        self.images, self._held_out = np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+    def held_out(self) -> Order:
+        """The order of the images that are left out here."""
+        order = Order(len(self._held_out), self.seed)
+        order.images = self._held_out
+        return order
 
     def rows(self, index: int, count: int) -> np.ndarray:
         """The images of batch number `index` of `count` images."""
         positions = np.arange(index * count, (index + 1) * count)
-        return np.array([self._epoch(int(p) // self.length)[int(p) % self.length] for p in positions])
+        return self.images[[self._epoch(int(p) // self.length)[int(p) % self.length] for p in positions]]
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self.epochs:

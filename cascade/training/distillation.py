@@ -139,7 +139,7 @@ class DistillationTask(DiffusionTask):
         first, last = len(self.levels) // 10, len(self.levels) * 3 // 4
         self.first = np.random.default_rng((config.seed, 3)).integers(first, last + 1, size=len(self.restarted))
         self.from_images = self._trajectories(self.restarted, on_chunk, self.first) if self.restarted else self.data
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self._add_student()
         decoder = {"stage_c": "previewer", "stage_b": "stage_a"}[self.stage]
         self.decoder = None if settings.decoder is None else frozen(settings.decoder, self.device, decoder)

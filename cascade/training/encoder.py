@@ -75,7 +75,7 @@ class EncoderTask(BaseTask):
         source = open_images(settings.images)
         self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(source), derive_seed(config.seed, "order"))
+        self.order = Order(len(source), derive_seed(config.seed, "order"), config.held_out)
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Encoder inputs [B, 3, s, s], normalized, and the images [B, 3, s, s] that they show."""

@@ -91,7 +91,7 @@ class HighResTask(DiffusionTask):
             self._go_on(settings.start)
         self.data = self._cache(on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, self.data.captions)
         self.diffusion = build_diffusion(settings.diffusion)
 

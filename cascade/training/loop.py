@@ -8,8 +8,8 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,11 @@ class Task(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
+    def validation(self) -> AbstractContextManager[Callable[[], dict[str, Tensor]]]:
+        """While it is open, batches are of the held-out images. It gives a function for further metrics of the losses
+        since."""
+        ...
+
     def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
         """Called after each optimizer step. `gather` gives the value of every process, in the order of their ranks."""
         ...
@@ -84,6 +89,7 @@ class BaseTask:
 
     config: TrainingConfig
     modules: dict[str, nn.Module]
+    order: Any
     seen: Sequence[str] = ()
 
     def state(self) -> dict[str, Any]:
@@ -98,6 +104,15 @@ class BaseTask:
 
     def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
         pass
+
+    @contextmanager
+    def validation(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
+        order = self.order
+        self.order = order.held_out()
+        try:
+            yield dict
+        finally:
+            self.order = order
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
         return None
@@ -178,6 +193,8 @@ class Trainer:
         self.device = pick_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
+        if config.validate_every and not config.held_out:
+            raise InvalidConfig("validate_every needs held_out, the number of images that are not trained on")
         for module in task.modules.values():
             module.train()
         self.micro_batches = config.accumulation * processes.size
@@ -205,6 +222,8 @@ class Trainer:
                 on_step(self.step, config.steps, self.metrics)
             if first and config.sample_every and self.step % config.sample_every == 0:
                 self.sample()
+            if first and config.validate_every and self.step % config.validate_every == 0:
+                self.validate()
             if self.step % config.checkpoint_every == 0 and self.step < config.steps:
                 if first:
                     self.save()
@@ -295,6 +314,28 @@ class Trainer:
                 write_atomically(path, lambda p: sheet.save(p, "PNG"))
             if (plot := plot_loss(self.config.output)) is not None:
                 write_atomically(self.config.output / "loss.png", lambda p: plot.save(p, "PNG"))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Log the loss on the held-out images, with the weights as they are."""
+        config, modules = self.config, self.task.modules.values()
+        for module in modules:
+            module.eval()
+        sums: dict[str, Tensor] = {}
+        count = -(-config.held_out // config.batch_size)
+        with self.task.validation() as further:
+            for index in range(count):
+                generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "validation", index))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    loss, metrics = self.task.loss(self.task.batch(index), generator)
+                for name, value in {"loss": loss, **metrics}.items():
+                    sums[name] = sums.get(name, 0) + value.float() / count
+            found = {f"validation_{name}": float(value) for name, value in (sums | further()).items()}
+        for module in modules:
+            module.train()
+        with writing(config.output):
+            append_metrics(config.output, {"step": self.step, **found})
+        return found
 
     def save(self) -> None:
         """The state, and the averaged weights as they are now, to try them."""

@@ -199,7 +199,7 @@ class LoraTask(DiffusionTask):
             self.counts["class_images"] = len(self.class_data.captions)
             # "prior" is a part of the seed, not a name: another text would give another order.
             self.class_order = Order(len(self.class_data.captions), derive_seed(config.seed, "prior"))
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self._look_for_tokens()
         self._read_texts()
         self.diffusion = build_diffusion(settings.diffusion)

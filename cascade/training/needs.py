@@ -52,7 +52,7 @@ def missing(config: TrainingConfig) -> list[str]:
 def estimate(config: TrainingConfig) -> Needs | None:
     """None where it cannot be told: a file is missing, or another kind of training."""
     try:
-        trained = _trained(config)
+        trained = trained_parameters(config)
         frozen = sum(_parameters(path) for path in _frozen(config))
     except (CascadeError, OSError, ValueError):
         return None
@@ -83,7 +83,8 @@ def _frozen(config: TrainingConfig) -> list[Path]:
     return [path for path in found if isinstance(path, Path)] if task in ("stage_c", "stage_b", "lora") else []
 
 
-def _trained(config: TrainingConfig) -> int | None:
+def trained_parameters(config: TrainingConfig) -> int | None:
+    """How many numbers are trained; None where it cannot be told. Raises as reading a file does."""
     settings = config.settings
     if config.task == "lora":
         return _of_lora(settings)
@@ -100,7 +101,8 @@ def _trained(config: TrainingConfig) -> int | None:
         path = getattr(settings, name)
         if path is None:
             return None  # a new tower, of sizes that transformers knows
-        count += _parameters(path, name) if getattr(settings, f"train_{name}") else 0
+        if getattr(settings, f"train_{name}"):
+            count += _parameters(path, name)
     return count
 
 

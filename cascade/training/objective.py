@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any
@@ -100,7 +101,7 @@ class DiffusionTask(BaseTask):
         target = step.target if retarget is None else retarget(step.noised, step.r, step.target)
         prediction = predict(step.noised, step.r)
         errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
-        if self._adaptive:
+        if self._adaptive or self._validating:
             self._losses.append((step.log_snr.cpu(), errors.detach().cpu()))
         weight = step.weight if importance is None else step.weight * importance
         return (errors * weight).mean(), {"mse": errors.mean()}
@@ -132,6 +133,25 @@ class DiffusionTask(BaseTask):
             for log_snr, losses in micro_batches:
                 self.diffusion.learn(log_snr, losses)
         self._losses.clear()
+
+    _validating = False
+
+    @contextmanager
+    def validation(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
+        """Its metrics are the mean squared error of each quarter of the times, from the image to noise."""
+        self._validating = True
+        try:
+            with super().validation():
+                yield self._by_quarter
+        finally:
+            self._validating = False
+            self._losses.clear()
+
+    def _by_quarter(self) -> dict[str, Tensor]:
+        log_snr, errors = (torch.cat(parts) for parts in zip(*self._losses, strict=True))
+        edges = self.diffusion.schedule(torch.tensor([0.25, 0.5, 0.75]), self.settings.diffusion.shift)
+        quarters = torch.bucketize(-log_snr, -edges.cpu())
+        return {f"mse_quarter_{n + 1}": errors[quarters == n].mean() for n in range(4) if (quarters == n).any()}
 
     @cached_property
     def _adaptive(self) -> bool:

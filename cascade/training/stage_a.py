@@ -51,7 +51,7 @@ class StageATask(BaseTask):
         source = open_images(settings.images)
         self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(source), derive_seed(config.seed, "order"))
+        self.order = Order(len(source), derive_seed(config.seed, "order"), config.held_out)
 
     def batch(self, index: int) -> Tensor:
         """Crops [B, 3, crop, crop]."""

@@ -63,7 +63,7 @@ class StageBTask(DiffusionTask):
         self.stage_a = frozen(settings.stage_a, self.device)
         self.data = self._cache(on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         net = self._network()
         if settings.text_encoder is None:
             self.pooled = torch.zeros(1, 1, net.config.clip, device=self.device)

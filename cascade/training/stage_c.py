@@ -108,7 +108,7 @@ class StageCTask(DiffusionTask):
         size = int(self.image_encoder.config.image_size)
         self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"))
+        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         captions = [*self.data.captions, ""]
         self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.text_encoder), captions)
         self.diffusion = build_diffusion(settings.diffusion)
@@ -192,7 +192,7 @@ class StageCTask(DiffusionTask):
         net: Any = modules["stage_c"]
         encoder = TextEncoder(modules.get("text_encoder", self.text_encoder))
         prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
-        # A text encoder that is not trained may be in halves, which only calculating in halves can combine with Stage C.
+        # A text encoder that is not trained may be in halves, as Stage C then has to calculate.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.text_encoder.dtype == torch.bfloat16):
             cond, uncond = (
                 {"conditions": text_conditions(net, encoder.encode(texts))} for texts in (prompts, ("",) * len(prompts))

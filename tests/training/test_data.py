@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cascade.errors import InvalidConfig
 from cascade.training.data import (
     CHUNK,
     IMAGE_SOURCES,
@@ -34,6 +35,17 @@ def test_the_order_follows_from_the_index_alone() -> None:
     order = Order(7, 3)
     assert [order.rows(i, 5).tolist() for i in reversed(range(6))][::-1] == forward
     assert len(Order(3, 0).rows(2, 10)) == 10
+
+
+def test_held_out_images_are_never_in_the_order() -> None:
+    order = Order(10, 3, held_out=3)
+    trained = {int(row) for i in range(8) for row in order.rows(i, 7)}
+    held = {int(row) for row in order.held_out().rows(0, 3)}
+    assert (len(trained), len(held)) == (7, 3)
+    assert trained | held == set(range(10))
+    assert Order(10, 3).rows(0, 10).tolist() == Order(10, 3, 0).rows(0, 10).tolist()
+    with pytest.raises(InvalidConfig, match="held_out: 10 of 10 images leaves none"):
+        Order(10, 3, held_out=10)
 
 
 class Numbers:
