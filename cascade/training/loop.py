@@ -153,7 +153,7 @@ def fit(
     """
     processes = Processes()
     with exclusive(config.output) if processes.first else nullcontext():
-        trainer = Trainer(task, config, processes)
+        trainer = Trainer(task, config)
         trainer.resume()
         with stop_signals(launched=processes.size > 1) as stopped:
             return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
@@ -187,9 +187,9 @@ class _Loss(nn.Module):
 class Trainer:
     """One run: the task's networks, their average, the optimizer and the counters."""
 
-    def __init__(self, task: Task, config: TrainingConfig, processes: Processes | None = None) -> None:
+    def __init__(self, task: Task, config: TrainingConfig) -> None:
         self.task, self.config = task, config
-        self.processes = processes = processes or Processes()
+        self.processes = processes = Processes()
         self.device = pick_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -393,8 +393,11 @@ class Trainer:
         for name, module in self.task.modules.items():
             module.load_state_dict(state["modules"][name])
         self.ema.load_state(state["ema"])
-        # The groups are those of the settings; a state has only what belongs to each parameter.
+        # AdamW's groups are those of the settings; others keep there what they have learned.
         groups = self.optimizer.state_dict()["param_groups"]
+        if self.config.optimizer != "adamw":
+            saved = state["optimizer"]["param_groups"]
+            groups = [{**a, "params": b["params"]} for a, b in zip(saved, groups, strict=True)]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         if self.config.optimizer == "adamw":
             self._check_optimizer()

@@ -314,12 +314,15 @@ def test_a_run_made_longer_takes_the_longer_schedule_when_asked(tmp_path: Path) 
     assert rates(tmp_path)[8:] == pytest.approx([learning_rate(settings(tmp_path, **changes), i) for i in range(8, 16)])
 
 
-def test_another_optimizer_learns_and_goes_on(tmp_path: Path) -> None:
-    changes = {"optimizer": "adafactor", "steps": 30, "learning_rate": 0.3}
+@pytest.mark.parametrize(("optimizer", "rate"), [("adafactor", 0.3), ("prodigy", 1.0)])
+def test_another_optimizer_learns_and_goes_on(tmp_path: Path, optimizer: str, rate: float) -> None:
+    if optimizer == "prodigy":
+        pytest.importorskip("prodigyopt")
+    changes = {"optimizer": optimizer, "steps": 60, "learning_rate": rate, "lr_scheduler": "constant"}
     run(tmp_path / "whole", Regression(noisy=False), **changes)
     steps: list[int] = []
     config = settings(tmp_path / "parts", **changes)
-    fit(Regression(noisy=False), config, on_step=lambda i, n, m: steps.append(i), should_stop=lambda: len(steps) >= 7)
+    fit(Regression(noisy=False), config, on_step=lambda i, n, m: steps.append(i), should_stop=lambda: len(steps) >= 21)
     fit(Regression(noisy=False), config)
     losses = [line["loss"] for line in read_metrics(tmp_path / "whole")]
     assert losses[-1] < 0.5 * losses[0]
