@@ -1,7 +1,7 @@
 """What the caches across steps cost in quality, on the tiny cascade, and what they save, at the released size.
 
-    python benchmarks/caches.py             # about 30 minutes on two cores
-    python benchmarks/caches.py --small     # a trial of the script in a minute
+    python benchmarks/caches.py             # about 5 minutes on two cores
+    python benchmarks/caches.py --small     # half of the prompts
 
 Each way to use work again samples the same prompts with the same seeds as the plain run: how many images show all that
 their prompt says, and how close they are to the plain run's (PSNR). The work of a run is that of its calls, relative to
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from common import arguments, machine, print_table
-from gpu import KINDS
+from steps import KINDS
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,6 +55,11 @@ def _words(cache: Cache) -> str:
 
 
 INNER, CFG = Cache(inner_every=2), Cache(cfg_every=2)
+IN_BOTH = {
+    "little cached": Way(Cache(inner_every=2, cfg_every=2, start_percent=0.2), Cache(cfg_every=10)),
+    "much cached": Way(Cache(inner_every=2, cfg_every=2), Cache(inner_every=2, cfg_every=10)),
+}
+"""In both stages at once."""
 WAYS = (
     Way(INNER),
     Way(Cache(inner_every=3)),
@@ -67,8 +72,7 @@ WAYS = (
     Way(None, CFG),
     Way(None, Cache(cfg_every=10)),
     Way(None, Cache(inner_every=2, cfg_every=10)),
-    Way(Cache(inner_every=2, cfg_every=2, start_percent=0.2), Cache(cfg_every=10)),
-    Way(Cache(inner_every=2, cfg_every=2), Cache(inner_every=2, cfg_every=10)),
+    *IN_BOTH.values(),
 )
 
 
@@ -162,7 +166,7 @@ def rows(prompts: int, both: tuple[Work, Work]) -> Iterator[list[str]]:
 @torch.inference_mode()
 def main() -> None:
     options = arguments(__doc__ or "", repeats=3)
-    prompts = BATCH if options.small else 200
+    prompts = BATCH if options.small else 2 * BATCH
     both = work_of("stage_c", STAGE_C_1B, 24), work_of("stage_b", STAGE_B_700M, 256)
     for stage, found in zip("CB", both):
         inner = 1 - found.guided_outer / found.guided

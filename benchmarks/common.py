@@ -15,8 +15,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
-from cascade.models import Level, StageBConfig, StageCConfig
+from cascade.models import Level, StageAConfig, StageBConfig, StageCConfig
 
+SMALL_A = StageAConfig(width=32, bottleneck_blocks=1, codebook_size=16)
 SMALL_C = StageCConfig(condition_channels=64, levels=(Level(64, 2, 1), Level(64, 2, 2)))
 SMALL_B = StageBConfig(
     condition_channels=64, levels=(Level(32, 0, 1, "CT", up_repeats=2), Level(64, 2, 2, up_repeats=2))

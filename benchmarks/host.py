@@ -5,8 +5,8 @@
 
 Whole sampling runs through the host's own sampler, so that a step holds all that the host does around the network.
 Rows: a guided step of Stage C (1B, 24 x 24) and of Stage B (700M, 64 x 64), in a run of one step, where nothing can be
-kept from the one before, and in a run of five; a Stage A decode (1024 x 1024), loading, and the overhead of our
-sampling node with a network that takes no time. float32; outputs must agree to 1e-4, or the script fails. Memory is
+kept from the one before, and in a run of five; a Stage A decode (1024 x 1024), and the overhead of our sampling node
+with a network that takes no time. float32; outputs must agree to 1e-4, or the script fails. Memory is
 the growth of the resident set at its peak, loading and two steps, in a process of its own for each.
 """
 
@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import torch
 from common import (
+    SMALL_A,
     SMALL_B,
     SMALL_C,
     arguments,
@@ -38,12 +39,11 @@ from load_once import resident
 from torch import Tensor
 
 from cascade.checkpoints import save_model
-from cascade.models import STAGE_A, STAGE_B_700M, STAGE_C_1B, StageA, StageAConfig, StageB, StageC
+from cascade.models import STAGE_A, STAGE_B_700M, STAGE_C_1B, StageA, StageB, StageC
 from tests.nodes.hosting import Host, boot
 
 AGREE = 1e-4
 STEPS = 5
-SMALL_A = StageAConfig(width=32, bottleneck_blocks=1, codebook_size=16)
 STAGES = {"stage_c": ("Stage C 1B", 24), "stage_b": ("Stage B 700M", 64)}
 """kind -> (title, side of the latent)."""
 HEAD = ["", "ComfyUI", "ours", "ratio", "error"]
@@ -60,7 +60,7 @@ OPTIONS = {
 }
 
 
-def write_networks(folder: Path, small: bool) -> dict[str, Path]:
+def write_networks(folder: Path, small: bool, dtype: torch.dtype = torch.float32) -> dict[str, Path]:
     """Files in the released layout with random weights."""
     nets = {
         "stage_c": (StageC, SMALL_C if small else STAGE_C_1B),
@@ -71,13 +71,13 @@ def write_networks(folder: Path, small: bool) -> dict[str, Path]:
     paths = {}
     for kind, (cls, config) in nets.items():
         with torch.device("meta"):
-            net = cls(config)
+            net = cls(config).to(dtype)
         paths[kind] = folder / f"{kind}.safetensors"
         save_model(with_random_weights(net), paths[kind])
     return paths
 
 
-def native_model(path: Path, kind: str, small: bool) -> Any:
+def native_model(path: Path, kind: str, small: bool, dtype: torch.dtype = torch.float32) -> Any:
     """The host's own MODEL; of a small network, which it does not recognize, put together by hand."""
     import comfy.model_patcher
     import comfy.sd
@@ -85,7 +85,7 @@ def native_model(path: Path, kind: str, small: bool) -> Any:
     from safetensors.torch import load_file
 
     if not small:
-        return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+        return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
     config = SMALL_C if kind == "stage_c" else SMALL_B
     levels = config.levels
     sizes: dict[str, Any] = {
@@ -145,23 +145,16 @@ def compared(name: str, sides: dict[str, Callable[[], Any]], repeats: int, unit:
 
 
 def stage_rows(host: Host, kind: str, path: Path, repeats: int, small: bool) -> list[list[str]]:
-    loads: dict[str, Callable[[], Any]] = {
-        "ComfyUI": lambda: native_model(path, kind, small),
-        "ours": lambda: our_model(host, path, kind),
-    }
-    models = {side: load() for side, load in loads.items()}
-    title = STAGES[kind][0]
-    rows = [
+    models = {"ComfyUI": native_model(path, kind, small), "ours": our_model(host, path, kind)}
+    return [
         compared(
-            f"{title}, a guided step of {steps}",
-            {s: partial(sample, m, kind, steps) for s, m in models.items()},
+            f"{STAGES[kind][0]}, a guided step of {steps}",
+            {side: partial(sample, model, kind, steps) for side, model in models.items()},
             repeats,
             steps,
         )
         for steps in (1, STEPS)
     ]
-    models.clear()
-    return [*rows, compared(f"{title}, loading", loads, repeats)]
 
 
 def decode_row(host: Host, path: Path, repeats: int) -> list[str]:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from caches import ALL, Way, images_of, right
 from common import arguments, difference, machine, print_table
-from gpu import KINDS, step_of
+from steps import KINDS, step_of
 
 from cascade import tiny
 from cascade.checkpoints import convert, load_model
