@@ -34,12 +34,15 @@ READS = {1: "edges", 3: "images", 4: "images with their mask", 16: "the encoder'
 
 
 class CascadeControl(comfy.controlnet.ControlBase):
-    """A ControlNet of ours. It reads only the hint, so its residuals are computed once a run, not once a step."""
+    """A ControlNet of ours. It reads only the hint, so its residuals are computed once, not at every step: the next run
+    with this hint, such as one of the host's queue with another seed, uses them again."""
 
     def __init__(self, net: Any, patcher: Any) -> None:
         super().__init__()
         self.net, self.patcher = net, patcher
         self.residuals: dict[tuple[int, ...], list[Tensor | None]] = {}
+        self.hint_read: Tensor | None = None
+        """The hint that the residuals belong to."""
         self.length: int | None = 0
         self.model_sampling: Any = None
 
@@ -53,7 +56,6 @@ class CascadeControl(comfy.controlnet.ControlBase):
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         super().pre_run(model, percent_to_timestep_function)
-        self.residuals = {}
         self.length = self._length(model)
         self.model_sampling = model.model_sampling
 
@@ -96,15 +98,17 @@ class CascadeControl(comfy.controlnet.ControlBase):
 
     def _residuals(self, x: Tensor) -> list[Tensor | None]:
         """The residuals [hints, width, h, w] for latents of this size, in order of execution."""
-        size = (*x.shape[-2:], x.device.index or 0)
+        hint, size = self.cond_hint_original, tuple(x.shape[-2:])
+        if self.hint_read is not hint:
+            self.hint_read, self.residuals = hint, {}
         if size not in self.residuals:
-            hint = self.cond_hint_original
-            self.residuals[size] = read_hint(self.net, hint, *x.shape[-2:], device=x.device, dtype=torch.float32)
+            self.residuals[size] = read_hint(self.net, hint, *size, device=x.device, dtype=torch.float32)
+        self.residuals[size] = _placed(self.residuals[size], x.device)
         return self.residuals[size]
 
     def cleanup(self) -> None:
         super().cleanup()
-        self.residuals = {}
+        self.residuals = {size: _placed(kept, torch.device("cpu")) for size, kept in self.residuals.items()}
 
     def copy(self) -> CascadeControl:
         made = CascadeControl(self.net, self.patcher)
@@ -122,6 +126,10 @@ class CascadeControl(comfy.controlnet.ControlBase):
 
     def get_models(self) -> list[Any]:
         return [*super().get_models(), self.patcher]
+
+
+def _placed(residuals: list[Tensor | None], device: torch.device) -> list[Tensor | None]:
+    return [None if residual is None else residual.to(device) for residual in residuals]
 
 
 def merged(ours: list[Tensor | None], previous: Any, length: int) -> list[Tensor | None]:

@@ -6,8 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
 import comfy.controlnet
 import comfy.ldm.cascade.controlnet
+import comfy.sd1_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +19,8 @@ from cascade import models
 from cascade.checkpoints import save_model
 from cascade.models import ControlNet, ControlNetConfig
 from tests.nodes import networks
+from tests.nodes.graphs import LoadedGraph
+from tests.nodes.hosting import Graph, Outputs
 from tests.nodes.model_pairs import conditioning, native, ours, sample
 from tests.nodes.networks import random
 from tests.support import relative_error
@@ -85,6 +89,11 @@ def applied(host: Any, net: Any, image: Tensor, **changes: Any) -> tuple[Any, An
     given = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "apply_to": "positive and negative"} | changes
     given = {"positive": conditioning(), "negative": conditioning(seed=2), **given}
     return host.call("CascadeApplyControlNet", **given, control_net=net, image=image)
+
+
+def edges(graph: Graph, image: Any) -> Outputs:
+    """A canny hint."""
+    return graph("CascadeCannyHint", image=image, resolution="full size", low_threshold=100.0, high_threshold=200.0)
 
 
 def run(model: Any, conds: tuple[Any, Any], **options: Any) -> Tensor:
@@ -174,17 +183,70 @@ def test_it_acts_in_its_part_of_the_run_alone(
     assert [step for step, controlled in enumerate(seen) if controlled] == acting
 
 
-def test_the_hint_is_read_once_a_run(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hint_is_read_once(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = control(host, "small").net
     calls: list[int] = []
     backbone = net.backbone.forward
     monkeypatch.setattr(net.backbone, "forward", lambda x: calls.append(1) or backbone(x))
     model = ours(host, "stage_c")
     conds = applied(host, control(host, "small"), hint("small"))
-    run(model, conds, steps=4)
+    first = run(model, conds, steps=4)
     assert len(calls) == 1
-    run(model, conds, steps=4)
+    assert torch.equal(run(model, conds, steps=4), first)
+    assert len(calls) == 1
+    run(model, conds, steps=4, shape=(2, 16, 8, 5))
     assert len(calls) == 2
+    conds[0][0][1]["control"].set_cond_hint(hint("small", seed=8).movedim(-1, 1))
+    other = run(model, conds, steps=4)
+    assert len(calls) == 3
+    assert torch.equal(other, run(model, applied(host, control(host, "small"), hint("small", seed=8)), steps=4))
+
+
+def test_the_next_of_a_queue_has_prompt_image_and_hint(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another seed does not change is not computed again, by the host or by us."""
+    control(host, "canny")
+    counts = dict.fromkeys(("prompt", "image", "hint"), 0)
+    places = {
+        "prompt": (comfy.sd1_clip.SDClipModel, "forward"),
+        "image": (comfy.clip_vision.ClipVisionModel, "encode_image"),
+        "hint": (host.pack("nodes.host.control"), "read_hint"),
+    }
+
+    def counted(what: str, plain: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[what] += 1
+            return plain(*args, **kwargs)
+
+        return call
+
+    for what, (place, name) in places.items():
+        monkeypatch.setattr(place, name, counted(what, getattr(place, name)))
+    parts = LoadedGraph()
+    graph, image = parts.graph, parts.graph("LoadImage", image="stable_cascade_star.png")
+    vision = graph("CascadeLoadImageEncoder", clip_name=networks.file_name("image_encoder"))
+    seen = graph("CLIPVisionEncode", clip_vision=vision, image=image, crop="center")
+    shown = graph(
+        "unCLIPConditioning", conditioning=parts.text[0], clip_vision_output=seen, strength=1.0, noise_augmentation=0.0
+    )
+    conds = graph(
+        "CascadeApplyControlNet",
+        positive=shown,
+        negative=parts.text[1],
+        control_net=graph("CascadeLoadControlNet", control_net_name="canny.safetensors", blocks=""),
+        image=edges(graph, image),
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        apply_to="positive and negative",
+    )
+    sampling = parts.cascade(positive=conds[0], negative=conds[1])
+    first = host.run(graph, fresh=True, latent=sampling).latent["samples"]
+    once = dict(counts)
+    assert min(once.values()) > 0
+    graph.prompt[sampling.node]["inputs"]["seed"] = 6
+    second = host.run(graph, latent=sampling).latent["samples"]
+    assert relative_error(second, first) > 1e-2
+    assert counts == once
 
 
 def test_the_same_run_twice_is_the_same(host: Any) -> None:
