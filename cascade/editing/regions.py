@@ -58,7 +58,7 @@ class Regions:
     Raises InvalidSettings for an empty mask, and for more regions than tokens can be read.
     """
 
-    def __init__(self, regions: Sequence[Region], base: float = 0.2, together: float = 1.0, until: float = 1.0) -> None:
+    def __init__(self, regions: Sequence[Region], base: float = 0.2) -> None:
         for number, region in enumerate(regions, 1):
             if not bool((region.mask > 0).any()):
                 raise InvalidSettings(f"the mask of region {number} is empty: paint where its prompt should act")
@@ -68,8 +68,8 @@ class Regions:
                 f"the prompts of {len(regions)} regions have {tokens} tokens, and at most {MOST_TOKENS} can be read: "
                 "use fewer regions or shorter prompts"
             )
-        self.regions, self.base, self.together, self.until = regions, base, together, until
-        self._biases: dict[tuple[tuple[int, int], int, bool], Tensor] = {}
+        self.regions, self.base = regions, base
+        self._biases: dict[tuple[tuple[int, int], int], Tensor] = {}
 
     def inputs(self, cond: StageCInputs) -> StageCInputs:
         """The conditions of the base prompt with those of the regions after them."""
@@ -88,9 +88,8 @@ class Regions:
             rows = call.rows(len(block.q))
             assert rows is not None
             q, k, v = (x[rows].unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (block.q, block.k, block.v))
-            seen = (
-                F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(call, block)).transpose(1, 2).flatten(-2)
-            )
+            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(call, block))
+            seen = seen.transpose(1, 2).flatten(-2)
             if len(seen) == len(block.q):
                 return seen
             made = block.plain().clone()
@@ -101,22 +100,14 @@ class Regions:
 
     def _bias(self, call: NetworkCall, block: AttentionCall) -> Tensor:
         """What is added to the attention's logits [h w, m]: the logarithm of how much of each token is seen."""
-        apart = call.percent < self.until
-        key = (block.size, block.k.shape[1], apart)
+        key = (block.size, block.k.shape[1])
         if key not in self._biases:
             shares = self._shares(block.size)
             each = call.tokens.pooled // len(shares)
             lengths = [region.text.hidden.shape[1] for region in self.regions]
             counts = [call.tokens.text - sum(lengths), *lengths]
             first = block.k.shape[1] - call.tokens.count
-            same = torch.minimum(shares[:, :, None], shares[:, None]).sum(0)
-            columns = [
-                torch.lerp(
-                    torch.ones_like(same),
-                    torch.lerp(torch.tensor(self.together), torch.tensor(1.0), same),
-                    float(apart),
-                )
-            ]
+            columns = [torch.ones(first, shares.shape[1])]
             columns += [share.expand(count, -1) for share, count in zip(shares, counts, strict=True)]
             columns += [share.expand(each, -1) for share in shares]
             columns += [torch.ones(call.tokens.images, shares.shape[1])]
@@ -125,8 +116,6 @@ class Regions:
 
     def _shares(self, size: tuple[int, int]) -> Tensor:
         """How much of each prompt, the base first, a position sees [1 + regions, h w]; they add up to 1."""
-        masks = torch.cat([F.adaptive_avg_pool2d(region.mask.float(), size) for region in self.regions])[:, 0].flatten(
-            1
-        )
+        masks = torch.cat([F.adaptive_avg_pool2d(region.mask.float(), size) for region in self.regions]).flatten(1)
         masks = masks / masks.sum(0).clamp(min=1) * (1 - self.base)
-        return torch.cat([1 - masks.sum(0, keepdim=True), masks])
+        return torch.cat([(1 - masks.sum(0, keepdim=True)).clamp(min=0), masks])

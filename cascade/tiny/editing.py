@@ -37,13 +37,16 @@ NEAR, ALIKE = 0.06, 0.06
 EDGE = 6
 """Pixels around a shape that are not compared: its soft edge."""
 PLACES = {
-    2: (((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), ((0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1))),
+    2: (
+        {"left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1)},
+        {"top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1)},
+    ),
     3: (
-        ((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0.25, 0.5, 0.75, 1)),
-        ((0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1), (0.25, 0, 0.75, 0.5)),
+        {"left": (0, 0.4, 0.5, 1), "right": (0.5, 0.4, 1, 1), "top": (0.2, 0, 0.8, 0.4)},
+        {"left": (0, 0, 0.5, 0.6), "right": (0.5, 0, 1, 0.6), "bottom": (0.2, 0.6, 0.8, 1)},
     ),
 }
-"""Boxes of regions, by their number: none is a place of the grammar."""
+"""Boxes of regions, by their number and their place in the grammar, which knows two shapes at most."""
 
 
 @dataclass(frozen=True)
@@ -172,16 +175,16 @@ def _in_regions(case: _Case, count: int, question: str) -> Iterator[Judged]:
     background = _choice(rng, grammar.COLORS)
     colors = [color for color in grammar.COLORS if color != background]
     boxes = PLACES[count][int(rng.integers(2))]
-    items = [Item(_choice(rng, colors), _choice(rng, grammar.SHAPES)) for _ in boxes]
+    items = [Item(_choice(rng, colors), _choice(rng, grammar.SHAPES), place=place) for place in boxes]
     regions = [
-        RegionalPrompt(box_mask(box), grammar.write(Scene((item,), background))) for item, box in zip(items, boxes)
+        RegionalPrompt(box_mask(boxes[str(item.place)]), grammar.write(Scene((item,), background))) for item in items
     ]
     base = f"a {background} background"
     image = generate(case.parts, [base], seeds=case.seeds, regions=regions, settings=case.settings).images[0]
     case.show(", ".join(f"{item.color} {item.shape}" for item in items) + f" on {background}", image)
     seen = describe(image)
     right = seen.background == background and len(seen.items) == count
-    yield Judged(question, float(right and all(_has(seen, item, box) for item, box in zip(items, boxes))))
+    yield Judged(question, float(right and all(_has(seen, item, boxes[str(item.place)]) for item in items)))
 
 
 def _has(seen: Description, item: Item, box: tuple[float, ...]) -> bool:

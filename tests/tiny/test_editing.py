@@ -39,6 +39,7 @@ def _regional(regions: Any) -> Tensor:
         scene = grammar.parse(region.prompt)
         assert scene is not None
         item = Item(scene.items[0].color, scene.items[0].shape, "small", "center")
+        assert scene.items[0].place is not None
         image = _image(draw(Scene((item,), scene.background), np.random.default_rng(0)))
         if found is None:
             assert scene.background is not None
