@@ -21,6 +21,7 @@ from cascade.editing import (
     box_mask,
 )
 from cascade.editing import maps as maps_module
+from cascade.errors import InvalidSettings
 from cascade.models import AttentionCall, scaled_dot_product_attention
 
 pytestmark = pytest.mark.numeric
@@ -79,8 +80,16 @@ def test_the_source_is_not_changed_and_the_target_looks_as_it_does() -> None:
 
 
 def test_after_its_part_of_the_run_nothing_is_taken_over() -> None:
-    given, off = block(2), EditStrength(text=0.5, image=0.5, pooled=0.5, blend=0)
-    assert torch.allclose(run(PromptToPrompt(SAME, off), given), given.plain(), atol=1e-6)
+    off = EditStrength(text=0.5, image=0.5, pooled=0.5, blend=0)
+    assert PromptToPrompt(SAME, off).around(CALL) is None
+    given, recording = block(2), replace(off, blend=0.5)
+    assert torch.allclose(run(PromptToPrompt(SAME, recording), given), given.plain(), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_a_strength_is_a_part(value: float) -> None:
+    with pytest.raises(InvalidSettings, match="0 to 1"):
+        EditStrength(image=value)
 
 
 def test_a_new_word_is_seen_as_in_the_target_and_all_adds_up() -> None:
@@ -92,7 +101,8 @@ def test_a_new_word_is_seen_as_in_the_target_and_all_adds_up() -> None:
         assert torch.allclose(run(control, ones), torch.ones_like(given.q), atol=1e-6)
     only = given._replace(v=torch.zeros_like(given.v))
     only.v[:, PLACES + 1] = 1
-    plain, more = (run(PromptToPrompt(SAME, EditStrength(text=0, image=0, pooled=0), w), only) for w in (None, weights))
+    kept = EditStrength(text=0, image=0, pooled=0, blend=0.5)
+    plain, more = (run(PromptToPrompt(SAME, kept, w), only) for w in (None, weights))
     assert (more[1] > plain[1]).all()
     assert torch.equal(more[0], plain[0])
 

@@ -90,7 +90,8 @@ def test_recording_words_does_not_change_the_image(parts: Parts) -> None:
     assert set(maps) == {"red", "circle", "red circle"}
     for each in maps.values():
         assert each.shape == (1, 1, 128, 160)
-        assert (each.min(), each.max()) >= (0, 0.9)
+        assert float(each.min()) >= 0
+        assert 0.8 < float(each.max()) <= 1
     assert not torch.equal(maps["red"], maps["circle"])
 
 
