@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..cascade.conditioning import check_prompt
 from ..cascade.errors import MissingPart
 from .types import CONDITIONING, field, schema
 
@@ -53,6 +54,8 @@ class CascadeTextEncode(io.ComfyNode):
     def execute(cls, clip: Any, positive: str, negative: str) -> io.NodeOutput:
         if clip is None:
             raise MissingPart("There is no text encoder: the checkpoint that was loaded has none.")
+        for text in (positive, negative):
+            check_prompt(text)
         return io.NodeOutput(*(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (positive, negative)))
 
 

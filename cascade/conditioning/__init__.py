@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .image import ImageEncoder, combine_images
 from .inputs import StageBInputs, StageCInputs
-from .text import TextEmbedding, TextEncoder
+from .text import TextEmbedding, TextEncoder, check_prompt
 from .vocabulary import tokenizer
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "StageCInputs",
     "TextEmbedding",
     "TextEncoder",
+    "check_prompt",
     "combine_images",
     "tokenizer",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InvalidSettings
 from .vocabulary import END_ID, START_ID, tokenizer
 
 if TYPE_CHECKING:
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 
 LENGTH = 77
 """Tokens that the text model reads at once, including the start and the end token."""
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises InvalidSettings for half of a surrogate pair, which tokenizers answer with a TypeError.
+
+    JSON can hold one: a program that cuts a text inside an emoji leaves it behind.
+    """
+    halves = [number for number, character in enumerate(prompt) if "\ud800" <= character <= "\udfff"]
+    if halves:
+        raise InvalidSettings(
+            f"The prompt has half of a character ({prompt[halves[0]]!r}) at place {halves[0] + 1}: delete it there, or "
+            "write the whole character."
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,11 @@ class TextEncoder:
         self.tokenizer: Any = tokenizer_ or getattr(model, "learned_tokenizer", None) or tokenizer()
 
     def chunks(self, prompt: str) -> list[list[int]]:
-        """A prompt's token ids, 75 to a chunk, without start and end tokens; the empty prompt is one empty chunk."""
+        """A prompt's token ids, 75 to a chunk, without start and end tokens; the empty prompt is one empty chunk.
+
+        Raises InvalidSettings for half a character.
+        """
+        check_prompt(prompt)
         ids = self.tokenizer.encode(prompt).ids
         size = LENGTH - 2
         return [ids[i : i + size] for i in range(0, max(len(ids), 1), size)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cascade.conditioning import TextEncoder
+from cascade.errors import InvalidSettings
 from tests.support import relative_error
 
 pytestmark = pytest.mark.numeric
@@ -91,3 +92,9 @@ def test_gradients_reach_the_token_table(encoder):
     gradient = encoder.model.text_model.embeddings.token_embedding.weight.grad
     assert gradient[2368].abs().sum() > 0
     assert gradient[320].abs().sum() == 0
+
+
+def test_half_of_a_character_is_refused_with_its_place(encoder):
+    with pytest.raises(InvalidSettings, match=r"'\\ud83d'.* at place 5"):
+        encoder.encode(["a red circle", "red \ud83d"])
+    assert encoder.encode(["red 🎨"]).pooled.isfinite().all()

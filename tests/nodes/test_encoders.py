@@ -31,6 +31,12 @@ def test_text_is_what_the_library_makes_of_it(host: Any, prompt: str) -> None:
     assert prompt == LONG or relative_error(extras["pooled_output"], expected.pooled[:, 0]) < 1e-4
 
 
+@pytest.mark.parametrize("prompts", [("red \ud83d", ""), ("red", "\udca8")])
+def test_half_of_a_character_is_refused(host: Any, prompts: tuple[str, str]) -> None:
+    with pytest.raises(host.errors.CascadeError, match="half of a character"):
+        host.call("CascadeTextEncode", clip=clip(host), positive=prompts[0], negative=prompts[1])
+
+
 def test_weights_and_both_prompts(host: Any) -> None:
     encoder = clip(host)
     one, two = host.call("CascadeTextEncode", clip=encoder, positive="a (red:1.5) circle", negative="a red circle")
