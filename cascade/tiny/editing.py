@@ -34,6 +34,8 @@ SEEDS = 9000
 """The first of the images' seeds: no training image has one of these."""
 NEAR, ALIKE = 0.06, 0.06
 """How far a shape may have moved, and how much its radius may have changed, as parts of the side, to be the same."""
+CUT = 0.4
+"""The part of a map's highest from which on it shows its word."""
 EDGE = 6
 """Pixels around a shape that are not compared: its soft edge."""
 PLACES = {
@@ -157,7 +159,7 @@ def _rest(before: Tensor, after: Tensor) -> float:
 
 
 def _mapped(case: _Case) -> Iterator[Judged]:
-    """The map of the shape's word, cut at a half of its highest, over the shape that is seen."""
+    """The map of the shape's word, cut at a part of its highest, over the shape that is seen."""
     rng = case.rng
     while True:
         scene = grammar.sample(rng)
@@ -165,7 +167,7 @@ def _mapped(case: _Case) -> Iterator[Judged]:
             break
     prompt, word = grammar.write(scene), scene.items[0].shape
     made, maps = word_maps(case.parts, prompt, [word], seeds=case.seeds, settings=case.settings)
-    shape, found = foreground(made.images[0]), (maps[word][0, 0] > 0.5).numpy()
+    shape, found = foreground(made.images[0]), (maps[word][0, 0] > CUT).numpy()
     case.show(prompt, made.images[0], maps[word][0].expand(3, -1, -1))
     yield Judged(MAP, float((shape & found).sum() / max(1, (shape | found).sum())))
 
