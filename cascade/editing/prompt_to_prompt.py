@@ -26,13 +26,13 @@ class EditStrength:
     blend: what is further from the changed words than this share of their highest attention stays as it was; 0: all
         may change.
 
-    The defaults were found with the tiny cascade: with a higher `text`, or `pooled` above 0, many backgrounds stay as
-    they were. A network that follows its prompt less closely bears more.
+    The defaults were found with the tiny cascade: with `text` 0.8, or `pooled` above 0, many backgrounds stay as they
+    were; with `text` 0.4 and below, shapes whose place the prompt leaves open move.
 
     Raises InvalidSettings for a number outside 0 to 1.
     """
 
-    text: float = 0.2
+    text: float = 0.6
     image: float = 0.4
     pooled: float = 0.0
     blend: float = 0.0
