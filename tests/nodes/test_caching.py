@@ -13,8 +13,11 @@ from cascade.diffusion import Cache, Guidance, SamplingSettings
 from cascade.pipelines import StagePlan
 from cascade.pipelines.stages import sample_stage_c
 from tests.nodes import networks
+from tests.nodes.graphs import LoadedGraph, sampled
 from tests.nodes.model_pairs import conditioning, native, ours, sample
 from tests.nodes.node_calls import NEGATIVE, POSITIVE, model, stage_b, stage_c
+from tests.nodes.test_controlnet import applied, control, edges, hint
+from tests.nodes.test_presets import put
 from tests.support import relative_error
 
 OFF = {"inner_every": 1, "threshold": 0.0, "cfg_every": 1, "start_percent": 0.0, "end_percent": 1.0}
@@ -99,6 +102,61 @@ def test_loras_act_with_it(host: Any) -> None:
     ]
     assert torch.equal(*results)
     assert relative_error(results[0], stage_c(host, model=cached(host, patcher, inner_every=2))) > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"inner_every": 2}, {"cfg_every": 2}])
+def test_a_controlnet_acts_with_it(host: Any, changes: dict[str, Any], said: list[str]) -> None:
+    """Its residuals reach the steps that use work again: with nothing to use again, the run is the plain one."""
+    conds, patcher = applied(host, control(host, "small"), hint("small")), ours(host, "stage_c")
+    plain = sample(patcher, "stage_c", *conds, steps=4)
+    found = sample(cached(host, patcher, **changes), "stage_c", *conds, steps=4)
+    assert "in 2 of 4" in said[0]
+    without = sample(cached(host, patcher, **changes), "stage_c", *CONDS, steps=4)
+    assert relative_error(found, without) > 1e-2
+    assert 0 < relative_error(found, plain) < relative_error(without, plain)
+    late = cached(host, patcher, **changes, start_percent=1.0)
+    assert torch.equal(sample(late, "stage_c", *conds, steps=4), plain)
+
+
+def test_previews_come_with_it(host: Any, progress: list[Any]) -> None:
+    graph = sampled("auto")
+    [sampler] = (node["inputs"] for node in graph.prompt.values() if node["class_type"] == "KSampler")
+    sampler["model"] = graph("CascadeCache", model=sampler["model"], **OFF | {"inner_every": 2})[0]
+    host.run(graph, fresh=True, previews="auto")
+    assert [(value, total) for value, total, preview in progress if preview] == [(step, 4) for step in (1, 2, 3, 4)]
+
+
+def test_lora_controlnet_cache_and_previews_at_once(host: Any, progress: list[Any], said: list[str]) -> None:
+    parts, (lora, _) = LoadedGraph(), put(host, "stage_c")
+    control(host, "canny")
+    graph, half = parts.graph, OFF | {"inner_every": 2, "cfg_every": 2}
+    changed = graph("CascadeLoadLora", lora_name=lora, model=parts.model, strength_model=10.0, strength_clip=1.0)
+    conds = graph(
+        "CascadeApplyControlNet",
+        positive=parts.text[0],
+        negative=parts.text[1],
+        control_net=graph("CascadeLoadControlNet", control_net_name="canny.safetensors", blocks=""),
+        image=edges(graph, graph("LoadImage", image="stable_cascade_star.png")),
+        strength=0.1,
+        start_percent=0.0,
+        end_percent=1.0,
+        apply_to="positive and negative",
+    )
+    both = {"steps": 4, "positive": conds[0], "negative": conds[1]}
+    cache = graph("CascadeCache", model=changed, **half)
+    runs = {
+        "all": parts.cascade(model=cache, **both),
+        "without_cache": parts.cascade(model=changed, **both),
+        "without_lora": parts.cascade(model=graph("CascadeCache", model=parts.model, **half), **both),
+        "without_control": parts.cascade(model=cache, steps=4),
+    }
+    found = host.run(graph, previews="latent2rgb", **runs)
+    whole, *others = (getattr(found, name)["samples"] for name in runs)
+    changes = {name: relative_error(other, whole) for name, other in zip(list(runs)[1:], others, strict=True)}
+    assert [name for name, change in changes.items() if change < 1e-4] == [], changes
+    assert len([preview for *_, preview in progress if preview]) == 4 * len(runs)
+    assert len(said) == 3
+    assert all("2 of 4 calls" in words and "2 of 4 steps" in words for words in said)
 
 
 def test_other_guidance_is_computed_in_full(host: Any, said: list[str]) -> None:
