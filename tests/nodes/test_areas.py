@@ -22,6 +22,8 @@ from tests.support import relative_error
 SIZE = (8, 16)
 LEFT, RIGHT = slice(0, 8), slice(8, 16)
 OTHER = embedding(5)
+ALL, FADED = torch.ones(8), torch.tensor([1.0] * 7 + [0.5])
+"""Weights of the left half's columns: of a mask, and of an area, which fades over a quarter of its size."""
 ONE_STEP: dict[str, Any] = {"seed": 7, "steps": 1, "cfg": 1.0, "shift": 2.0, "sampler_name": "ddpm"}
 
 
@@ -58,9 +60,9 @@ def predicted(text: TextEmbedding, columns: slice = slice(None)) -> Tensor:
     return sample(networks.network("stage_c"), noise, settings, cond=cond)
 
 
-def half_of(base: Tensor, left: Tensor) -> Tensor:
-    """On the left the mean of both, on the right the base."""
-    return torch.cat([(base[..., LEFT] + left) / 2, base[..., RIGHT]], dim=-1)
+def half_of(base: Tensor, left: Tensor, weight: Tensor = ALL) -> Tensor:
+    """On the left the mean of both, with this weight of each column, on the right the base."""
+    return torch.cat([(base[..., LEFT] + weight * left) / (1 + weight), base[..., RIGHT]], dim=-1)
 
 
 def test_a_prompt_for_the_left_half_changes_nothing_else(host: Any) -> None:
@@ -68,7 +70,7 @@ def test_a_prompt_for_the_left_half_changes_nothing_else(host: Any) -> None:
     found = sampled(host, conditioning(POSITIVE) + on_the_left(host))
     assert torch.equal(found[..., RIGHT], base[..., RIGHT])
     assert relative_error(found[..., LEFT], base[..., LEFT]) > 1e-2
-    assert relative_error(found, half_of(predicted(POSITIVE), predicted(OTHER, LEFT))) < 1e-3
+    assert relative_error(found, half_of(predicted(POSITIVE), predicted(OTHER, LEFT), FADED)) < 1e-3
 
 
 def test_two_halves_are_each_their_own_image(host: Any) -> None:
@@ -89,7 +91,7 @@ def test_high_res_guides_act_on_the_whole_image_and_not_on_areas(host: Any) -> N
     base, other = (sampled(host, conditioning(text), model=guided) for text in (POSITIVE, OTHER))
     assert relative_error(base, predicted(POSITIVE)) > 1e-2
     area = sampled(host, conditioning(POSITIVE) + on_the_left(host), model=guided)
-    assert relative_error(area, half_of(base, predicted(OTHER, LEFT))) < 1e-3
+    assert relative_error(area, half_of(base, predicted(OTHER, LEFT), FADED)) < 1e-3
     masked = sampled(host, conditioning(POSITIVE) + masked_left(host), model=guided)
     assert relative_error(masked, half_of(base, other[..., LEFT])) < 1e-3
 
