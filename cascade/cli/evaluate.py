@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--high-res",
         action="store_true",
-        help="measure the included high-res guides at 512 and 768 pixels, beside the plain run and a second pass",
+        help="measure the included high-res guides at 512 and 768 pixels, beside the ways without guides",
     )
     parser.add_argument(
         "--new-shapes",

@@ -16,7 +16,7 @@ from .hints import (
     super_resolution_hint,
 )
 from .masks import as_mask, mask_of_latent, resize_mask
-from .metrics import psnr, side_by_side, ssim
+from .metrics import psnr, seam_ratio, side_by_side, ssim
 from .pillow import from_pillow, open_image, read_file, to_pillow
 from .resize import (
     effnet_input,
@@ -58,6 +58,7 @@ __all__ = [
     "resize_for_latent",
     "resize_mask",
     "resize_short_side",
+    "seam_ratio",
     "short_side_size",
     "shrink",
     "side_by_side",

@@ -1,4 +1,4 @@
-"""How well the tiny cascade draws images larger than those of its training, in three ways."""
+"""How well the tiny cascade draws images larger than those of its training, in several ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models import HighResGuides
 from ..pipelines import HighRes, Parts
 from ..pipelines.generate import Run
-from ..pipelines.stages import encode_prompts
+from ..pipelines.stages import encode_prompts, encode_stage_c
 from . import grammar
 from .analysis import describe, edge_width
 from .evaluation import (
@@ -32,7 +32,9 @@ from .grammar import Scene
 SIDE = SETTINGS.width
 """Pixels of the training's images."""
 SIZES = (512, 768)
-WAYS = ("plain", "second pass", "guides")
+ENLARGED = "enlarged image"
+"""A finished image of the training's size, enlarged and encoded; Stage C does not run again."""
+WAYS = ("plain", "second pass", ENLARGED, "guides")
 SEED = 4
 """Of the prompts, and of the images' noise."""
 WHOLE = 10
@@ -69,7 +71,8 @@ def evaluate_high_res(
     for name, options in _runs(HighRes(guides=guides, resolution=SIDE)):
         for first in range(0, prompts, BATCH):
             some = scenes[first : first + BATCH]
-            made = _made(parts, some, [1000 * SEED + first + i for i in range(len(some))], options)
+            seeds = [1000 * SEED + first + i for i in range(len(some))]
+            made = _made(parts, some, seeds, name.endswith(ENLARGED), options)
             for scene, (seen, whole) in zip(some, made, strict=True):
                 judged += _judged(name, scene, seen, whole)
                 if whole is not None:
@@ -85,12 +88,13 @@ def _runs(high_res: HighRes) -> Iterator[tuple[str, dict[str, Any]]]:
         large = replace(SETTINGS, width=size, height=size)
         yield f"{size}, plain", {"settings": large}
         yield f"{size}, second pass", {"settings": replace(SETTINGS, enlarge=size / SIDE)}
+        yield f"{size}, {ENLARGED}", {"settings": large}
         yield f"{size}, guides", {"settings": large, "high_res": high_res}
 
 
 @torch.no_grad()
 def _made(
-    parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int], options: dict[str, Any]
+    parts: Parts, scenes: Sequence[Scene], seeds: Sequence[int], enlarged: bool, options: dict[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The previewer's image of each scene at the size of the training, and the whole image of some."""
     captions = [grammar.write(scene) for scene in scenes]
@@ -101,13 +105,20 @@ def _made(
             texts=[texts[captions[i]] for i in rows], negative=texts[""], seeds=[seeds[i] for i in rows], **options
         )
 
-    latents = parts.use("stage_c", run(range(len(scenes))).stage_c)
+    whole_batch = run(range(len(scenes)))
+    latents = _enlarged(parts, whole_batch) if enlarged else parts.use("stage_c", whole_batch.stage_c)
     seen = parts.use("previewer", lambda net: net(latents.to(next(net.parameters()))))
     seen = F.interpolate(seen.float(), (SIDE, SIDE), mode="bicubic").clamp(0, 1)
     whole: dict[int, Tensor] = {}
     for i in range(0, len(scenes), WHOLE):
         whole[i] = run(range(i, i + 1)).from_stage_c(parts, latents[i : i + 1]).images[0]
     return ((image, whole.get(i)) for i, image in enumerate(seen))
+
+
+def _enlarged(parts: Parts, run: Run) -> Tensor:
+    """Stage C's latents of the images that the run would make at the size of the training."""
+    small = replace(run, settings=SETTINGS)(parts).images
+    return parts.use("effnet", lambda net: encode_stage_c(net, small, run.settings.sizes.stage_c[-2:]))
 
 
 def _judged(name: str, scene: Scene, seen: Tensor, whole: Tensor | None) -> Iterator[Judged]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cascade.images import Box, blended, stitched
+from cascade.images import Box, blended, seam_ratio, stitched
 from cascade.images.tiles import spans
 from tests.support import relative_error
 
@@ -100,3 +100,18 @@ def test_blended_gives_equal_parts_back_and_mixes_unequal_ones() -> None:
 def test_what_cannot_be_tiled_is_said() -> None:
     with pytest.raises(ValueError, match="tiles of 16 cannot overlap by 20"):
         blended(lambda part, box: part, torch.zeros(1, 1, 40, 40), side=16, overlap=20)
+
+
+def test_a_seam_is_a_gradient_that_is_not_beside_it() -> None:
+    images = torch.rand(4, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 0.1
+    assert seam_ratio(images, [32], [32, 64], period=8) == pytest.approx(1, abs=0.05)
+    right = torch.zeros(96)
+    right[32:] = 0.1
+    assert seam_ratio(images + right, [], [32], period=8) > 2
+    assert seam_ratio(images + right, [], [64], period=8) == pytest.approx(1, abs=0.1)
+    assert seam_ratio((images + right).mT, [32], [], period=8) > 2
+    # A network's patches have borders of their own, which are no seams of tiles.
+    patches = torch.tensor([0.0, 0.1]).repeat(6).repeat_interleave(8)
+    assert seam_ratio(images + patches, [], [32, 64], period=8) == pytest.approx(1, abs=0.05)
+    with pytest.raises(ValueError, match="with 8 pixels beside them in 64 pixels"):
+        seam_ratio(images, [60], [], period=8)

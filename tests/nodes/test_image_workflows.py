@@ -20,7 +20,7 @@ SIZES = {
     "Image Variation": (256, 256),
     "Mix Two Images": (256, 256),
     "Reconstruction Lab": (516, 256),
-    "Large Image (tiled)": (512, 512),
+    "Large Image (no extra files)": (512, 512),
 }
 """Of the images that each of them saves."""
 NUMBERS = {"Image Variation": 4, "Reconstruction Lab": 2}
@@ -51,12 +51,12 @@ def test_they_run(drawn: Draw, name: str) -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_they_run_with_files_of_ones_own(host: Any, name: str) -> None:
-    flow = with_values(workflow(name), host, "CascadeLoadCheckpoint", checkpoint="search my folders")
+    flow = with_values(workflow(name), host, "CascadeLoadCheckpoint", ckpt_name="search my folders")
     assert {image.size for image in run(host, flow)} == {SIZES[name]}
 
 
 @needs_tiny
-@pytest.mark.parametrize("name", ["Image to Image", "Large Image (tiled)"])
+@pytest.mark.parametrize("name", ["Image to Image", "Large Image (no extra files)"])
 def test_they_draw_what_the_prompt_says(drawn: Draw, name: str) -> None:
     assert wrong(prompt_of(workflow(name)), np.asarray(drawn(name)[0])) == []
 
