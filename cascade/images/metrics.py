@@ -25,7 +25,7 @@ def ssim(image: Tensor, other: Tensor, window: int = 11) -> float:
 
 
 def seam_ratio(images: Tensor, rows: Sequence[int], columns: Sequence[int], *, period: int) -> float:
-    """The gradient of images [B, 3, H, W] across borders of tiles, over that beside them; 1 without seams.
+    """The gradient of images [B, 3, H, W] across borders of tiles, over that beside them; about 1 without seams.
 
     The gradient of a line is the median over it: a seam is all along a border, while the outline of what is in an image
     crosses a line, or runs along a part of it.
@@ -42,7 +42,7 @@ def seam_ratio(images: Tensor, rows: Sequence[int], columns: Sequence[int], *, p
         gradients = images.float().diff(dim=dim).abs().mean(dim=1).transpose(dim, -1).median(dim=1).values.mean(dim=0)
         across += sum(float(gradients[line - 1]) for line in lines)
         beside += sum(float(gradients[line - 1 + side]) for line in lines for side in (-period, period)) / 2
-    return across / beside
+    return across / max(beside, 1e-12)
 
 
 def side_by_side(images: Tensor, others: Tensor) -> Tensor:

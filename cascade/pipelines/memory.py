@@ -7,11 +7,10 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from ..errors import InvalidSize
 from ..images.resize import COMPRESSION
-from ..models import StageBConfig, StageCConfig
+from ..models import StageB, StageBConfig, StageC, StageCConfig
 from .sizes import STAGE_B_FACTOR
 
 USABLE = 0.7
@@ -53,14 +52,14 @@ def check_fits(stage: str, shape: Sequence[int], needed: float, total: float, in
     )
 
 
-def check_network(net: nn.Module, shape: Sequence[int], instead: str = "a smaller batch") -> None:
+def check_network(net: StageC | StageB, shape: Sequence[int], instead: str = "a smaller batch") -> None:
     """As `check_fits`, for a Stage C or Stage B where it is; both prompts of a step run at once."""
-    config, parameter = net.config, next(net.parameters())
+    parameter = next(net.parameters())
     total = total_memory(parameter.device)
     if total is None:
         return
-    stage = "Stage C" if isinstance(config, StageCConfig) else "Stage B"
-    needed = step_bytes(config, (2 * shape[0], *shape[1:]), parameter.element_size())  # type: ignore[arg-type]
+    stage = "Stage C" if isinstance(net.config, StageCConfig) else "Stage B"
+    needed = step_bytes(net.config, (2 * shape[0], *shape[1:]), parameter.element_size())
     check_fits(stage, shape, needed, total, instead)
 
 
