@@ -190,7 +190,8 @@ def test_a_size_beyond_memory_is_refused_before_sampling(
         return made(parts, settings, on_progress=lambda stage, *_: steps.append(stage), **options)
 
     stage_c = memory.step_bytes(part("stage_c").config, (4, 16, 24, 48), 4)  # type: ignore[arg-type]
-    for options in ({}, {"high_res": high_res}):
+    ways: list[dict[str, Any]] = [{}, {"high_res": high_res}]
+    for options in ways:
         with pytest.raises(InvalidSize, match=r"Stage C at 2048 x 1024 pixels and a batch of 2 .* About 1408 x 704"):
             limited(stage_c / memory.USABLE / 2, **options)
         assert steps == []
