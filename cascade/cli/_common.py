@@ -30,6 +30,7 @@ RELEASED_FILES = {
     "stage_a": "stage_a.safetensors, or in stable_cascade_stage_b.safetensors; ComfyUI: vae",
     "effnet": "effnet_encoder.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: vae",
     "image_encoder": "image_encoder/model.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: clip_vision",
+    "previewer": "previewer.safetensors, or in stable_cascade_stage_c.safetensors; ComfyUI: vae",
 }
 """A part, the released file that has it, and ComfyUI's folder for it."""
 NEEDED = ("text_encoder", "stage_c", "stage_b", "stage_a")

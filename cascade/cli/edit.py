@@ -1,4 +1,4 @@
-"""`python -m cascade edit`: an image of a prompt, changed by changing the prompt."""
+"""`python -m cascade edit`: an image, of a file or of a prompt, changed by changing the prompt."""
 
 from __future__ import annotations
 
@@ -15,22 +15,31 @@ from ._common import (
     fraction,
     output_paths,
     parts_of,
+    read_image,
     recipe_of,
     save,
     say_tiny_is_used,
     settings_of,
 )
+from ._edit_image import check_given, edited_image
 from ._words import factor_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..editing import EditStrength
+    from ..pipelines import Settings
 
 DESCRIPTION = """Change an image by changing its prompt (prompt-to-prompt): the image of --prompt and --seed is made
-again with --to instead, and keeps its composition. Exchange, add or leave out words."""
+again with --to instead, and keeps its composition. Exchange, add or leave out words. With FILE, an image of your own
+that --prompt describes: Stage C first finds the noise from which it makes exactly that image (the inversion)."""
 EXAMPLES = """examples:
   python -m cascade edit --prompt "a red circle, left" --to "a green circle, left" --seed 7 -o green.png
   python -m cascade edit --prompt "a red circle on a white background" --to "a red star on a white background" \
     --comparison
+  python -m cascade edit circle.png --prompt "a red circle" --to "a green circle" -o green.png
+  python -m cascade edit owl.jpg --prompt "an owl in a forest" --to "an eagle in a forest" \
+    --inversion owl.safetensors --models ComfyUI/models
   python -m cascade edit --prompt "an owl in a forest" --to "an owl in a snowy forest" --weight snowy=2 \
     --models ComfyUI/models"""
 STRENGTHS = {
@@ -52,6 +61,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="an image to change; default: a generated one"
+    )
     parser.add_argument("--prompt", required=True, help="what the image shows")
     parser.add_argument("--to", required=True, metavar="PROMPT", help="what it should show instead")
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what it should not show; default: empty")
@@ -69,23 +81,61 @@ def add_parser(subparsers: Any) -> None:
         metavar="WORD=F",
         help="a factor of the attention to a word of --to: above 1 more of it, below 1 less; may be repeated",
     )
+    group = parser.add_argument_group("with FILE")
+    group.add_argument(
+        "--skip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of Stage C at the start that are left out: more keeps more of the image, and is faster; default 0",
+    )
+    group.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="white may change, black stays as it is; default: what --blend says, else all may change",
+    )
+    group.add_argument(
+        "--inversion",
+        type=Path,
+        metavar="FILE",
+        help="where the inversion is kept (.safetensors): made if there is none, used if there is, which is faster",
+    )
     add_stages(parser)
     add_tile(parser)
     add_networks(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make both images and write the changed one."""
+    """Make the changed image and write it; 0."""
     [path] = output_paths(args.output, 1)
-    settings = settings_of(args)
+    given = None if args.file is None else read_image(args.file)
+    check_given(args)
+    settings = settings_of(args, given)
     if not args.models:
         say_tiny_is_used("" if args.lora else args.to)
     import torch
 
     from ..images import to_pillow
-    from ..pipelines import edit
 
     strength = _strength(args)
+    if given is None:
+        images, more = _generated(args, strength, settings), {}
+    else:
+        images, more = edited_image(args, given, strength, settings)
+    about = {"prompt": args.prompt, "to": args.to, "negative": args.negative, "seed": args.seed}
+    kept = {name: getattr(strength, name) for name in STRENGTHS}
+    weights = {"weight": dict(args.weight)} if args.weight else {}
+    recipe = recipe_of(args, settings, **about, **kept, **weights, **more)
+    save(to_pillow(torch.cat(images, dim=-1) if args.comparison else images[1]), path, recipe)
+    print(path)
+    return 0
+
+
+def _generated(args: argparse.Namespace, strength: EditStrength, settings: Settings) -> list[Tensor]:
+    """The image of the prompt, and the same changed."""
+    from ..pipelines import edit
+
     with Bars() as bars:
         result = edit(
             parts_of(args),
@@ -98,14 +148,7 @@ def run(args: argparse.Namespace) -> int:
             settings=settings,
             on_progress=bars,
         )
-    images = [result.source.images[0], result.target.images[0]]
-    about = {"prompt": args.prompt, "to": args.to, "negative": args.negative, "seed": args.seed}
-    kept = {name: getattr(strength, name) for name in STRENGTHS}
-    weights = {"weight": dict(args.weight)} if args.weight else {}
-    recipe = recipe_of(args, settings, **about, **kept, **weights)
-    save(to_pillow(torch.cat(images, dim=-1) if args.comparison else images[1]), path, recipe)
-    print(path)
-    return 0
+    return [result.source.images[0], result.target.images[0]]
 
 
 def _strength(args: argparse.Namespace) -> EditStrength:

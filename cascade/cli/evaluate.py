@@ -41,7 +41,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--edit",
         action="store_true",
-        help="measure edits of generated images, maps of words and regional prompts, --prompts cases of each kind",
+        help="measure edits of generated and of drawn images, maps of words and regional prompts, --prompts cases of "
+        "each kind",
     )
     parser.add_argument(
         "--high-res",

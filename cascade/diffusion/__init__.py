@@ -13,6 +13,7 @@ caching           work of earlier steps that is used again
 settings          how a stage is sampled, and its noise levels
 noise             seeded noise for each image
 sampling          the loop (`sample`)
+inversion         the noise with which the loop ends at a given image
 mixing            blends of latents or embeddings: weighted sum, lerp, slerp
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 from .caching import Cache, CacheRun
 from .guidance import Guidance
 from .interval import InInterval, Interval
+from .inversion import Inverted, Inverting
 from .loss_weights import LOSS_WEIGHTS, LossWeight
 from .mixing import blend, lerp, sequence, slerp, weighted
 from .noise import SeededNoise
@@ -47,6 +49,8 @@ __all__ = [
     "Guidance",
     "InInterval",
     "Interval",
+    "Inverted",
+    "Inverting",
     "Keeping",
     "Kept",
     "LossWeight",

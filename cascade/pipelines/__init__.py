@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..diffusion import SamplingSettings
 from .control import Control
 from .edit import Edited, edit, word_maps
+from .edit_images import edit_images, invert_images
 from .generate import Generated, ImageToImage, RegionalPrompt, Settings, generate
 from .high_res import HighRes
+from .inversion import Inversion
 from .mix import mix
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
@@ -34,6 +36,7 @@ __all__ = [
     "Generated",
     "HighRes",
     "ImageToImage",
+    "Inversion",
     "LatentSizes",
     "Parts",
     "Preset",
@@ -46,12 +49,14 @@ __all__ = [
     "compression_warning",
     "decode",
     "edit",
+    "edit_images",
     "encode_effnet",
     "encode_prompts",
     "encode_stage_a",
     "encode_stage_c",
     "find_parts",
     "generate",
+    "invert_images",
     "latent_sizes",
     "mix",
     "reconstruct",

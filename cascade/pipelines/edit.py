@@ -53,15 +53,7 @@ def edit(
     Raises InvalidSettings for prompts without a common word, for equal ones without weights, and for a word that is not
     in the prompt, and what `generate` raises.
     """
-    if prompt == to and not weights:
-        raise InvalidSettings("both prompts are the same: change what should change in the second, or weight a word")
-    texts, tokens = parts.use("text_encoder", lambda net: _encoded(net, [prompt, to, negative], [*(weights or {})]))
-    length = texts[0].hidden.shape[1]
-    alignment = align(tokens[prompt], tokens[to], length)
-    factors = torch.ones(length)
-    for word, factor in (weights or {}).items():
-        factors[tokens[to].find(tokens[word])] = factor
-    control = PromptToPrompt(alignment, strength, factors if weights else None)
+    texts, control = prepared(parts, (prompt, to, negative), strength, weights)
     count = len(seeds)
     run = Run(
         texts=[texts[0]] * count + [texts[1]] * count,
@@ -82,6 +74,22 @@ def edit(
         larger = F.interpolate(mask.to(source.stage_b), source.stage_b.shape[-2:], mode="bilinear")
         second = replace(second, start_b=Start(latents=source.stage_b, mask=larger))
     return Edited(source, second.from_stage_c(parts, latents[count:]), mask)
+
+
+def prepared(
+    parts: Parts, prompts: tuple[str, str, str], strength: EditStrength, weights: Mapping[str, float] | None
+) -> tuple[list[TextEmbedding], PromptToPrompt]:
+    """The embeddings of a prompt, of what it is changed to and of the negative prompt, and the control of the edit."""
+    prompt, to, negative = prompts
+    if prompt == to and not weights:
+        raise InvalidSettings("both prompts are the same: change what should change in the second, or weight a word")
+    texts, tokens = parts.use("text_encoder", lambda net: _encoded(net, [prompt, to, negative], [*(weights or {})]))
+    length = texts[0].hidden.shape[1]
+    alignment = align(tokens[prompt], tokens[to], length)
+    factors = torch.ones(length)
+    for word, factor in (weights or {}).items():
+        factors[tokens[to].find(tokens[word])] = factor
+    return texts, PromptToPrompt(alignment, strength, factors if weights else None)
 
 
 @torch.no_grad()

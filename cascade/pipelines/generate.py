@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
-from ..diffusion import Keeping, SamplingSettings
+from ..diffusion import Inverted, Keeping, SamplingSettings
 from ..editing import AttentionController, Region, Regions
 from ..errors import InvalidSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
 from .control import Control
 from .high_res import HighRes
+from .inversion import Inversion
 from .memory import check_network
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
@@ -29,6 +30,7 @@ from .stages import (
     encode_stage_a,
     encode_stage_c,
     features_of,
+    invert_stage_c,
     sample_features,
     sample_stage_b,
     sample_stage_c,
@@ -188,6 +190,10 @@ class Run:
     clip_img: Tensor | None = None
     controls: Sequence[Control] = ()
     high_res: HighRes | None = None
+    inversion: Inversion | None = None
+    """Images whose noise Stage C gets, in the place of the seeds'."""
+    skip: int = 0
+    """The first steps of their run that are left out."""
     attention: AttentionController | None = None
     keeping: Keeping | None = None
     source_c: Tensor | None = None
@@ -246,6 +252,16 @@ class Run:
             latents.update(zip(group, self._stage_c_of(net, group, number, len(groups)), strict=True))
         return torch.stack([latents[i] for i in range(len(self.texts))])
 
+    def inverted(self, net: StageC) -> Inverted:
+        """The noise with which Stage C's run ends at the latents that it starts from."""
+        groups = self._groups()
+        found = [
+            invert_stage_c(net, self._stage_c_plan(net, group), self._on_step("stage_c", number, len(groups)))
+            for number, group in enumerate(groups)
+        ]
+        order = [i for group in groups for i in group]
+        return Inverted.join(found).of([order.index(i) for i in range(len(order))])
+
     def stage_b(self, net: StageB, stage_c: Tensor) -> Tensor:
         """Stage B's latents [B, 4, h, w] from Stage C's."""
         if self.settings.tiles is None:
@@ -302,7 +318,7 @@ class Run:
             cond = StageCInputs.of(text, self.clip_img[group])
         if isinstance(self.attention, Regions):
             cond = self.attention.inputs(cond)
-        return StagePlan(
+        plan = StagePlan(
             stage="stage_c",
             size=self.settings.sizes.stage_c,
             seeds=[self.seeds[i] for i in group],
@@ -314,6 +330,7 @@ class Run:
             attention=self.attention,
             keeping=self.keeping,
         )
+        return plan if self.inversion is None else self.inversion.of(group).plan(plan, self.skip)
 
     def _groups(self) -> list[list[int]]:
         """Indices of the images that Stage C can sample together: those with text of the same length."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
-from ..diffusion import RELEASED_DIFFUSION, Guidance, Keeping, SamplingSettings, SeededNoise
+from ..diffusion import RELEASED_DIFFUSION, Guidance, Inverted, Inverting, Keeping, SamplingSettings, SeededNoise
 from ..editing import AttentionController
 from ..errors import InvalidSettings
 from ..images import Box, blended
@@ -83,6 +84,7 @@ class StagePlan(Generic[C]):
     high_res, features: high-res guides, and the features that they read, one row for each image (Stage C).
     tiles: Stage B's network works in these tiles, each with its own part of Stage C's latents, blended where they
         overlap. Memory then depends on the tile size, but a tile's result does not depend on the rest of the image.
+    inverted: the noise of an image's inversion, in the place of the seeds'; the start is that image.
     """
 
     stage: Literal["stage_c", "stage_b"]
@@ -98,11 +100,25 @@ class StagePlan(Generic[C]):
     high_res: HighRes | None = None
     features: Features | None = None
     tiles: Tiles | None = None
+    inverted: Inverted | None = None
 
     @property
-    def noise(self) -> SeededNoise:
+    def noise(self) -> SeededNoise | Inverted:
         """The noise of the start and of every step."""
-        return SeededNoise(self.seeds, self.stage)
+        return SeededNoise(self.seeds, self.stage) if self.inverted is None else self.inverted
+
+    def inverting(self, device: torch.device) -> Inverting:
+        """What finds the noise with which this run, on this device, ends at the latents of its start."""
+        if self.start is None:
+            raise ValueError("an inversion is that of an image: give the plan a start")
+        return Inverting(self.start.latents.to(device, torch.float32), self.settings, self.noise)
+
+    def completed(self, samples: Tensor) -> Tensor:
+        """What a run returns [B, c, h, w], with what the inversion's last step lacks."""
+        if self.inverted is None:
+            return samples
+        rest = self.inverted.rest.to(samples)
+        return samples + (rest if self.start is None or self.start.mask is None else self.start.mask.to(rest) * rest)
 
     @property
     def start_log_snr(self) -> float:

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncoder
-from ..diffusion import RELEASED_DIFFUSION, CacheRun, Keeping, Kept, NetworkArguments, StepArguments, sample
+from ..diffusion import (
+    RELEASED_DIFFUSION,
+    CacheRun,
+    Inverted,
+    Keeping,
+    Kept,
+    NetworkArguments,
+    StepArguments,
+    sample,
+)
+from ..diffusion.noise import Noise
 from ..editing import NetworkCall, Tokens
 from ..images import effnet_input, stage_c_input, stitched
 from ..images.resize import COMPRESSION
@@ -63,8 +73,27 @@ def features_of(net: StageC, plan: StagePlan[StageCInputs], latents: Tensor) -> 
     return net.features(x, r, **_placed(net, plan.cond.as_kwargs()))[1]
 
 
+def invert_stage_c(net: StageC, plan: StagePlan[StageCInputs], on_step: OnStep | None = None) -> Inverted:
+    """The noise with which a run of this plan ends at the latents that it starts from, see `Inverting`.
+
+    The noise in the image at each step is the plan's.
+    """
+    inverting = plan.inverting(next(net.parameters()).device)
+
+    def both(i: int, n: int, x0: Tensor) -> None:
+        inverting.on_step(i, n, x0)
+        if on_step is not None:
+            on_step(i, n, x0)
+
+    return inverting.found(_sample_stage_c(net, plan, both, None, inverting))
+
+
 def _sample_stage_c(
-    net: StageC, plan: StagePlan[StageCInputs], on_step: OnStep | None, recorder: FeatureRecorder | None
+    net: StageC,
+    plan: StagePlan[StageCInputs],
+    on_step: OnStep | None,
+    recorder: FeatureRecorder | None,
+    noise: Noise | None = None,
 ) -> Tensor:
     cond, uncond = (net.conditions(**_placed(net, given.as_kwargs())) for given in (plan.cond, plan.uncond))
     width, blocks = net.config.levels[0].width, len(net.blocks(ResBlock))
@@ -108,7 +137,7 @@ def _sample_stage_c(
             around_attention=around_attention(conditions, percent),
         )
 
-    return _sample(net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments)
+    return _sample(net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments, noise)
 
 
 def sample_stage_b(net: StageB, plan: StagePlan[StageBInputs], on_step: OnStep | None = None) -> Tensor:
@@ -192,8 +221,9 @@ def _sample(
     uncond: NetworkArguments,
     on_step: OnStep | None,
     step_arguments: StepArguments | None = None,
+    noise: Noise | None = None,
 ) -> Tensor:
-    """A plan through the library's loop; cond and uncond are the arguments of `predict`."""
+    """A plan through the library's loop; cond and uncond are the arguments of `predict`; noise: not the plan's."""
     epsilon = plan.noise.start(*plan.size).to(next(net.parameters()))
     x, kept = _started(plan, epsilon)
     caching = None if plan.settings.cache is None else CacheRun(plan.settings.cache)
@@ -204,14 +234,14 @@ def _sample(
         cond=cond,
         uncond=uncond,
         step_arguments=step_arguments,
-        noise=plan.noise,
+        noise=plan.noise if noise is None else noise,
         kept=kept,
         on_step=on_step,
         caching=caching,
     )
     if caching is not None:
         logger.info("%s: %s", plan.stage.replace("_", " ").title(), caching.report())
-    return found
+    return plan.completed(found)
 
 
 def _started(plan: StagePlan[Any], epsilon: Tensor) -> tuple[Tensor, Keeping | None]:

@@ -1,4 +1,4 @@
-"""How well generated images of the tiny cascade are edited: by the prompt, with maps of words, and in regions."""
+"""How well images of the tiny cascade, and drawn ones, are edited: by the prompt, with maps of words, in regions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..editing import box_mask
-from ..pipelines import Parts, RegionalPrompt, Settings, edit, generate, word_maps
+from ..pipelines import Parts, RegionalPrompt, Settings, edit, edit_images, generate, invert_images, word_maps
+from ..pipelines.edit_images import made_again
 from . import grammar
 from .analysis import Description, Found, describe, foreground
-from .evaluation import SETTINGS, Evaluation, Judged, OnProgress, Sample, to_rows
+from .evaluation import SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
 from .grammar import Item, Scene
 
 REST = "the rest of the image, PSNR"
 MAP = "the map of the shape's word overlaps the shape (IoU)"
+REST_OF_DRAWN = "drawn image, the rest, PSNR"
+AGAIN = "drawn image inverted and made again: relative error below 0.001"
 AIMS = {
     "color: the new one, all else the same": 0.90,
     "shape: the new one, all else the same": 0.85,
@@ -27,6 +30,11 @@ AIMS = {
     MAP: 0.6,
     "regions: two shapes": 0.90,
     "regions: three shapes": 0.75,
+    "drawn image, color: the new one, all else the same": 0.85,
+    "drawn image, shape: the new one, all else the same": 0.75,
+    "drawn image, background: the new one, all else the same": 0.85,
+    REST_OF_DRAWN: 30.0,
+    AGAIN: 1.0,
 }
 """The questions in the order of the table, and the score to reach."""
 
@@ -89,6 +97,9 @@ def evaluate_edit(
         "word maps": _mapped,
         "two regions": lambda case: _in_regions(case, 2, "regions: two shapes"),
         "three regions": lambda case: _in_regions(case, 3, "regions: three shapes"),
+        "color of drawn images": lambda case: _edited_drawing(case, "color", _recolored),
+        "shape of drawn images": lambda case: _edited_drawing(case, "shape", _reshaped),
+        "background of drawn images": lambda case: _edited_drawing(case, "background", _on_another),
     }
     for place, (kind, measure) in enumerate(kinds.items()):
         for i in range(cases):
@@ -132,6 +143,28 @@ def _edited(case: _Case, kind: str, change: Change) -> Iterator[Judged]:
     yield Judged(f"{kind}: the new one, all else the same", float(_right(kind, changed, *seen)))
     if kind != "background":
         yield Judged(REST, _rest(before, after))
+
+
+def _edited_drawing(case: _Case, kind: str, change: Change) -> Iterator[Judged]:
+    """The same of an image that Stage C has not made, through its inversion; its prompt tells all."""
+    rng = case.rng
+    while True:
+        scene = grammar.complete(grammar.sample(rng), rng)
+        changed = change(scene, rng) if len(scene.items) == 1 else scene
+        if changed != scene and grammar.fits(changed):
+            break
+    prompts, image = (grammar.write(scene), grammar.write(changed)), drawn_scenes([scene], case.seeds, 7)
+    inversion = invert_images(case.parts, image, prompts[0], seeds=case.seeds, settings=case.settings)
+    result = edit_images(case.parts, image, inversion, prompts[1], seeds=case.seeds, settings=case.settings)
+    before, after = image[0], result.images[0]
+    case.show(" -> ".join(prompts), before, after)
+    right = _right(kind, changed, describe(before), describe(after))
+    yield Judged(f"drawn image, {kind}: the new one, all else the same", float(right))
+    if kind != "background":
+        yield Judged(REST_OF_DRAWN, _rest(before, after))
+    again = made_again(case.parts, inversion, case.settings)
+    error = (again - inversion.latents).norm() / inversion.latents.norm()
+    yield Judged(AGAIN, float(error < 1e-3))
 
 
 def _right(kind: str, wanted: Scene, before: Description, after: Description) -> bool:
