@@ -211,15 +211,19 @@ def _in_regions(case: _Case, count: int, question: str) -> Iterator[Judged]:
     colors = [color for color in grammar.COLORS if color != background]
     boxes = PLACES[count][int(rng.integers(2))]
     items = [Item(_choice(rng, colors), _choice(rng, grammar.SHAPES), place=place) for place in boxes]
-    regions = [
-        RegionalPrompt(box_mask(boxes[str(item.place)]), grammar.write(Scene((item,), background))) for item in items
-    ]
-    base = f"a {background} background"
+    regions = [RegionalPrompt(box_mask(boxes[str(item.place)]), _twice(item, background)) for item in items]
+    base = _twice(Item(_choice(rng, colors), _choice(rng, grammar.SHAPES), place=items[0].place), background)
     image = generate(case.parts, [base], seeds=case.seeds, regions=regions, settings=case.settings).images[0]
     case.show(", ".join(f"{item.color} {item.shape}" for item in items) + f" on {background}", image)
     seen = describe(image)
     right = seen.background == background and len(seen.items) == count
     yield Judged(question, float(right and all(_has(seen, item, boxes[str(item.place)]) for item in items)))
+
+
+def _twice(item: Item, background: str) -> str:
+    """The item at its place and at the opposite one: the network draws several shapes where a prompt has several."""
+    pair = next(pair for pair in (("left", "right"), ("top", "bottom")) if item.place in pair)
+    return grammar.write(Scene(tuple(replace(item, place=place) for place in pair), background))
 
 
 def _has(seen: Description, item: Item, box: tuple[float, ...]) -> bool:
