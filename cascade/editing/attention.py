@@ -37,6 +37,11 @@ class Tokens:
         """Of all kinds."""
         return self.text + self.pooled + self.images
 
+    def text_among(self, keys: int) -> slice:
+        """Where the text tokens are among so many keys of a block."""
+        first = keys - self.count
+        return slice(first, first + self.text)
+
 
 @dataclass(frozen=True)
 class NetworkCall:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..diffusion import Interval
 from ..models import AroundAttention, AttentionCall
 from .attention import NetworkCall
 
@@ -27,26 +26,21 @@ def attention_parts(q: Tensor, k: Tensor, heads: int) -> Iterator[tuple[slice, T
 
 
 class WordMaps:
-    """Records the attention to each text token in a run, with the prompt; the image does not change by a bit.
+    """Records the attention to each text token in a run, with the prompt; the image does not change by a bit."""
 
-    interval: the part of the run that is recorded.
-    """
-
-    def __init__(self, interval: Interval | None = None) -> None:
-        self.interval = interval or Interval()
+    def __init__(self) -> None:
         self._sum: Tensor | None = None
         self.recorded = 0
         """How often attention was recorded."""
 
     def around(self, call: NetworkCall) -> AroundAttention | None:
-        if True not in call.with_prompt or call.percent not in self.interval:
+        if True not in call.with_prompt:
             return None
 
         def record(block: AttentionCall) -> Tensor:
             rows = call.rows(len(block.q))
             assert rows is not None
-            first = block.k.shape[1] - call.tokens.count
-            text = slice(first, first + call.tokens.text)
+            text = call.tokens.text_among(block.k.shape[1])
             self.add(
                 torch.cat(
                     [p[..., text].sum(1) for _, p in attention_parts(block.q[rows], block.k[rows], block.heads)], 1

@@ -59,7 +59,10 @@ class PromptToPrompt:
         return LocalBlend(self) if self.strength.blend else None
 
     def changed(self) -> Tensor | None:
-        """Where the changed words are seen, in the source or in the target: 0 or 1, [n, 1, h, w]; None at the start."""
+        """Where the changed words are seen, in the source or in the target: 0 or 1, [n, 1, h, w].
+
+        None before the first step, and where nothing is blended.
+        """
         if self.maps.recorded == 0:
             return None
         found = []
@@ -85,14 +88,15 @@ class PromptToPrompt:
         k, v = self._blended(call, k, v, half)
         v = v[half:].unflatten(-1, (block.heads, -1)).transpose(1, 2).float()
         results, seen = [], []
-        first = block.k.shape[1] - call.tokens.count
-        text = slice(first, first + call.tokens.text)
+        text = call.tokens.text_among(k.shape[1])
         for _, attention in attention_parts(q, k, block.heads):
             source, target = attention.chunk(2)
-            target = self._controlled(call, source, target, first)
-            seen.append(torch.cat([source[..., text], target[..., text]]).mean(1))
+            target = self._controlled(call, source, target, text)
+            if self.strength.blend:
+                seen.append(torch.cat([source[..., text], target[..., text]]).mean(1))
             results.append(target @ v)
-        self.maps.add(torch.cat(seen, 1), block.size)
+        if seen:
+            self.maps.add(torch.cat(seen, 1), block.size)
         made = made.clone()
         made[rows.start + half : rows.stop] = torch.cat(results, 2).transpose(1, 2).flatten(-2).to(made)
         return made
@@ -106,17 +110,18 @@ class PromptToPrompt:
         k[half:, pooled], v[half:, pooled] = k[:half, pooled], v[:half, pooled]
         return k, v
 
-    def _controlled(self, call: NetworkCall, source: Tensor, target: Tensor, first: int) -> Tensor:
-        """The target's attention [n, heads, part, m] with the source's in the place of a part of it."""
-        image, text = target[..., :first], target[..., first : first + call.tokens.text]
-        rest = target[..., first + call.tokens.text :]
+    def _controlled(self, call: NetworkCall, source: Tensor, target: Tensor, places: slice) -> Tensor:
+        """The target's attention [n, heads, part, m] with the source's in the place of a part of it.
+
+        places: of the text tokens.
+        """
+        image, text, rest = target[..., : places.start], target[..., places], target[..., places.stop :]
         if call.percent < self.strength.image:
-            image = source[..., :first]
+            image = source[..., : places.start]
         if call.percent < self.strength.text:
             mapping, new = (x.to(text) for x in (self.alignment.mapping, self.alignment.new))
-            kept = source[..., first : first + call.tokens.text] @ mapping.T
-            text = torch.lerp(kept, text, new)
-            rest = source[..., first + call.tokens.text :]
+            text = torch.lerp(source[..., places] @ mapping.T, text, new)
+            rest = source[..., places.stop :]
         if self.weights is not None:
             text = text * self.weights.to(text)
         whole = torch.cat([image, text, rest], dim=-1)

@@ -106,8 +106,7 @@ class Regions:
             each = call.tokens.pooled // len(shares)
             lengths = [region.text.hidden.shape[1] for region in self.regions]
             counts = [call.tokens.text - sum(lengths), *lengths]
-            first = block.k.shape[1] - call.tokens.count
-            columns = [torch.ones(first, shares.shape[1])]
+            columns = [torch.ones(call.tokens.text_among(block.k.shape[1]).start, shares.shape[1])]
             columns += [share.expand(count, -1) for share, count in zip(shares, counts, strict=True)]
             columns += [share.expand(each, -1) for share in shares]
             columns += [torch.ones(call.tokens.images, shares.shape[1])]

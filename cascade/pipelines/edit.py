@@ -53,21 +53,12 @@ def edit(
     Raises InvalidSettings for prompts without a common word, for equal ones without weights, and for a word that is not
     in the prompt, and what `generate` raises.
     """
-    texts, control = prepared(parts, (prompt, to, negative), strength, weights)
-    count = len(seeds)
-    run = Run(
-        texts=[texts[0]] * count + [texts[1]] * count,
-        negative=texts[2],
-        seeds=[*seeds, *seeds],
-        settings=settings,
-        attention=control,
-        keeping=control.keeping,
-        on_progress=on_progress,
-    )
+    prompts, count = (prompt, to, negative), len(seeds)
+    control, run = both(parts, prompts, seeds, strength, weights, settings=settings, on_progress=on_progress)
     latents = parts.use("stage_c", run.stage_c)
     first = replace(run, texts=run.texts[:count], seeds=seeds)
     source = first.from_stage_c(parts, latents[:count])
-    mask = control.changed() if strength.blend else None
+    mask = control.changed()
     second = replace(run, texts=run.texts[count:], seeds=seeds)
     if mask is not None:
         # Stage B adds fine detail: where nothing changes it is kept too.
@@ -76,10 +67,18 @@ def edit(
     return Edited(source, second.from_stage_c(parts, latents[count:]), mask)
 
 
-def prepared(
-    parts: Parts, prompts: tuple[str, str, str], strength: EditStrength, weights: Mapping[str, float] | None
-) -> tuple[list[TextEmbedding], PromptToPrompt]:
-    """The embeddings of a prompt, of what it is changed to and of the negative prompt, and the control of the edit."""
+def both(
+    parts: Parts,
+    prompts: tuple[str, str, str],
+    seeds: Sequence[int],
+    strength: EditStrength,
+    weights: Mapping[str, float] | None,
+    **more: Any,
+) -> tuple[PromptToPrompt, Run]:
+    """The control of an edit, and the run that it controls: images of a prompt, and then as many of the changed one.
+
+    prompts: the first, what it is changed to, and the negative one. more: of the run.
+    """
     prompt, to, negative = prompts
     if prompt == to and not weights:
         raise InvalidSettings("both prompts are the same: change what should change in the second, or weight a word")
@@ -89,7 +88,16 @@ def prepared(
     factors = torch.ones(length)
     for word, factor in (weights or {}).items():
         factors[tokens[to].find(tokens[word])] = factor
-    return texts, PromptToPrompt(alignment, strength, factors if weights else None)
+    control, count = PromptToPrompt(alignment, strength, factors if weights else None), len(seeds)
+    run = Run(
+        texts=[texts[0]] * count + [texts[1]] * count,
+        negative=texts[2],
+        seeds=[*seeds, *seeds],
+        attention=control,
+        keeping=control.keeping,
+        **more,
+    )
+    return control, run
 
 
 @torch.no_grad()

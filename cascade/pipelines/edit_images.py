@@ -11,7 +11,7 @@ from torch import Tensor
 from ..editing import EditStrength
 from ..images import as_mask, as_rgb, fit, mask_of_latent, resize_mask
 from ..models import StageC
-from .edit import RELEASED_STRENGTH, prepared
+from .edit import RELEASED_STRENGTH, both
 from .generate import RELEASED_SETTINGS, Generated, OnProgress, Run, Settings
 from .inversion import Inversion, MadeWith, fingerprint
 from .networks import Parts
@@ -92,14 +92,13 @@ def edit_images(
     images = fit(as_rgb(images), *settings.final)
     mask = None if mask is None else as_mask(mask)
     made, count = inversion.made, len(images)
-    texts, control = prepared(parts, (made.prompt, to, made.negative), strength, weights)
-    run = Run(
-        texts=[texts[0]] * count + [texts[1]] * count,
-        negative=texts[2],
-        seeds=[*seeds, *seeds],
+    control, run = both(
+        parts,
+        (made.prompt, to, made.negative),
+        seeds,
+        strength,
+        weights,
         settings=settings,
-        attention=control,
-        keeping=control.keeping,
         inversion=inversion.of([*range(count)] * 2),
         skip=skip,
         on_progress=on_progress,
@@ -111,7 +110,7 @@ def edit_images(
 
     stage_c = parts.use("stage_c", edited)[count:]
     run = replace(run, texts=run.texts[count:], seeds=seeds)
-    if mask is None and strength.blend:
+    if mask is None:
         mask = control.changed()
     if mask is not None:
         mask = resize_mask(mask.cpu(), settings.final)
