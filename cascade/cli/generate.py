@@ -27,6 +27,7 @@ from ._common import (
     strength,
 )
 from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
+from ._style import add_style, style_needs, style_of, style_recipe
 from ._words import region_of, without_folder
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def add_parser(subparsers: Any) -> None:
         "left,top,right,bottom from 0 to 1, or the file of a mask, white where the prompt acts; may be repeated",
     )
     add_control(parser)
+    add_style(parser)
     group = parser.add_argument_group("large images")
     group.add_argument(
         "--enlarge",
@@ -190,8 +192,9 @@ def run(args: argparse.Namespace) -> int:
     from ..pipelines import generate
 
     seeds = [args.seed + i for i in range(args.number)]
-    encoder = args.image is not None or reads(controls, LATENTS)
-    parts = parts_of(args, [*NEEDED, *(["effnet"] if encoder else []), *(["image_encoder"] if args.like else [])])
+    needed = [*NEEDED, *style_needs(args)]
+    needed += ["effnet"] if args.image is not None or reads(controls, LATENTS) else []
+    parts = parts_of(args, list(dict.fromkeys([*needed, *(["image_encoder"] if args.like else [])])))
     controls = with_hints(args, controls, parts, settings.final, mask)
     with Bars() as bars:
         result = generate(
@@ -205,6 +208,7 @@ def run(args: argparse.Namespace) -> int:
             controls=controls,
             high_res=_high_res(args, parts),
             regions=regions,
+            style=style_of(args),
             settings=settings,
             on_progress=bars,
         )
@@ -268,4 +272,4 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
     if args.region:
         about["region"] = [without_folder(text) for text in args.region]
-    return about | control_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})
+    return about | control_recipe(args) | style_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

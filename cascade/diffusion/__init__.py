@@ -29,7 +29,7 @@ from .noise import SeededNoise
 from .noise_conditions import NOISE_CONDITIONS, NoiseCondition
 from .process import RELEASED_DIFFUSION, Diffusion, TrainingBatch
 from .samplers import SAMPLERS
-from .sampling import Keeping, Kept, NetworkArguments, OnStep, StepArguments, sample
+from .sampling import Keeping, Kept, NetworkArguments, OnStep, Steering, StepArguments, sample
 from .scalings import SCALINGS, Scaling
 from .schedules import SCHEDULES, Schedule
 from .settings import NoiseLevel, SamplingSettings
@@ -62,6 +62,7 @@ __all__ = [
     "Scaling",
     "Schedule",
     "SeededNoise",
+    "Steering",
     "StepArguments",
     "Target",
     "TrainingBatch",

@@ -35,6 +35,12 @@ class OnStep(Protocol):
     def __call__(self, i: int, n: int, x0: Tensor, /) -> Any: ...
 
 
+class Steering(Protocol):
+    """Changes the x0 that is predicted in step i (0 to n - 1); the noise that is predicted stays as it is."""
+
+    def __call__(self, i: int, n: int, x0: Tensor, /) -> Tensor: ...
+
+
 class Keeping(Protocol):
     """A part of the images that a run keeps as it is."""
 
@@ -79,6 +85,7 @@ def sample(
     step_arguments: StepArguments | None = None,
     noise: Noise | None = None,
     kept: Keeping | None = None,
+    steering: Steering | None = None,
     on_step: OnStep | None = None,
     diffusion: Diffusion = RELEASED_DIFFUSION,
     caching: CacheRun | None = None,
@@ -91,6 +98,7 @@ def sample(
     noise: (like, step) -> standard normal noise. By default each image's seed is computed from its x; pass
         `SeededNoise(seeds)` for seeds of your own.
     kept: see `Keeping` and `Kept`; None if all is generated.
+    steering: see `Steering`; None if nothing changes the predictions.
     diffusion: how the network was trained.
     caching: a fresh one of `settings.cache`. The network then also gets `around_inner`, see `Stack.denoise`.
 
@@ -104,6 +112,7 @@ def sample(
         given = state if kept is None else kept.noised(state, level)
         prediction = guided(given.to(x.dtype), level).to(state.dtype)
         x0 = diffusion.target.x0(given, prediction, level.log_snr, level.a, level.b)
+        x0 = x0 if steering is None else steering(i, len(levels), x0)
         x0 = x0 if kept is None else kept.restored(x0)
         if on_step is not None:
             on_step(i, len(levels), x0.to(x.dtype))

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..conditioning import StageCInputs
 from ..models import AroundAttention
 
 
@@ -18,19 +19,20 @@ from ..models import AroundAttention
 class Tokens:
     """How many tokens of each kind the conditions have; in a block they follow the image's own, in this order.
 
-    text: of all chunks, usually 77 each. pooled: of the pooled text embeddings, 4 each. images: of the image
-    embeddings, 4 each.
+    text: of all chunks, usually 77 each. pooled, images: of the pooled text embeddings and of the image embeddings,
+    `each` for one.
     """
 
     text: int
     pooled: int
     images: int
+    each: int = 4
 
     @classmethod
     def of(cls, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor, each: int) -> Tokens:
         """From Stage C's conditions, named as in `StageC.forward`. each: `condition_tokens` of its config."""
         pooled, images = (1 if x.dim() == 2 else x.shape[1] for x in (clip_text_pooled, clip_img))
-        return cls(clip_text.shape[1], each * pooled, each * images)
+        return cls(clip_text.shape[1], each * pooled, each * images, each)
 
     @property
     def count(self) -> int:
@@ -67,6 +69,10 @@ class NetworkCall:
 
 class AttentionController(Protocol):
     """Controls attention in one run."""
+
+    def inputs(self, cond: StageCInputs) -> StageCInputs:
+        """The conditions that the run must have, from those of its prompts."""
+        return cond
 
     def around(self, call: NetworkCall) -> AroundAttention | None:
         """What the attention blocks do in this call; None: nothing but their own attention."""

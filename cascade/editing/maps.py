@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import AroundAttention, AttentionCall
-from .attention import NetworkCall
+from .attention import AttentionController, NetworkCall
 
 PAIRS = 2**26
 """The most pairs of a query and a key, of all heads, whose attention is in memory at once."""
@@ -25,7 +25,7 @@ def attention_parts(q: Tensor, k: Tensor, heads: int) -> Iterator[tuple[slice, T
         yield part, (logits / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
-class WordMaps:
+class WordMaps(AttentionController):
     """Records the attention to each text token in a run, with the prompt; the image does not change by a bit."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from ..diffusion.settings import NoiseLevel
 from ..errors import InvalidSettings
 from ..models import AroundAttention, AttentionCall
 from ..models.blocks import resize
-from .attention import NetworkCall
+from .attention import AttentionController, NetworkCall
 from .maps import WordMaps, attention_parts, stretched
 from .words import Alignment
 
@@ -43,7 +43,7 @@ class EditStrength:
                 raise InvalidSettings(f"an edit's {name} must be from 0 to 1, got {value}")
 
 
-class PromptToPrompt:
+class PromptToPrompt(AttentionController):
     """Controls a run whose images are sources, and then as many targets, with the same seeds.
 
     alignment: of the prompts. weights: [n], a factor of the attention to each text token of the target.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..conditioning import StageCInputs, TextEmbedding
 from ..errors import InvalidSettings
 from ..models import AroundAttention, AttentionCall
-from .attention import NetworkCall
+from .attention import AttentionController, NetworkCall
 
 MOST_TOKENS = 77 * 32
 """Text tokens of all regions together: each is read by every position of the image in every block."""
@@ -50,7 +50,7 @@ def box_mask(box: Sequence[float], side: int = 512) -> Tensor:
     return mask
 
 
-class Regions:
+class Regions(AttentionController):
     """Controls a run whose conditions are `inputs`, for all its images.
 
     regions: where they overlap they share the place. base: how much of the base prompt is seen inside regions, 0 to 1.

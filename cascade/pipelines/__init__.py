@@ -26,6 +26,7 @@ from .stages import (
     sample_stage_b,
     sample_stage_c,
 )
+from .style import StyleReference
 
 __all__ = [
     "PRESETS",
@@ -45,6 +46,7 @@ __all__ = [
     "Settings",
     "StagePlan",
     "Start",
+    "StyleReference",
     "Tiles",
     "compression_warning",
     "decode",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
-from ..diffusion import Inverted, Keeping, SamplingSettings
+from ..diffusion import Inverted, Keeping, SamplingSettings, Steering
 from ..editing import AttentionController, Region, Regions
 from ..errors import InvalidSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
@@ -35,6 +35,7 @@ from .stages import (
     sample_stage_b,
     sample_stage_c,
 )
+from .style import StyleReference
 
 OnProgress = Callable[[str, int, int, Tensor], Any]
 """Called after step i (from 0) of n of "stage_c" or "stage_b" with the latents predicted there; raise in it to stop."""
@@ -128,6 +129,7 @@ def generate(
     controls: Sequence[Control] = (),
     high_res: HighRes | None = None,
     regions: Sequence[RegionalPrompt] = (),
+    style: StyleReference | None = None,
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -146,6 +148,7 @@ def generate(
         a source), then at the images' size. ControlNets act in the first run. The last progress of the first run has
         its latents.
     regions: parts of the images with prompts of their own, beside those of the images.
+    style: an image whose look all images get. Also needs "image_encoder"; with control "effnet" and "previewer".
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize (also for a size that does not
     fit into memory), InvalidImage, MissingPart, or what loading a part raises.
@@ -158,6 +161,8 @@ def generate(
         raise ValueError(f"one hint for each image, or one for all: {wrong[0]} hints, {len(prompts)} images")
     if high_res is not None and settings.enlarge != 1:
         raise InvalidSettings("high-res guides and enlarge are two ways to a large image: use one of them")
+    if style is not None and regions:
+        raise InvalidSettings("regions and a style both change what attention sees: use one of them")
     sizes = settings.sizes
     wanted = [*prompts, negative, *(region.prompt for region in regions)]
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, wanted))
@@ -176,7 +181,8 @@ def generate(
         attention=Regions([Region(each.mask, texts[each.prompt]) for each in regions]) if regions else None,
         on_progress=on_progress,
     )
-    return (run if source is None else run.starting_from(parts, source, sizes))(parts)
+    run = run if source is None else run.starting_from(parts, source, sizes)
+    return run(parts) if style is None or style.weight == 0 else style(parts, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +202,7 @@ class Run:
     """The first steps of their run that are left out."""
     attention: AttentionController | None = None
     keeping: Keeping | None = None
+    steering: Steering | None = None
     source_c: Tensor | None = None
     """Stage C's latents of the images to start from, at the resolution that high-res guides read."""
     start_c: Start | None = None
@@ -316,7 +323,7 @@ class Run:
             cond = StageCInputs.without_image(text, net.config.clip_img)
         else:
             cond = StageCInputs.of(text, self.clip_img[group])
-        if isinstance(self.attention, Regions):
+        if self.attention is not None:
             cond = self.attention.inputs(cond)
         plan = StagePlan(
             stage="stage_c",
@@ -329,6 +336,7 @@ class Run:
             controls=[control.of(group) for control in self.controls],
             attention=self.attention,
             keeping=self.keeping,
+            steering=self.steering,
         )
         return plan if self.inversion is None else self.inversion.of(group).plan(plan, self.skip)
 

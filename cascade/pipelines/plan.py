@@ -13,7 +13,16 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..diffusion import RELEASED_DIFFUSION, Guidance, Inverted, Inverting, Keeping, SamplingSettings, SeededNoise
+from ..diffusion import (
+    RELEASED_DIFFUSION,
+    Guidance,
+    Inverted,
+    Inverting,
+    Keeping,
+    SamplingSettings,
+    SeededNoise,
+    Steering,
+)
 from ..editing import AttentionController
 from ..errors import InvalidSettings
 from ..images import Box, blended
@@ -81,6 +90,7 @@ class StagePlan(Generic[C]):
     controls: ControlNets with their hints (Stage C).
     attention: what controls attention in this run (Stage C).
     keeping: what the run keeps of its images, instead of the part that the start's mask keeps.
+    steering: what changes the run's predictions.
     high_res, features: high-res guides, and the features that they read, one row for each image (Stage C).
     tiles: Stage B's network works in these tiles, each with its own part of Stage C's latents, blended where they
         overlap. Memory then depends on the tile size, but a tile's result does not depend on the rest of the image.
@@ -97,6 +107,7 @@ class StagePlan(Generic[C]):
     controls: Sequence[Control] = ()
     attention: AttentionController | None = None
     keeping: Keeping | None = None
+    steering: Steering | None = None
     high_res: HighRes | None = None
     features: Features | None = None
     tiles: Tiles | None = None

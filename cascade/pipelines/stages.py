@@ -236,6 +236,7 @@ def _sample(
         step_arguments=step_arguments,
         noise=plan.noise if noise is None else noise,
         kept=kept,
+        steering=plan.steering,
         on_step=on_step,
         caching=caching,
     )

@@ -1,0 +1,69 @@
+"""The options of `generate` for the look and the content of reference images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CascadeError
+from ._common import count, fraction, read_image
+
+if TYPE_CHECKING:
+    from ..pipelines import StyleReference
+
+
+def add_style(parser: argparse.ArgumentParser) -> None:
+    """Add them."""
+    group = parser.add_argument_group("style")
+    group.add_argument("--style", type=Path, metavar="FILE", help="an image whose look the new images get")
+    group.add_argument(
+        "--style-weight",
+        type=fraction,
+        default=1.0,
+        metavar="F",
+        help="how strongly, from 0 (not at all) to 1; default %(default)s",
+    )
+    group.add_argument(
+        "--content", type=Path, metavar="FILE", help="an image whose content they get, in the look of --style"
+    )
+    group.add_argument(
+        "--style-steps",
+        type=count,
+        metavar="N",
+        help="also correct the prediction of every step so many times until it looks like --style: closer and slower; "
+        "published: 3; default: not at all",
+    )
+
+
+def style_needs(args: argparse.Namespace) -> list[str]:
+    """The networks that they need. Raises CascadeError for options that need --style."""
+    if args.style is None:
+        if args.content is not None or args.style_steps is not None:
+            raise CascadeError("--content and --style-steps need --style, the image whose look the new images get.")
+        return []
+    return ["image_encoder", *(["effnet", "previewer"] if args.style_steps else [])]
+
+
+def style_of(args: argparse.Namespace) -> StyleReference | None:
+    """The references that were asked for."""
+    if args.style is None:
+        return None
+    from ..editing import ControlSteps
+    from ..pipelines import StyleReference
+
+    return StyleReference(
+        image=read_image(args.style),
+        content=None if args.content is None else read_image(args.content),
+        weight=args.style_weight,
+        control=None if args.style_steps is None else ControlSteps(steps=args.style_steps),
+    )
+
+
+def style_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """What the recipe says of them; nothing without any."""
+    if args.style is None:
+        return {}
+    about: dict[str, Any] = {"style": args.style.name, "style_weight": args.style_weight}
+    about |= {} if args.content is None else {"content": args.content.name}
+    return about | ({} if args.style_steps is None else {"style_steps": args.style_steps})

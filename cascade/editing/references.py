@@ -1,0 +1,85 @@
+"""References for style and content by attention feature aggregation (Rout et al. 2024, RB-Modulation, section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..conditioning import StageCInputs
+from ..diffusion import InInterval
+from ..errors import InvalidSettings
+from ..models import AroundAttention, AttentionCall
+from .attention import AttentionController, NetworkCall
+
+
+@dataclass(frozen=True, kw_only=True)
+class References(InInterval, AttentionController):
+    """Controls a run whose conditions are `inputs`: an image says how it looks, and another one what it shows.
+
+    In every attention block the results over several sets of tokens are averaged; the image's own tokens are in each.
+    With a style: the text; the text and the style; the style in the place of the text's pooled tokens. With a content
+    too: the text; the text and the content; all of them; the text and the style. A style is the mean of the tokens of
+    its image.
+
+    style, content: image embeddings [1 or B, 1, c].
+    weight: how much of this is mixed into what the block would compute without references, 0 to 1.
+
+    Raises InvalidSettings for a weight outside 0 to 1.
+    """
+
+    style: Tensor
+    content: Tensor | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight <= 1:
+            raise InvalidSettings(f"the weight of a style must be from 0 to 1, got {self.weight}")
+
+    def inputs(self, cond: StageCInputs) -> StageCInputs:
+        """The conditions with the references' image embeddings after the others."""
+        given = [image for image in (self.content, self.style) if image is not None]
+        images = [image.expand(len(cond.clip_img), -1, -1).to(cond.clip_img) for image in given]
+        return StageCInputs(cond.clip_text, cond.clip_text_pooled, torch.cat([cond.clip_img, *images], dim=1))
+
+    def around(self, call: NetworkCall) -> AroundAttention:
+        weight = self.weight if call.percent in self.interval else 0.0
+        return lambda block: self._attend(call, block, weight)
+
+    def _attend(self, call: NetworkCall, block: AttentionCall, weight: float) -> Tensor:
+        keys, each = block.k.shape[1], call.tokens.each
+        first = keys - each * (1 if self.content is None else 2)
+        found = self._aggregated(call, block, first) if weight else None
+        if found is not None and weight == 1:
+            return found
+        plain = block.attend(block.q, block.k[:, :first], block.v[:, :first], block.heads)
+        return plain if found is None else torch.lerp(plain, found, weight)
+
+    def _aggregated(self, call: NetworkCall, block: AttentionCall, first: int) -> Tensor:
+        """The mean over the sets of tokens; those of the references begin at `first`."""
+        keys, each = block.k.shape[1], call.tokens.each
+        text = call.tokens.text_among(keys)
+        own_and_text = slice(0, text.stop)
+        pooled = slice(text.stop, text.stop + call.tokens.pooled)
+
+        def over(*tokens: slice, style: bool = False) -> Tensor:
+            k, v = (
+                torch.cat([*(x[:, part] for part in tokens), *([_mean(x[:, -each:])] if style else [])], dim=1)
+                for x in (block.k, block.v)
+            )
+            return block.attend(block.q, k, v, block.heads)
+
+        plain = over(own_and_text, pooled)
+        with_style = over(own_and_text, pooled, style=True)
+        if self.content is None:
+            return (plain + with_style + over(own_and_text, style=True)) / 3
+        content = slice(first, first + each)
+        all_of_them = over(own_and_text, pooled, content, style=True)
+        return (plain + over(own_and_text, pooled, content) + all_of_them + with_style) / 4
+
+
+def _mean(tokens: Tensor) -> Tensor:
+    """Tokens [B, n, c], each the mean of all."""
+    return tokens.mean(1, keepdim=True).expand_as(tokens)

@@ -1,0 +1,75 @@
+"""Images of reference in whole runs: what stays exactly the same, what changes, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cascade import models
+from cascade.editing import ControlSteps, box_mask
+from cascade.errors import InvalidSettings, MissingPart
+from cascade.pipelines import Parts, RegionalPrompt, SamplingSettings, Settings, StyleReference, generate
+from tests.small import small_cascade
+from tests.support import relative_error
+
+pytestmark = pytest.mark.numeric
+
+FEW = Settings(
+    width=160,
+    height=128,
+    stage_c=SamplingSettings(steps=3, guidance=Settings().stage_c.guidance, shift=2.0),
+    stage_b=SamplingSettings(steps=1, guidance=Settings().stage_b.guidance, shift=1.0),
+)
+IMAGE, OTHER = (torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    torch.manual_seed(4)
+    previewer = models.initialize(models.Previewer(models.PreviewerConfig(width=8))).eval()
+    return Parts({**small_cascade(), "previewer": previewer})
+
+
+def made(parts: Parts, seeds: tuple[int, ...] = (5,), **options: Any) -> torch.Tensor:
+    style = StyleReference(**options) if options else None
+    return generate(parts, ["a red circle"] * len(seeds), seeds=seeds, settings=FEW, style=style).stage_c
+
+
+def test_a_weight_of_zero_is_the_plain_run_bit_for_bit(parts: Parts) -> None:
+    assert torch.equal(made(parts, image=IMAGE, weight=0.0), made(parts))
+
+
+def test_style_content_and_control_each_change_the_image(parts: Parts) -> None:
+    found = [
+        made(parts),
+        made(parts, image=IMAGE),
+        made(parts, image=OTHER),
+        made(parts, image=IMAGE, content=OTHER),
+        made(parts, image=IMAGE, control=ControlSteps(steps=2)),
+        made(parts, image=IMAGE, content=OTHER, control=ControlSteps(steps=2)),
+    ]
+    for i, one in enumerate(found):
+        assert all(relative_error(one, other) > 1e-4 for other in found[:i])
+
+
+def test_an_image_does_not_depend_on_the_others_of_its_batch(parts: Parts) -> None:
+    options = {"image": IMAGE, "control": ControlSteps(steps=2)}
+    assert relative_error(made(parts, (5, 6), **options)[1:], made(parts, (6,), **options)) < 1e-4
+
+
+def test_regions_and_a_style_are_not_for_one_run(parts: Parts) -> None:
+    region = RegionalPrompt(box_mask((0, 0, 0.5, 1)), "a star")
+    style = StyleReference(image=IMAGE)
+    with pytest.raises(InvalidSettings, match="one of them"):
+        generate(parts, ["a red circle"], seeds=[5], settings=FEW, style=style, regions=[region])
+
+
+def test_what_a_reference_needs(parts: Parts) -> None:
+    without = Parts({name: net for name, net in parts.sources.items() if name != "previewer"})
+    made(without, image=IMAGE)
+    with pytest.raises(MissingPart, match="previewer"):
+        made(without, image=IMAGE, control=ControlSteps())
+    with pytest.raises(InvalidSettings, match="from 0 to 1"):
+        made(parts, image=IMAGE, weight=2.0)
