@@ -35,9 +35,21 @@ def add_style(parser: argparse.ArgumentParser) -> None:
         "published: 3; default: not at all",
     )
 
+    group.add_argument(
+        "--style-aligned",
+        type=fraction,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        metavar="F",
+        help="with --number: all images get the look of the first, from 0 (not at all) to 1; without a number 1",
+    )
+
 
 def style_needs(args: argparse.Namespace) -> list[str]:
     """The networks that they need. Raises CascadeError for options that need --style."""
+    if args.style_aligned and args.number == 1:
+        raise CascadeError("--style-aligned needs --number 2 or more: the others get the look of the first.")
     if args.style is None:
         if args.content is not None or args.style_steps is not None:
             raise CascadeError("--content and --style-steps need --style, the image whose look the new images get.")
@@ -62,8 +74,9 @@ def style_of(args: argparse.Namespace) -> StyleReference | None:
 
 def style_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """What the recipe says of them; nothing without any."""
+    shared: dict[str, Any] = {"style_aligned": args.style_aligned} if args.style_aligned else {}
     if args.style is None:
-        return {}
-    about: dict[str, Any] = {"style": args.style.name, "style_weight": args.style_weight}
+        return shared
+    about = shared | {"style": args.style.name, "style_weight": args.style_weight}
     about |= {} if args.content is None else {"content": args.content.name}
     return about | ({} if args.style_steps is None else {"style_steps": args.style_steps})

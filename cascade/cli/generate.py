@@ -209,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
             high_res=_high_res(args, parts),
             regions=regions,
             style=style_of(args),
+            style_aligned=args.style_aligned,
             settings=settings,
             on_progress=bars,
         )

@@ -7,6 +7,7 @@ from .maps import WordMaps
 from .prompt_to_prompt import EditStrength, PromptToPrompt
 from .references import References
 from .regions import Region, Regions, box_mask
+from .style_aligned import StyleAligned
 from .style_control import ControlSteps, StyleControl
 from .words import Alignment, PromptTokens, align
 
@@ -21,6 +22,7 @@ __all__ = [
     "References",
     "Region",
     "Regions",
+    "StyleAligned",
     "StyleControl",
     "Tokens",
     "WordMaps",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
 from ..diffusion import Inverted, Keeping, SamplingSettings, Steering
-from ..editing import AttentionController, Region, Regions
+from ..editing import AttentionController, Region, Regions, StyleAligned
 from ..errors import InvalidSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
@@ -130,6 +130,7 @@ def generate(
     high_res: HighRes | None = None,
     regions: Sequence[RegionalPrompt] = (),
     style: StyleReference | None = None,
+    style_aligned: float = 0.0,
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -149,6 +150,7 @@ def generate(
         its latents.
     regions: parts of the images with prompts of their own, beside those of the images.
     style: an image whose look all images get. Also needs "image_encoder"; with control "effnet" and "previewer".
+    style_aligned: how much all images share the look of the first, 0 to 1; 0 is the plain run, bit for bit.
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize (also for a size that does not
     fit into memory), InvalidImage, MissingPart, or what loading a part raises.
@@ -161,8 +163,8 @@ def generate(
         raise ValueError(f"one hint for each image, or one for all: {wrong[0]} hints, {len(prompts)} images")
     if high_res is not None and settings.enlarge != 1:
         raise InvalidSettings("high-res guides and enlarge are two ways to a large image: use one of them")
-    if style is not None and regions:
-        raise InvalidSettings("regions and a style both change what attention sees: use one of them")
+    if sum((bool(regions), style is not None, style_aligned != 0)) > 1:
+        raise InvalidSettings("regions, a style and a shared style all change what attention sees: use one of them")
     sizes = settings.sizes
     wanted = [*prompts, negative, *(region.prompt for region in regions)]
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, wanted))
@@ -181,6 +183,8 @@ def generate(
         attention=Regions([Region(each.mask, texts[each.prompt]) for each in regions]) if regions else None,
         on_progress=on_progress,
     )
+    if style_aligned:
+        run = run.sharing_style(style_aligned)
     run = run if source is None else run.starting_from(parts, source, sizes)
     return run(parts) if style is None or style.weight == 0 else style(parts, run)
 
@@ -222,6 +226,16 @@ class Run:
         height, width = self.settings.final
         images = images[..., :height, :width]
         return Generated(images if self.around is None else composite(images, *self.around), stage_c, stage_b)
+
+    def sharing_style(self, weight: float) -> Run:
+        """The same run, whose images get the look of the first. Raises InvalidSettings for a wrong weight, and for
+        prompts of different length, which are not sampled together."""
+        if len(self._groups()) > 1:
+            raise InvalidSettings(
+                "images of one style are sampled together, so their prompts must be of a similar length: all up to 75 "
+                "tokens, or all up to 150, and so on"
+            )
+        return replace(self, attention=StyleAligned(weight=weight))
 
     def starting_from(self, parts: Parts, source: ImageToImage, sizes: LatentSizes) -> Run:
         """The same run, starting from images that are encoded for both stages."""

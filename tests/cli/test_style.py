@@ -45,6 +45,7 @@ def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path) -> None:
     [
         (["--content", "{photo}"], "need --style"),
         (["--style-steps", "3"], "need --style"),
+        (["--style-aligned"], "--number 2 or more"),
         (["--style", "nothing.png"], "nothing.png"),
         (["--style", "{photo}", "--region", "0,0,0.5,1=a star"], "one of them"),
     ],

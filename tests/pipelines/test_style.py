@@ -73,3 +73,29 @@ def test_what_a_reference_needs(parts: Parts) -> None:
         made(without, image=IMAGE, control=ControlSteps())
     with pytest.raises(InvalidSettings, match="from 0 to 1"):
         made(parts, image=IMAGE, weight=2.0)
+
+
+PROMPTS, SEEDS = ["a red circle", "a star", "a blue square"], [5, 6, 7]
+
+
+def shared(parts: Parts, weight: float, prompts: list[str] = PROMPTS) -> torch.Tensor:
+    return generate(parts, prompts, seeds=SEEDS, settings=FEW, style_aligned=weight).stage_c
+
+
+def test_the_others_follow_the_first_image_which_stays_as_it_is(parts: Parts) -> None:
+    plain, aligned, half = (shared(parts, weight) for weight in (0.0, 1.0, 0.5))
+    assert torch.equal(plain, generate(parts, PROMPTS, seeds=SEEDS, settings=FEW).stage_c)
+    for found in (aligned, half):
+        assert relative_error(found[:1], plain[:1]) < 1e-6
+        assert relative_error(found[1:], plain[1:]) > 1e-3
+    # What is shared is the first image's: with another one they change.
+    assert relative_error(shared(parts, 1.0, ["a black dog", *PROMPTS[1:]])[1:], aligned[1:]) > 1e-4
+
+
+def test_what_cannot_share_a_style(parts: Parts) -> None:
+    with pytest.raises(InvalidSettings, match="similar length"):
+        shared(parts, 1.0, ["a red circle", "a star", "a very long prompt " * 40])
+    with pytest.raises(InvalidSettings, match="from 0 to 1"):
+        shared(parts, 1.5)
+    with pytest.raises(InvalidSettings, match="one of them"):
+        generate(parts, PROMPTS, seeds=SEEDS, settings=FEW, style_aligned=1.0, style=StyleReference(image=IMAGE))
