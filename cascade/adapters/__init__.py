@@ -6,6 +6,7 @@
 
 from .attaching import Applied, Attachment, attach, merge
 from .extracting import extract
+from .instruct import InstructNetwork, read_instruct, save_instruct
 from .lora import Full, Lora, LowRank, Rows, Token
 from .names import FORMATS
 from .norms import chart, norm_of, norms_by_block, summary
@@ -19,6 +20,7 @@ __all__ = [
     "Applied",
     "Attachment",
     "Full",
+    "InstructNetwork",
     "LearnedTokenizer",
     "Lora",
     "LowRank",
@@ -34,7 +36,9 @@ __all__ = [
     "metadata_of",
     "norm_of",
     "norms_by_block",
+    "read_instruct",
     "read_lora",
+    "save_instruct",
     "save_lora",
     "summary",
     "to_tensors",

@@ -24,6 +24,9 @@ METADATA_KIND = "cascade.kind"
 METADATA_CONFIG = "cascade.config"
 """Keys of the metadata in our own files. A file of several networks has a config for each: cascade.config.KIND."""
 
+INSTRUCT = "instruct"
+"""The kind in files of instruct networks, which are a ControlNet and a LoRA: see `adapters.instruct`."""
+
 SCALES = (".scale_weight", ".weight_scale")
 """Endings of the factor by which a layer's float8 or int8 `.weight` must be multiplied."""
 SCALE_EXTRAS = (".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
@@ -68,6 +71,7 @@ SIGNATURES = (
 )
 
 FOREIGN: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("an instruct network, which edits images by instructions", ("controlnet.projections.0.0.weight", "*lora_down*")),
     ("a LoRA, which is applied to a network, not loaded as one", ("*lora_down*",)),
     ("a LoRA, which is applied to a network, not loaded as one", ("*lora_A*",)),
     ("a LoRA, which is applied to a network, not loaded as one", ("weights.0.lora_up",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,16 +42,31 @@ class Drawings(NamedTuple):
     scenes: list[Scene]
 
 
+class Placed(NamedTuple):
+    """One item as it is drawn: center (x, y) and radius as parts of the side, tilt in radians, color in [0, 255]."""
+
+    shape: str
+    center: np.ndarray
+    radius: float
+    tilt: float
+    color: np.ndarray
+
+
 def draw(scene: Scene, rng: np.random.Generator, *, size: int = 256) -> np.ndarray:
     """The image of a scene as uint8 [size, size, 3]; what the scene leaves out is chosen by `rng`."""
     scene = grammar.complete(scene, rng)
     assert scene.background is not None
+    background = color_near(scene.background, rng)
+    side = SIDE_OF_PAIR if len(scene.items) == 2 else SIDE
+    return paint(background, [place(item, side, rng) for item in scene.items], size)
+
+
+def paint(background: np.ndarray, items: Sequence[Placed], size: int = 256) -> np.ndarray:
+    """The items on the background [3] in [0, 255], as uint8 [size, size, 3]."""
     image = np.empty((size, size, 3), np.uint8)
-    background = _color(scene.background, rng)
     image[:] = np.round(background)
-    for item in scene.items:
-        side = SIDE_OF_PAIR if len(scene.items) == 2 else SIDE
-        _paint(image, item, side, background, rng)
+    for item in items:
+        _paint(image, item, background)
     return image
 
 
@@ -68,31 +84,41 @@ def batch(seed: int, n: int, *, start: int = 0, size: int = 256) -> Drawings:
     return Drawings(images, captions, scenes)
 
 
-def _color(name: str, rng: np.random.Generator) -> np.ndarray:
+def color_near(name: str, rng: np.random.Generator) -> np.ndarray:
     """A color near the named one, float32 [3] in [0, 255]."""
     near = rng.uniform(-1, 1, 3) * HUE if name not in ("white", "black") else rng.uniform(-1, 1) * GRAY
     return (255 * np.clip(np.asarray(PALETTE[name]) + near, 0, 1)).astype(np.float32)
 
 
-def _paint(image: np.ndarray, item: Item, side: float, background: np.ndarray, rng: np.random.Generator) -> None:
+def place(item: Item, side: float, rng: np.random.Generator) -> Placed:
+    """Where and how an item is drawn, near what it says; `side` is how far from the edge those at a side stand."""
+    center = middle_of(item.place, side) + rng.uniform(-WANDER, WANDER, 2)
+    radius = rng.uniform(*RADIUS[item.size])
+    tilt = rng.uniform(-TILT, TILT)
+    return Placed(item.shape, center, radius, tilt, color_near(item.color, rng))
+
+
+def middle_of(place: str | None, side: float = SIDE) -> np.ndarray:
+    """The center (x, y) of items at a place, as parts of the side."""
+    assert place is not None
+    return CENTER + (CENTER - side) * np.asarray(AWAY[place])
+
+
+def _paint(image: np.ndarray, item: Placed, background: np.ndarray) -> None:
     """Paint one item into the image, working only on the part around it."""
     size = image.shape[0]
-    assert item.place is not None
-    away = (CENTER - side) * np.asarray(AWAY[item.place])
-    x, y = size * (CENTER + away + rng.uniform(-WANDER, WANDER, 2))
-    radius = size * rng.uniform(*RADIUS[item.size])
-    tilt = rng.uniform(-TILT, TILT)
-    color = _color(item.color, rng)
+    x, y = size * item.center
+    radius = size * item.radius
     # No shape reaches farther than 1.3 radii from its center (the corners of a square).
     reach = 1.3 * radius + EDGE
     left, top = max(0, int(x - reach)), max(0, int(y - reach))
     right, bottom = min(size, int(x + reach) + 2), min(size, int(y + reach) + 2)
     dx = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - x)
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - y)
-    cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
+    cos, sin = np.float32(np.cos(item.tilt)), np.float32(np.sin(item.tilt))
     distance = OUTLINES[item.shape](cos * dx + sin * dy, cos * dy - sin * dx, radius)
     cover = np.clip(0.5 - distance / np.float32(EDGE), 0, 1)[:, :, None]
-    image[top:bottom, left:right] = background + cover * (color - background) + np.float32(0.5)
+    image[top:bottom, left:right] = background + cover * (item.color - background) + np.float32(0.5)
 
 
 # Signed distances in pixels, negative inside, of points [h, w] around the shape's center (y grows downwards).

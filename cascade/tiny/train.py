@@ -40,6 +40,7 @@ PARTS = (
     "lora_heart",
     "turbo_stage_c",
     "turbo_stage_b",
+    "instruct",
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 

@@ -12,6 +12,7 @@ from .controlnet import ControlNetSettings, ControlNetTask
 from .distillation import DistillationSettings, DistillationTask
 from .encoder import EncoderSettings, EncoderTask
 from .high_res import HighResSettings, HighResTask
+from .instruct import InstructSettings, InstructTask
 from .lock import exclusive
 from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
@@ -38,6 +39,7 @@ TASKS: dict[str, Training] = {
     "high_res_guides": Training(HighResSettings, HighResTask),
     "lora": Training(LoraSettings, LoraTask),
     "distill": Training(DistillationSettings, DistillationTask),
+    "instruct": Training(InstructSettings, InstructTask),
 }
 SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}
 

@@ -95,7 +95,7 @@ def test_noise_is_no_scene() -> None:
 def test_every_color_has_its_name() -> None:
     rng = np.random.default_rng(0)
     for color in grammar.COLORS:
-        assert {analysis.name(drawing._color(color, rng) / 255) for _ in range(50)} == {color}
+        assert {analysis.name(drawing.color_near(color, rng) / 255) for _ in range(50)} == {color}
 
 
 def test_no_image() -> None:

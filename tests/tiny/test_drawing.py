@@ -35,7 +35,7 @@ def test_captions_fit_the_images() -> None:
 def test_colors_stay_apart() -> None:
     """The nearest two colors of the palette keep a distance, however they are changed."""
     rng = np.random.default_rng(0)
-    drawn = {name: np.stack([drawing._color(name, rng) for _ in range(200)]) / 255 for name in drawing.PALETTE}
+    drawn = {name: np.stack([drawing.color_near(name, rng) for _ in range(200)]) / 255 for name in drawing.PALETTE}
     assert drawn["white"].min() >= 0.93
     assert drawn["black"].max() <= 0.07
     for one, other in combinations(drawn.values(), 2):
