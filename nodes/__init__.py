@@ -12,6 +12,7 @@ from . import (
     high_res,
     hints,
     images,
+    instruct,
     latents,
     loaders,
     sampling,
@@ -34,5 +35,6 @@ NODES = short_names(
         *high_res.NODES,
         *hints.NODES,
         *crop.NODES,
+        *instruct.NODES,
     ]
 )

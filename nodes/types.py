@@ -21,6 +21,7 @@ SAMPLING = f"{CATEGORY}/sampling"
 LORA = f"{CATEGORY}/lora"
 TRAINING = f"{CATEGORY}/training"
 IMAGES = f"{CATEGORY}/images"
+EDITING = f"{CATEGORY}/editing"
 CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
 
 LoraType = io.Custom("CASCADE_LORA")

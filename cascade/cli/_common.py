@@ -210,6 +210,14 @@ def fraction(text: str) -> float:
     return number
 
 
+def finite(text: str) -> float:
+    """A number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a number")
+    return number
+
+
 def positive(text: str) -> float:
     """A number above 0."""
     number = float(text)

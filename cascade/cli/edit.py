@@ -22,6 +22,7 @@ from ._common import (
     settings_of,
 )
 from ._edit_image import check_given, edited_image
+from ._instruct import add_instruction, check_instruction, instructed
 from ._words import factor_of
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Change an image by changing its prompt (prompt-to-prompt): the image of --prompt and --seed is made
 again with --to instead, and keeps its composition. Exchange, add or leave out words. With FILE, an image of your own
-that --prompt describes: Stage C first finds the noise from which it makes exactly that image (the inversion)."""
+that --prompt describes: Stage C first finds the noise from which it makes exactly that image (the inversion). With FILE
+and --instruction neither prompt is needed: say what to change, and an instruct network, trained for this, does it."""
 EXAMPLES = """examples:
   python -m cascade edit --prompt "a red circle, left" --to "a green circle, left" --seed 7 -o green.png
   python -m cascade edit --prompt "a red circle on a white background" --to "a red star on a white background" \
     --comparison
   python -m cascade edit circle.png --prompt "a red circle" --to "a green circle" -o green.png
+  python -m cascade edit circle.png --instruction "make it green" -o green.png
   python -m cascade edit owl.jpg --prompt "an owl in a forest" --to "an eagle in a forest" \
     --inversion owl.safetensors --models ComfyUI/models
   python -m cascade edit --prompt "an owl in a forest" --to "an owl in a snowy forest" --weight snowy=2 \
@@ -64,8 +67,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="an image to change; default: a generated one"
     )
-    parser.add_argument("--prompt", required=True, help="what the image shows")
-    parser.add_argument("--to", required=True, metavar="PROMPT", help="what it should show instead")
+    parser.add_argument("--prompt", help="what the image shows")
+    parser.add_argument("--to", metavar="PROMPT", help="what it should show instead")
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what it should not show; default: empty")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the image; default 0")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the next free cascade-N.png")
@@ -101,6 +104,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="where the inversion is kept (.safetensors): made if there is none, used if there is, which is faster",
     )
+    add_instruction(parser)
     add_stages(parser)
     add_tile(parser)
     add_networks(parser)
@@ -109,15 +113,29 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the changed image and write it; 0."""
     [path] = output_paths(args.output, 1)
+    check_instruction(args)
     given = None if args.file is None else read_image(args.file)
     check_given(args)
     settings = settings_of(args, given)
     if not args.models:
-        say_tiny_is_used("" if args.lora else args.to)
+        say_tiny_is_used("" if args.lora or args.instruction is not None else args.to)
+    if given is not None and args.instruction is not None:
+        images, recipe = instructed(args, given, settings)
+    else:
+        images, recipe = _by_prompts(args, given, settings)
     import torch
 
     from ..images import to_pillow
 
+    save(to_pillow(torch.cat(images, dim=-1) if args.comparison else images[1]), path, recipe)
+    print(path)
+    return 0
+
+
+def _by_prompts(
+    args: argparse.Namespace, given: Tensor | None, settings: Settings
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """The image before and after, and the recipe."""
     strength = _strength(args)
     if given is None:
         images, more = _generated(args, strength, settings), {}
@@ -126,10 +144,7 @@ def run(args: argparse.Namespace) -> int:
     about = {"prompt": args.prompt, "to": args.to, "negative": args.negative, "seed": args.seed}
     kept = {name: getattr(strength, name) for name in STRENGTHS}
     weights = {"weight": dict(args.weight)} if args.weight else {}
-    recipe = recipe_of(args, settings, **about, **kept, **weights, **more)
-    save(to_pillow(torch.cat(images, dim=-1) if args.comparison else images[1]), path, recipe)
-    print(path)
-    return 0
+    return images, recipe_of(args, settings, **about, **kept, **weights, **more)
 
 
 def _generated(args: argparse.Namespace, strength: EditStrength, settings: Settings) -> list[Tensor]:

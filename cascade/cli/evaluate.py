@@ -41,8 +41,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--edit",
         action="store_true",
-        help="measure edits of generated and of drawn images, maps of words and regional prompts, --prompts cases of "
-        "each kind",
+        help="measure edits of generated and of drawn images, by prompts and by instructions, maps of words and "
+        "regional prompts, --prompts cases of each kind",
     )
     parser.add_argument(
         "--high-res",
@@ -63,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import tiny
-    from ..adapters import read_lora
+    from ..adapters import read_instruct, read_lora
     from ..pipelines import PRESETS, Parts
     from ..tiny import control, editing, evaluation, high_res, new_shapes
 
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
             parts, _controlnets(args), cases=args.prompts, settings=settings, on_progress=_report
         )
     elif args.edit:
-        result = editing.evaluate_edit(parts, cases=args.prompts, settings=settings, on_progress=_report)
+        network = read_instruct(tiny.path(tiny.INSTRUCT) if folder is None else folder / tiny.path(tiny.INSTRUCT).name)
+        result = editing.evaluate_edit(parts, network, cases=args.prompts, settings=settings, on_progress=_report)
     elif args.high_res:
         result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
     else:

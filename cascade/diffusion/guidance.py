@@ -1,6 +1,7 @@
 """Classifier-free guidance (Ho & Salimans 2022).
 
-With rescaling (Lin et al. 2024, section 3.4) and an interval of the run (Kynkaanniemi et al. 2024).
+With rescaling (Lin et al. 2024, section 3.4), an interval of the run (Kynkaanniemi et al. 2024), and a scale of its own
+for the images that ControlNets read (Brooks et al. 2023, InstructPix2Pix, eq. 3).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Guidance:
         prediction, 0 (none) to 1; the released `rho`.
     cfg_end: the scale at the end of the run, with a linear change from `cfg` at its start; None: `cfg` throughout.
     start_percent, end_percent: the part of the run in which guidance acts, see `Interval`; the scale is 1 outside.
+    image_cfg: guidance scale of the images that ControlNets read, in addition, wherever `cfg` acts; 1: they are not
+        guided by. Any other value costs a third prediction, without prompt and images.
     per_image: standard deviations of each image by itself. False takes them over the whole batch as the released code
         does, which makes an image depend on the others in its batch.
     """
@@ -34,10 +37,11 @@ class Guidance:
     cfg_end: float | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
+    image_cfg: float = 1.0
     per_image: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent"):
+        for name in ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent", "image_cfg"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InvalidSettings(f"guidance {name} must be a finite number, got {value}")
@@ -60,8 +64,15 @@ class Guidance:
         last = self.cfg if self.cfg_end is None else self.cfg_end
         return self.cfg * (1 - percent) + last * percent
 
-    def combine(self, cond: Tensor, uncond: Tensor, percent: float) -> Tensor:
-        """Predictions [B, ...] -> the guided prediction at this part of the run."""
+    def combine(self, cond: Tensor, uncond: Tensor, percent: float, without: Tensor | None = None) -> Tensor:
+        """Predictions [B, ...] -> the guided prediction at this part of the run.
+
+        without: the prediction without prompt and images, where `image_cfg` acts.
+        """
+        guided = self._by_prompt(cond, uncond, percent)
+        return guided if without is None else guided + (self.image_cfg - 1) * (uncond - without)
+
+    def _by_prompt(self, cond: Tensor, uncond: Tensor, percent: float) -> Tensor:
         guided = torch.lerp(uncond, cond, self.cfg_at(percent))
         if self.cfg_rescale == 0:
             return guided

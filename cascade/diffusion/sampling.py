@@ -82,6 +82,7 @@ def sample(
     *,
     cond: NetworkArguments,
     uncond: NetworkArguments | None = None,
+    without: NetworkArguments | None = None,
     step_arguments: StepArguments | None = None,
     noise: Noise | None = None,
     kept: Keeping | None = None,
@@ -95,6 +96,7 @@ def sample(
     network: called with x in the dtype given and r [B] in float32; the arithmetic in between is float32 at least.
     cond, uncond: see `NetworkArguments`. One call of 2 B where both have the same shapes, else two calls. Without
         `uncond`, or where the guidance scale is 1, only the conditional call is made.
+    without: the arguments without prompt and images, for `Guidance.image_cfg`; they come before the steps' arguments.
     noise: (like, step) -> standard normal noise. By default each image's seed is computed from its x; pass
         `SeededNoise(seeds)` for seeds of your own.
     kept: see `Keeping` and `Kept`; None if all is generated.
@@ -106,7 +108,7 @@ def sample(
     """
     step, levels = settings.step, settings.noise_levels(diffusion)
     noise = SeededNoise.of(x) if noise is None else noise
-    guided = GuidedNetwork(network, cond, uncond, settings.guidance, step_arguments, len(x), caching)
+    guided = GuidedNetwork(network, cond, uncond, settings.guidance, step_arguments, len(x), caching, without)
     state = x0 = x.to(torch.promote_types(x.dtype, torch.float32))
     for i, level in enumerate(levels):
         given = state if kept is None else kept.noised(state, level)
@@ -143,8 +145,10 @@ class GuidedNetwork:
         step_arguments: StepArguments | None,
         batch: int,
         caching: CacheRun | None = None,
+        without: NetworkArguments | None = None,
     ) -> None:
         self.caching = caching
+        self.without = None if guidance.image_cfg == 1 else without
         self.network, self.guidance, self.step_arguments = network, guidance, step_arguments
         self.cond, self.uncond = cond, uncond
         self.both = None if uncond is None else join_arguments(cond, uncond, batch)
@@ -158,7 +162,8 @@ class GuidedNetwork:
             both, alone = partial(self._both, x, level), partial(self._with_prompt, x, level)
             positive, negative = self.caching.predictions(level.percent, both, alone)
         precise = torch.promote_types(positive.dtype, torch.float32)
-        return self.guidance.combine(positive.to(precise), negative.to(precise), level.percent)
+        plain = None if self.without is None else self._call(x, level, self.without, "without").to(precise)
+        return self.guidance.combine(positive.to(precise), negative.to(precise), level.percent, plain)
 
     def _with_prompt(self, x: Tensor, level: NoiseLevel) -> Tensor:
         return self._call(x, level, self.cond, "cond")
@@ -175,7 +180,7 @@ class GuidedNetwork:
         further = {} if self.step_arguments is None else dict(self.step_arguments(level.percent, len(x)))
         if self.caching is not None:
             further["around_inner"] = self.caching.around_inner(names, level.percent)
-        return self.network(x, r, **arguments, **further)
+        return self.network(x, r, **{**further, **arguments})
 
 
 class Unjoinable(Exception):

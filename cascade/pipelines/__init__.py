@@ -8,6 +8,7 @@ from .edit import Edited, edit, word_maps
 from .edit_images import edit_images, invert_images
 from .generate import Generated, ImageToImage, RegionalPrompt, Settings, generate
 from .high_res import HighRes
+from .instruct import follow
 from .inversion import Inversion
 from .mix import mix
 from .networks import Parts
@@ -57,6 +58,7 @@ __all__ = [
     "encode_stage_a",
     "encode_stage_c",
     "find_parts",
+    "follow",
     "generate",
     "invert_images",
     "latent_sizes",

@@ -22,11 +22,13 @@ class Control(InInterval):
     net: of the Stage C's width.
     hint: [B or 1, c, H, W], as `images` makes it: one for each image, or one for all.
     strength: a factor of its residuals; 0 has no effect.
+    exact: the hint lies on the grid of the run's latents, and is read as it is.
     """
 
     net: ControlNet
     hint: Tensor
     strength: float = 1.0
+    exact: bool = False
 
     def of(self, rows: Sequence[int]) -> Control:
         """For some of the images."""
@@ -72,7 +74,11 @@ def check_fit(config: ControlNetConfig, width: int, blocks: int) -> None:
 
 def _residuals(control: Control, height: int, width: int) -> list[Tensor | None]:
     parameter = next(control.net.parameters())
-    found = read_hint(control.net, control.hint, height, width, device=parameter.device, dtype=parameter.dtype)
+    device, dtype = parameter.device, parameter.dtype
+    if control.exact:
+        found = control.net(control.hint.to(device, dtype))
+    else:
+        found = read_hint(control.net, control.hint, height, width, device=device, dtype=dtype)
     return [None if each is None else control.strength * each for each in found]
 
 

@@ -137,7 +137,10 @@ def _sample_stage_c(
             around_attention=around_attention(conditions, percent),
         )
 
-    return _sample(net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments, noise)
+    without = {"conditions": uncond, "control": None} if controls is not None and controls.acting else None
+    return _sample(
+        net, plan, predict, {"conditions": cond}, {"conditions": uncond}, on_step, step_arguments, noise, without
+    )
 
 
 def sample_stage_b(net: StageB, plan: StagePlan[StageBInputs], on_step: OnStep | None = None) -> Tensor:
@@ -222,8 +225,9 @@ def _sample(
     on_step: OnStep | None,
     step_arguments: StepArguments | None = None,
     noise: Noise | None = None,
+    without: NetworkArguments | None = None,
 ) -> Tensor:
-    """A plan through the library's loop; cond and uncond are the arguments of `predict`; noise: not the plan's."""
+    """A plan through the library's loop; cond, uncond and without are arguments of `predict`; noise: not the plan's."""
     epsilon = plan.noise.start(*plan.size).to(next(net.parameters()))
     x, kept = _started(plan, epsilon)
     caching = None if plan.settings.cache is None else CacheRun(plan.settings.cache)
@@ -233,6 +237,7 @@ def _sample(
         plan.settings,
         cond=cond,
         uncond=uncond,
+        without=without,
         step_arguments=step_arguments,
         noise=plan.noise if noise is None else noise,
         kept=kept,

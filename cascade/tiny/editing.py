@@ -1,4 +1,7 @@
-"""How well images of the tiny cascade, and drawn ones, are edited: by the prompt, with maps of words, in regions."""
+"""How well images of the tiny cascade, and drawn ones, are edited.
+
+By the prompt, with maps of words, in regions, and by instructions.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ..adapters import InstructNetwork
 from ..editing import box_mask
-from ..pipelines import Parts, RegionalPrompt, Settings, edit, edit_images, generate, invert_images, word_maps
+from ..pipelines import Parts, RegionalPrompt, Settings, edit, edit_images, follow, generate, invert_images, word_maps
 from ..pipelines.edit_images import made_again
-from . import grammar
+from . import grammar, instructions
 from .analysis import Description, Found, describe, foreground
 from .evaluation import SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
 from .grammar import Item, Scene
@@ -21,6 +25,7 @@ from .grammar import Item, Scene
 REST = "the rest of the image, PSNR"
 MAP = "the map of the shape's word overlaps the shape (IoU)"
 REST_OF_DRAWN = "drawn image, the rest, PSNR"
+FOLLOWED = "instructions, unseen images"
 AGAIN = "drawn image inverted and made again: relative error below 0.001"
 AIMS = {
     "color: the new one, all else the same": 0.90,
@@ -35,6 +40,8 @@ AIMS = {
     "drawn image, background: the new one, all else the same": 0.85,
     REST_OF_DRAWN: 30.0,
     AGAIN: 1.0,
+    FOLLOWED: 0.85,
+    **{f"instructions: {kind}": None for kind in instructions.KINDS},
 }
 """The questions in the order of the table, and the score to reach."""
 
@@ -46,6 +53,8 @@ CUT = 0.4
 """The part of a map's highest from which on it shows its word."""
 EDGE = 6
 """Pixels around a shape that are not compared: its soft edge."""
+UNSEEN = ("color", "shape", "background")
+"""Instructions that can lead to a combination that was kept from training."""
 PLACES = {
     2: (
         {"left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1)},
@@ -81,11 +90,16 @@ class _Case:
 
 
 def evaluate_edit(
-    parts: Parts, *, cases: int = 100, settings: Settings = SETTINGS, on_progress: OnProgress | None = None
+    parts: Parts,
+    network: InstructNetwork,
+    *,
+    cases: int = 100,
+    settings: Settings = SETTINGS,
+    on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Edit and judge so many cases of each kind, always the same ones.
 
-    parts: of the tiny cascade. Raises as `pipelines.edit`.
+    parts, network: of the tiny cascade. Raises as `pipelines.edit`.
     """
     report = on_progress or (lambda _what, _done, _all: None)
     judged: list[Judged] = []
@@ -100,6 +114,7 @@ def evaluate_edit(
         "color of drawn images": lambda case: _edited_drawing(case, "color", _recolored),
         "shape of drawn images": lambda case: _edited_drawing(case, "shape", _reshaped),
         "background of drawn images": lambda case: _edited_drawing(case, "background", _on_another),
+        "instructions": lambda case: _followed(case, network),
     }
     for place, (kind, measure) in enumerate(kinds.items()):
         for i in range(cases):
@@ -180,8 +195,11 @@ def _right(kind: str, wanted: Scene, before: Description, after: Description) ->
 
 
 def _same_place(old: Found, new: Found) -> bool:
-    away = np.hypot(new.center[0] - old.center[0], new.center[1] - old.center[1])
-    return bool(away < NEAR and abs(new.radius - old.radius) < ALIKE)
+    return _away(old, new) < NEAR and abs(new.radius - old.radius) < ALIKE
+
+
+def _away(old: Found, new: Found) -> float:
+    return float(np.hypot(new.center[0] - old.center[0], new.center[1] - old.center[1]))
 
 
 def _rest(before: Tensor, after: Tensor) -> float:
@@ -235,3 +253,30 @@ def _has(seen: Description, item: Item, box: tuple[float, ...]) -> bool:
         and top < found.center[1] < bottom
         for found in seen.items
     )
+
+
+def _followed(case: _Case, network: InstructNetwork) -> Iterator[Judged]:
+    """A drawn image changed by an instruction, each kind in turn; half of those that can show unseen combinations."""
+    kinds = list(instructions.KINDS)
+    kind, again = kinds[case.number % len(kinds)], case.number // len(kinds)
+    wanted = instructions.sample(case.rng, kind, unseen=kind in UNSEEN and again % 2 == 0)
+    source = drawn_scenes([wanted.before], case.seeds, 7)
+    made = follow(case.parts, source, wanted.instruction, network, seeds=case.seeds, settings=case.settings)
+    before, after = source[0], made.images[0]
+    case.show(wanted.instruction, before, after)
+    right = float(_as_told(kind, wanted.after, describe(before), describe(after)))
+    for question in (FOLLOWED, f"instructions: {kind}"):
+        yield Judged(question, right, not grammar.fits(wanted.after))
+
+
+def _as_told(kind: str, wanted: Scene, before: Description, after: Description) -> bool:
+    if len(before.items) != 1 or len(after.items) != 1:
+        return False
+    (item,), old, new = wanted.items, before.items[0], after.items[0]
+    if (new.color, new.shape, after.background) != (item.color, item.shape, wanted.background):
+        return False
+    if kind == "place":
+        return new.place == item.place and abs(new.radius - old.radius) < ALIKE
+    if kind == "size":
+        return new.size == item.size and _away(old, new) < NEAR
+    return _same_place(old, new)

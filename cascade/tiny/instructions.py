@@ -80,14 +80,17 @@ def sample(rng: np.random.Generator, kind: str | None = None, *, unseen: bool = 
 def draw(edit: Edit, rng: np.random.Generator, *, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """The images before and after an edit, as uint8 [size, size, 3]."""
     (item,), (wanted,) = edit.before.items, edit.after.items
-    assert edit.before.background is not None and edit.after.background is not None
+    assert edit.before.background is not None
+    assert edit.after.background is not None
     background = drawing.color_near(edit.before.background, rng)
     placed = drawing.place(item, drawing.SIDE, rng)
     after = background
     if edit.after.background != edit.before.background:
         after = drawing.color_near(edit.after.background, rng)
-    images = drawing.paint(background, [placed], size), drawing.paint(after, [_changed(placed, item, wanted, rng)], size)
-    return images
+    return (
+        drawing.paint(background, [placed], size),
+        drawing.paint(after, [_changed(placed, item, wanted, rng)], size),
+    )
 
 
 def _changed(placed: Placed, item: Item, wanted: Item, rng: np.random.Generator) -> Placed:

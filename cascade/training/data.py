@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import InvalidConfig, one_line
 from ..files import open_regular, remove_abandoned, write_atomically
 from .config import Count, PathFromRoot, Pixels, Seed, Settings
-from .folders import FolderImages, OnImage
+from .folders import FolderEdits, FolderImages, OnImage
 from .lock import writing
 
 log = logging.getLogger("cascade")
@@ -49,7 +49,8 @@ class ImageSettings(Settings):
     """Which images, as squares of `size` pixels.
 
     `source` is a name of IMAGE_SOURCES. `folder` are those at `path`: a folder with captions beside the images, or
-    webdataset tars; `caption` is for images that have none. A source that makes its images makes `count` from `seed`.
+    webdataset tars; `caption` is for images that have none. `edits` are pairs of images, before and after, with an
+    instruction each, which lie there likewise. A source that makes its images makes `count` from `seed`.
     """
 
     source: str = "folder"
@@ -73,7 +74,13 @@ def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> Im
     return FolderImages(settings.path, settings.size, settings.caption, on_image)
 
 
-IMAGE_SOURCES: dict[str, Callable[[ImageSettings], ImageSource]] = {"folder": _open_folder}
+def _open_edits(settings: ImageSettings) -> ImageSource:
+    if settings.path is None:
+        raise InvalidConfig("images: the source edits needs a path")
+    return FolderEdits(settings.path, settings.size)
+
+
+IMAGE_SOURCES: dict[str, Callable[[ImageSettings], ImageSource]] = {"folder": _open_folder, "edits": _open_edits}
 """Name -> what opens such images. Whoever has images of another kind adds them here before settings are read."""
 
 

@@ -1,4 +1,4 @@
-"""Images that people have: a folder with captions beside them, or webdataset tars."""
+"""Images that people have: a folder with captions beside them, or webdataset tars; and edits of images likewise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +24,8 @@ log = logging.getLogger("cascade")
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION, TAR = ".txt", ".tar"
+SOURCE, TARGET = ".source", ".target"
+"""What the names of an edit's images have before their endings."""
 LISTED = (*IMAGES, CAPTION, TAR)
 ENTRIES = 1_000_000
 """Files, folders and members of tars that are looked at; a whole disk has more."""
@@ -175,15 +178,78 @@ class FolderImages:
         return len(self.members)
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-        images = []
-        for member in self.members[start : start + count]:
-            self.on_image()
+        images = [self._image(member) for member in self.members[start : start + count]]
+        return np.stack(images), self.captions[start : start + count]
+
+    def _image(self, member: Member) -> np.ndarray:
+        self.on_image()
+        try:
+            return _squared(member.read(FILE_BYTES), self.size)
+        except (InvalidImage, OSError) as error:
+            raise InvalidConfig(f"{member.path}: {member.name} was changed or removed meanwhile: {error}") from error
+
+
+class FolderEdits(FolderImages):
+    """All edits of a folder, its subfolders and the tars in it, or of one tar, each image cut to a centerd square.
+
+    An edit is three files: `owl.source.png`, `owl.target.png`, and the instruction in `owl.txt`. An image is read as
+    source and target beside each other; its caption is the instruction.
+
+    Raises:
+        InvalidConfig: nothing is there, something of an edit is missing or cannot be read, or too much.
+    """
+
+    def __init__(self, path: Path, size: int, on_image: OnImage | None = None) -> None:
+        self.size, self.on_image = size, on_image or (lambda: None)
+        self.skipped, self.uncaptioned = {}, []
+        self.captions: list[str] = []
+        self.pairs: list[tuple[Member, Member]] = []
+        texts, images = _sorted_out(self._members(path))
+        named = dict(images)
+        stems = {stem.removesuffix(part) for stem in named for part in (SOURCE, TARGET) if stem.endswith(part)}
+        stems |= set(texts)
+        problems, digest = [], hashlib.sha256(f"edits {size}".encode())
+        for stem in sorted(stems):
+            pair = named.get(stem + SOURCE), named.get(stem + TARGET)
             try:
-                images.append(_squared(member.read(FILE_BYTES), self.size))
+                problems += self._add(stem, pair, texts.get(stem), digest)
             except (InvalidImage, OSError) as error:
-                raise InvalidConfig(
-                    f"{member.path}: {member.name} was changed or removed meanwhile: {error}"
-                ) from error
+                problems.append(f"{stem}: {error}")
+        what = f"an edit is three files: NAME{SOURCE}.png, NAME{TARGET}.png and the instruction in NAME{CAPTION}"
+        if problems:
+            shown = "; ".join(problems[:SHOWN]) + ("; ..." if len(problems) > SHOWN else "")
+            raise InvalidConfig(f"{path}: {len(problems)} of {len(stems)} edits cannot be used: {shown}; {what}")
+        if not self.pairs:
+            raise InvalidConfig(f"{path}: no edits there; {what}")
+        self.name = f"edits-{digest.hexdigest()[:16]}"
+        log.info("%s: %d edits", path, len(self.pairs))
+
+    def _add(
+        self, stem: str, pair: tuple[Member | None, Member | None], text: Member | None, digest: Any
+    ) -> Iterator[str]:
+        """Take an edit, or say what it lacks. Raises InvalidImage, OSError."""
+        self.on_image()
+        instruction = _caption(text)
+        source, target = pair
+        found = {f"its image {SOURCE}": source, f"its image {TARGET}": target, "its instruction": instruction}
+        if missing := [what for what, there in found.items() if there is None]:
+            yield f"{stem} lacks {' and '.join(missing)}"
+        if source is None or target is None or instruction is None:
+            return
+        for member in (source, target):
+            data = member.read(FILE_BYTES)
+            _squared(data, self.size)
+            digest.update(hashlib.sha256(data).digest())
+        digest.update(instruction.encode() + b"\0")
+        self.pairs.append((source, target))
+        self.captions.append(instruction)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
+        """uint8 [n, size, 2 size, 3], and the instructions."""
+        images = [np.concatenate([self._image(each) for each in pair], 1) for pair in self.pairs[start : start + count]]
         return np.stack(images), self.captions[start : start + count]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.controlnet
 import comfy.model_base
@@ -17,7 +18,7 @@ from torch import Tensor
 from ...cascade.checkpoints.network_kinds import variant
 from ...cascade.diffusion import Interval
 from ...cascade.errors import CascadeError, IncompatibleCheckpoint
-from ...cascade.models import ControlNet
+from ...cascade.models import ControlNet, ControlNetConfig
 from ...cascade.pipelines.control import added, check_fit, for_batch, read_hint
 from .files import read
 from .networks import LayerFactory
@@ -102,16 +103,20 @@ class CascadeControl(comfy.controlnet.ControlBase):
         if self.hint_read is not hint:
             self.hint_read, self.residuals = hint, {}
         if size not in self.residuals:
-            self.residuals[size] = read_hint(self.net, hint, *size, device=x.device, dtype=torch.float32)
+            self.residuals[size] = self._read_hint(hint, size, x.device)
         self.residuals[size] = _placed(self.residuals[size], x.device)
         return self.residuals[size]
+
+    def _read_hint(self, hint: Tensor, size: tuple[int, ...], device: torch.device) -> list[Tensor | None]:
+        height, width = size
+        return read_hint(self.net, hint, height, width, device=device, dtype=torch.float32)
 
     def cleanup(self) -> None:
         super().cleanup()
         self.residuals = {size: _placed(kept, torch.device("cpu")) for size, kept in self.residuals.items()}
 
     def copy(self) -> CascadeControl:
-        made = CascadeControl(self.net, self.patcher)
+        made = type(self)(self.net, self.patcher)
         self.copy_to(made)
         return made
 
@@ -176,15 +181,23 @@ def load_control(path: Path, blocks: tuple[int, ...] = ()) -> tuple[CascadeContr
     """
     with torch.inference_mode(False):
         config, state = _read(path, blocks)
-        with torch.device("meta"):
-            net: Any = ControlNet(config, ops=LayerFactory(comfy.ops.manual_cast, torch.float32))
-        net.load_state_dict(state, assign=True)
-        net.eval().requires_grad_(False)
-        control = CascadeControl(net, _patcher(net, comfy.model_management.get_torch_device()))
+        control = built(CascadeControl, config, state)
     reads = READS.get(config.in_channels, f"{config.in_channels} channels")
     make = f", made by {HINTS[config.in_channels]}" if config.in_channels in HINTS else ""
     report = f"{variant('controlnet', config)}, reads {reads}{make}; for a Stage C of width {config.width}"
     return control, f"{report}, blocks {', '.join(map(str, config.blocks))}"
+
+
+C = TypeVar("C", bound=CascadeControl)
+
+
+def built(kind: type[C], config: ControlNetConfig, state: Mapping[str, Tensor]) -> C:
+    """A CONTROL_NET of this kind, in the host's memory management."""
+    with torch.device("meta"):
+        net: Any = ControlNet(config, ops=LayerFactory(comfy.ops.manual_cast, torch.float32))
+    net.load_state_dict(state, assign=True)
+    net.eval().requires_grad_(False)
+    return kind(net, _patcher(net, comfy.model_management.get_torch_device()))
 
 
 def _read(path: Path, blocks: tuple[int, ...]) -> tuple[Any, dict[str, Tensor]]:

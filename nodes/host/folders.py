@@ -111,6 +111,16 @@ def find_controlnet(choice: str) -> Path:
     return _full_path(CONTROLNETS, choice)
 
 
+def instruct_choices() -> list[str]:
+    """The tiny cascade's instruct network, then the user's files."""
+    return [TINY, *_names(CONTROLNETS)]
+
+
+def find_instruct(choice: str) -> Path:
+    """The file of one of `instruct_choices`. Raises MissingPart."""
+    return _existing(tiny.path(tiny.INSTRUCT)) if choice == TINY else _full_path(CONTROLNETS, choice)
+
+
 def high_res_choices() -> list[str]:
     """The tiny cascade's high-res guides, then the user's files."""
     return [TINY, *_names(HIGH_RES)]
