@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 
 from cascade import models
+from cascade.adapters import InstructNetwork, Lora, LowRank
+from cascade.models.blocks import ResBlock
 from cascade.models.effnet import EffnetStage
 from tests.support import NETWORKS
 
@@ -53,6 +56,26 @@ def part(kind: str) -> nn.Module:
         if name.startswith("clf.1") or ".mapper" in name or name.endswith("gammas"):
             nn.init.normal_(parameter, std=0.3)
     return net.eval().requires_grad_(False)
+
+
+def instruct_network(net: Any = None) -> InstructNetwork:
+    """A random one for a Stage C, the small one if none is given: both its parts make a difference."""
+    net = part("stage_c") if net is None else net
+    width, blocks = net.config.levels[0].width, len(net.blocks(ResBlock))
+    config = models.ControlNetConfig(
+        in_channels=16, width=width, blocks=(0, blocks - 1), backbone="large", features=8, inside=(16, 8), depth=1
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        control = models.initialize(models.ControlNet(config))
+        for projection in control.projections:
+            nn.init.normal_(projection[2].weight, std=0.1)
+        weights = {name: value for name, value in net.state_dict().items() if name.endswith("to_v.weight")}
+        changes = {
+            name: LowRank(torch.randn(2, weight.shape[1]), 0.1 * torch.randn(weight.shape[0], 2), 2.0)
+            for name, weight in weights.items()
+        }
+    return InstructNetwork(control.eval().requires_grad_(False), Lora({"stage_c": changes}))
 
 
 def small_cascade() -> dict[str, nn.Module]:

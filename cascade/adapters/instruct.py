@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoints import load_model
 from ..checkpoints.detection import INSTRUCT, METADATA_CONFIG, METADATA_KIND, detect_parts
-from ..checkpoints.header import parsed_json
+from ..checkpoints.inspection import instruct_config
 from ..checkpoints.saving import save_tensors
 from ..checkpoints.sources import open_tensors
-from ..errors import BrokenCheckpoint, UnknownCheckpoint
+from ..errors import CheckpointError, UnknownCheckpoint
 from ..models import ControlNet
 from .lora import Lora
 from .reading import METADATA, read_lora
@@ -57,12 +56,13 @@ def read_instruct(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.fl
     with source.reader() as get:
         tensors = {name: get(name) for name in source.tensors}
     control = {name.removeprefix(CONTROL): tensors.pop(name) for name in list(tensors) if name.startswith(CONTROL)}
+    config = instruct_config(source)
     try:
-        config: Any = parsed_json(source.metadata[METADATA_CONFIG])
         net = load_model(control, part="controlnet", config=config, dtype=dtype, check_finite=True)
-    except (ValueError, TypeError, LookupError) as error:
-        raise BrokenCheckpoint(f"its metadata does not describe a ControlNet: {error}", path) from error
-    return InstructNetwork(net, replace(read_lora(tensors), path=os.fspath(path)))
+        return InstructNetwork(net, replace(read_lora(tensors), path=os.fspath(path)))
+    except CheckpointError as error:
+        # Of tensors in memory, which have no path.
+        raise type(error)(str(error), path) from error
 
 
 def save_instruct(network: InstructNetwork, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:

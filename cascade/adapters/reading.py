@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.detection import METADATA_KIND, detect_parts
+from ..checkpoints.detection import INSTRUCT, METADATA_KIND, detect_parts
 from ..checkpoints.header import parsed_json, read_json
 from ..checkpoints.loading import FLOAT8
 from ..checkpoints.sources import TensorSource, open_tensors
@@ -115,6 +115,8 @@ def _places(source: TensorSource, names: Sequence[str]) -> dict[str, Place]:
 
 
 def _what_else(source: TensorSource, unknown: Sequence[str]) -> str:
+    if source.metadata.get(METADATA_KIND) == INSTRUCT:
+        return "this is an instruct network, which edits images by instructions, not a LoRA"
     foreign = recognize_foreign({name: info.shape for name, info in source.tensors.items()})
     if foreign:
         return f"this is {foreign}, not for Stable Cascade"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,9 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .detection import METADATA_KIND, Part, detect_parts, folder
-from .network_kinds import variant
-from .sources import open_tensors
+from ..errors import BrokenCheckpoint
+from ..models import ControlNetConfig
+from .detection import INSTRUCT, METADATA_CONFIG, METADATA_KIND, Part, detect_parts, folder
+from .header import parsed_json
+from .network_kinds import KINDS, variant
+from .sources import TensorSource, open_tensors
 
 LAYOUT_TITLES = {
     "cascade": "single file of ours",
@@ -62,7 +66,11 @@ def inspect_file(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Inspe
         CheckpointError: as `load_model`, except for problems in the tensors' values.
     """
     path = "" if isinstance(source, Mapping) else os.fspath(source)
-    parts = detect_parts(open_tensors(source))
+    sources = open_tensors(source)
+    for each in sources.values():
+        if each.metadata.get(METADATA_KIND) == INSTRUCT:
+            return _instruct(path, each)
+    parts = detect_parts(sources)
     found = tuple(_inspected(path, part) for part in parts)
     return found[0] if len(found) == 1 else _merged(path, parts, found)
 
@@ -80,6 +88,30 @@ def _inspected(path: str, part: Part) -> Inspection:
         folder=folder([part]),
         config=inferred.config.to_dict(),
         uncertain=tuple(dict.fromkeys((*inferred.guessed, *inferred.unknown))),
+    )
+
+
+def instruct_config(source: TensorSource) -> ControlNetConfig:
+    """The config of an instruct network's ControlNet. Raises BrokenCheckpoint."""
+    try:
+        return ControlNetConfig.from_dict(parsed_json(source.metadata.get(METADATA_CONFIG, "")))
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise BrokenCheckpoint(f"its metadata does not describe an instruct network: {error}", source.path) from error
+
+
+def _instruct(path: str, source: TensorSource) -> Inspection:
+    """An instruct network, of which the ControlNet's part has a config."""
+    config = instruct_config(source)
+    dtypes = dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in source.tensors.values() if info.shape)
+    return Inspection(
+        path=path,
+        kind=INSTRUCT,
+        variant=f"Instruct network, for a Stage C of width {config.width}",
+        layout="cascade",
+        dtype=" and ".join(dtypes),
+        parameters=sum(math.prod(info.shape) for info in source.tensors.values()),
+        folder=KINDS["controlnet"].folder,
+        config=config.to_dict(),
     )
 
 

@@ -41,7 +41,6 @@ AIMS = {
     REST_OF_DRAWN: 30.0,
     AGAIN: 1.0,
     FOLLOWED: 0.85,
-    **{f"instructions: {kind}": None for kind in instructions.KINDS},
 }
 """The questions in the order of the table, and the score to reach."""
 
@@ -259,14 +258,15 @@ def _followed(case: _Case, network: InstructNetwork) -> Iterator[Judged]:
     """A drawn image changed by an instruction, each kind in turn; half of those that can show unseen combinations."""
     kinds = list(instructions.KINDS)
     kind, again = kinds[case.number % len(kinds)], case.number // len(kinds)
-    wanted = instructions.sample(case.rng, kind, unseen=kind in UNSEEN and again % 2 == 0)
-    source = drawn_scenes([wanted.before], case.seeds, 7)
+    rng = case.rng
+    wanted = instructions.sample(rng, kind, unseen=kind in UNSEEN and again % 2 == 0)
+    drawn, _ = instructions.draw(wanted, rng)
+    source = torch.from_numpy(drawn).movedim(-1, 0)[None].float() / 255
     made = follow(case.parts, source, wanted.instruction, network, seeds=case.seeds, settings=case.settings)
     before, after = source[0], made.images[0]
     case.show(wanted.instruction, before, after)
-    right = float(_as_told(kind, wanted.after, describe(before), describe(after)))
-    for question in (FOLLOWED, f"instructions: {kind}"):
-        yield Judged(question, right, not grammar.fits(wanted.after))
+    right = _as_told(kind, wanted.after, describe(before), describe(after))
+    yield Judged(FOLLOWED, float(right), not grammar.fits(wanted.after))
 
 
 def _as_told(kind: str, wanted: Scene, before: Description, after: Description) -> bool:

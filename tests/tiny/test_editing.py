@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cascade.pipelines import Parts
-from cascade.tiny import editing, grammar
+from cascade.tiny import editing, grammar, instructions
 from cascade.tiny.analysis import foreground
 from cascade.tiny.drawing import PALETTE, draw
 from cascade.tiny.grammar import Item, Scene
@@ -74,8 +74,24 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, after: Any) -> dict[str, float]:
     def edit_images(parts: Any, images: Tensor, inversion: Any, to: str, *, seeds: Any, settings: Any) -> Any:
         return SimpleNamespace(images=after(inversion.prompt, to, seeds[0])[None])
 
+    def follow(parts: Any, images: Tensor, instruction: str, network: Any, *, seeds: Any, settings: Any) -> Any:
+        """What the instruction says, drawn; or not done, or done in another place."""
+        before, done = map(_image, pairs[-1])
+        assert torch.equal(images[0], before)
+        made = {kept: done, unchanged: before, another: done.roll(30, -1)}[after]
+        return SimpleNamespace(images=made[None])
+
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    draw_both = instructions.draw
+
+    def recorded(*args: Any) -> tuple[np.ndarray, np.ndarray]:
+        pairs.append(draw_both(*args))
+        return pairs[-1]
+
+    monkeypatch.setattr(instructions, "draw", recorded)
     fakes = {
         "edit": edit,
+        "follow": follow,
         "word_maps": word_maps,
         "generate": generate,
         "drawn_scenes": lambda scenes, seeds, _: torch.stack([*map(drawn, map(grammar.write, scenes), seeds)]),
@@ -86,7 +102,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, after: Any) -> dict[str, float]:
     }
     for name, function in fakes.items():
         monkeypatch.setattr(editing, name, function)
-    result = editing.evaluate_edit(Parts({}), cases=CASES)
+    network: Any = None
+    result = editing.evaluate_edit(Parts({}), network, cases=CASES)
     assert [row.aim for row in result.rows] == list(editing.AIMS.values())
     assert all(row.answers for row in result.rows)
     return {row.question: row.reached for row in result.rows}
@@ -130,6 +147,7 @@ def test_an_image_that_did_not_change_is_no_edit(monkeypatch: pytest.MonkeyPatch
     assert [found[f"{kind}: the new one, all else the same"] for kind in KINDS] == [0] * 6
     assert found[editing.REST] > 60
     assert found[editing.AGAIN] == 0
+    assert found[editing.FOLLOWED] == 0
     # One of the shapes is missing.
     assert (found["regions: two shapes"], found["regions: three shapes"]) == (0, 0)
 
@@ -138,3 +156,4 @@ def test_an_image_whose_shape_moved_is_no_edit(monkeypatch: pytest.MonkeyPatch) 
     found = evaluated(monkeypatch, another)
     assert [found[f"{kind}: the new one, all else the same"] for kind in KINDS] == [0] * 6
     assert found[editing.MAP] < 0.9
+    assert found[editing.FOLLOWED] == 0
