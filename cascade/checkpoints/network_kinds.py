@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import models
-from ..models import Config
+from ..models import Config, Process, StackConfig
 from .clip import ClipTextConfig, ClipVisionConfig
 
 
@@ -167,6 +167,10 @@ def empty_network(kind: str, config: Config, ops: Any = nn) -> nn.Module:
 
 
 def variant(kind: str, config: Config) -> str:
-    """For messages: "Stage B, 700M", "ControlNet, canny", "Stage A", or "Stage C, custom"."""
+    """For messages: "Stage B, 700M", "ControlNet, canny", "Stage A", "Stage C, custom", "Stage C, 1B, predicts v"."""
+    process = ""
+    if isinstance(config, StackConfig) and config.process != Process():
+        process = f", predicts {config.process.target}"
+        config = replace(config, process=Process())
     name = next((name for name, released in KINDS[kind].released.items() if released == config), "custom")
-    return f"{KINDS[kind].title}, {name}" if name else KINDS[kind].title
+    return (f"{KINDS[kind].title}, {name}" if name else KINDS[kind].title) + process

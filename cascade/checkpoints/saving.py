@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, IncompatibleCheckpoint
 from ..files import write_atomically
-from ..models import Config
+from ..models import Config, Process, StackConfig
 from . import quantizing
 from .clip import ClipConfig
 from .detection import METADATA_CONFIG, METADATA_KIND, Part, choose, detect_parts
@@ -242,6 +242,9 @@ def _write_folder(
 ) -> None:
     if kind not in DIFFUSERS_FOLDERS:
         raise IncompatibleCheckpoint(f"diffusers has no {KINDS[kind].title}", path)
+    if isinstance(config, StackConfig) and config.process != Process():
+        text = f"it predicts {config.process.target}, and diffusers samples {KINDS[kind].title} as released only"
+        raise IncompatibleCheckpoint(text, path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(17, "the folder is not empty", str(path))
     name = "model" if isinstance(config, ClipConfig) else "diffusion_pytorch_model"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .loss_weights import P2, LossWeight
-from .noise_conditions import CosineT, NoiseCondition
-from .scalings import Scaling, vp
-from .schedules import CosineSchedule, Schedule
-from .targets import EpsilonTarget, Target, expand
+from .noise_conditions import NOISE_CONDITIONS, CosineT, NoiseCondition
+from .scalings import SCALINGS, Scaling, vp
+from .schedules import SCHEDULES, CosineSchedule, Schedule
+from .targets import TARGETS, EpsilonTarget, Target, expand
 
 
 class TrainingBatch(NamedTuple):
@@ -32,6 +32,17 @@ class TrainingBatch(NamedTuple):
 @dataclass(frozen=True)
 class Diffusion:
     """Schedule, scaling, target, noise condition and loss weight. The defaults are those of the released networks."""
+
+    @classmethod
+    def named(cls, schedule: str, scaling: str, target: str, noise_condition: str, **parts: Any) -> Diffusion:
+        """By the names of the registries; `parts` are others as objects. Raises KeyError for an unknown name."""
+        return cls(
+            schedule=SCHEDULES[schedule](),
+            scaling=SCALINGS[scaling](),
+            target=TARGETS[target](),
+            noise_condition=NOISE_CONDITIONS[noise_condition](),
+            **parts,
+        )
 
     schedule: Schedule = field(default_factory=CosineSchedule)
     scaling: Scaling = vp

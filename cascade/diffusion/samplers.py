@@ -28,8 +28,8 @@ class DDIM:
     def __call__(
         self, x0: Tensor, epsilon: Tensor, here: Factors, there: Factors, noise: Callable[[], Tensor]
     ) -> Tensor:
-        (a, b), (a_next, b_next) = here, there
-        sigma = self.eta * b_next / b * math.sqrt(max(1 - (a / a_next) ** 2, 0))
+        a_next, b_next = there
+        sigma = self.eta * b_next * math.sqrt(max(1 - (_sigma(there) / _sigma(here)) ** 2, 0))
         x = a_next * x0 + math.sqrt(max(b_next**2 - sigma**2, 0)) * epsilon
         return x + sigma * noise() if sigma > 0 else x
 

@@ -53,6 +53,17 @@ class Schedule:
             raise ValueError(f"shift must be above 0, got {shift}")
         return (self.log_snr(as_float(t).clamp(0, 1)) - 2 * math.log(shift)).clamp(*self.limits)
 
+    def percent(self, log_snr: float, shift: float = 1.0) -> float:
+        """The part of a run with this shift that is done at a noise level: 0 at its start (noise), 1 at its end."""
+        if log_snr <= self.limits[0] + 1e-4:
+            return 0.0
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            below = float(self(torch.tensor(1 - middle, dtype=torch.float64), shift)) < log_snr
+            low, high = (middle, high) if below else (low, middle)
+        return low
+
     def learn(self, log_snr: Tensor, loss: Tensor) -> None:
         """Update with the losses [B] at log_snr [B]; only adaptive schedules use them."""
 

@@ -5,7 +5,7 @@ Layers come from `ops` (torch.nn, or a host's factory), attention from `attentio
 """
 
 from .blocks import AroundAttention, Attention, AttentionCall, scaled_dot_product_attention
-from .config import Config, Level
+from .config import Config, Level, Process, StackConfig
 from .controlnet import (
     CONTROLNET_CANNY,
     CONTROLNET_IDENTITY,
@@ -53,7 +53,9 @@ __all__ = [
     "Level",
     "Previewer",
     "PreviewerConfig",
+    "Process",
     "Residuals",
+    "StackConfig",
     "StageA",
     "StageAConfig",
     "StageB",

@@ -101,6 +101,25 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Process(Config):
+    """The diffusion process that a network was trained for, by the names of the registries in `cascade.diffusion`.
+
+    Args:
+        schedule: of the noise levels.
+        scaling: factors of image and noise.
+        target: what the network predicts.
+        noise_condition: how it reads the noise level.
+        shift: of the schedule in the training. Runs have one of their own, so it makes no difference to them.
+    """
+
+    schedule: str = "cosine"
+    scaling: str = "vp"
+    target: str = "epsilon"
+    noise_condition: str = "cosine_t"
+    shift: float = dataclasses.field(default=1.0, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackConfig(Config):
     """What Stage B and Stage C have in common.
 
@@ -114,6 +133,7 @@ class StackConfig(Config):
         kernel_size: of the depthwise convolutions.
         self_attention: whether attention reads the image in addition to the tokens.
         levels: from the finest resolution to the coarsest.
+        process: the diffusion process; by default that of the released networks.
     """
 
     latent_channels: int
@@ -125,11 +145,20 @@ class StackConfig(Config):
     kernel_size: int = 3
     self_attention: bool = True
     levels: tuple[Level, ...]
+    process: Process = Process()
+
+    def to_dict(self) -> dict[str, Any]:
+        data = super().to_dict()
+        if data["process"] == Process().to_dict():
+            del data["process"]  # as files say it that were written before there was another
+        return data
 
     @classmethod
     def _read(cls, name: str, value: Any) -> Any:
         if name == "levels":
             return tuple(level if isinstance(level, Level) else Level(**level) for level in value)
+        if name == "process":
+            return value if isinstance(value, Process) else Process.from_dict(value)
         return super()._read(name, value)
 
 

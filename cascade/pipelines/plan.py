@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..diffusion import (
     RELEASED_DIFFUSION,
+    Diffusion,
     Guidance,
     Inverted,
     Inverting,
@@ -118,11 +119,11 @@ class StagePlan(Generic[C]):
         """The noise of the start and of every step."""
         return SeededNoise(self.seeds, self.stage) if self.inverted is None else self.inverted
 
-    def inverting(self, device: torch.device) -> Inverting:
+    def inverting(self, device: torch.device, diffusion: Diffusion = RELEASED_DIFFUSION) -> Inverting:
         """What finds the noise with which this run, on this device, ends at the latents of its start."""
         if self.start is None:
             raise ValueError("an inversion is that of an image: give the plan a start")
-        return Inverting(self.start.latents.to(device, torch.float32), self.settings, self.noise)
+        return Inverting(self.start.latents.to(device, torch.float32), self.settings, self.noise, diffusion)
 
     def completed(self, samples: Tensor) -> Tensor:
         """What a run returns [B, c, h, w], with what the inversion's last step lacks."""
@@ -131,11 +132,10 @@ class StagePlan(Generic[C]):
         rest = self.inverted.rest.to(samples)
         return samples + (rest if self.start is None or self.start.mask is None else self.start.mask.to(rest) * rest)
 
-    @property
-    def start_log_snr(self) -> float:
+    def start_log_snr(self, diffusion: Diffusion = RELEASED_DIFFUSION) -> float:
         """The noise level at which the start's latents get their noise."""
         shift = 1.0 if self.start is not None and self.start.as_released else self.settings.shift
-        return float(RELEASED_DIFFUSION.schedule(1 - self.settings.start_percent, shift))
+        return float(diffusion.schedule(1 - self.settings.start_percent, shift))
 
     @property
     def acting_tiles(self) -> Tiles | None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..conditioning import StageBInputs, StageCInputs, TextEmbedding, TextEncoder
 from ..diffusion import (
-    RELEASED_DIFFUSION,
     CacheRun,
+    Diffusion,
     Inverted,
     Keeping,
     Kept,
@@ -31,6 +31,7 @@ from ..models.stack import AroundInner
 from .control import ControlRun
 from .high_res import SOURCE_TIME
 from .plan import StagePlan, in_tiles
+from .process import diffusion_of
 
 logger = logging.getLogger("cascade")
 
@@ -67,9 +68,10 @@ def sample_features(
 def features_of(net: StageC, plan: StagePlan[StageCInputs], latents: Tensor) -> Features:
     """The features of an image's latents [B, 16, h, w], with a little of the plan's noise, and its prompt."""
     epsilon = plan.noise.start(*latents.shape[1:]).to(next(net.parameters()))
-    log_snr = RELEASED_DIFFUSION.schedule(torch.full((len(latents),), SOURCE_TIME, device=epsilon.device))
-    x = RELEASED_DIFFUSION.noised(latents.to(epsilon), epsilon, log_snr)
-    r = RELEASED_DIFFUSION.noise_condition(log_snr)
+    diffusion = diffusion_of(net.config)
+    log_snr = diffusion.schedule(torch.full((len(latents),), SOURCE_TIME, device=epsilon.device))
+    x = diffusion.noised(latents.to(epsilon), epsilon, log_snr)
+    r = diffusion.noise_condition(log_snr)
     return net.features(x, r, **_placed(net, plan.cond.as_kwargs()))[1]
 
 
@@ -78,7 +80,7 @@ def invert_stage_c(net: StageC, plan: StagePlan[StageCInputs], on_step: OnStep |
 
     The noise in the image at each step is the plan's.
     """
-    inverting = plan.inverting(next(net.parameters()).device)
+    inverting = plan.inverting(next(net.parameters()).device, diffusion_of(net.config))
 
     def both(i: int, n: int, x0: Tensor) -> None:
         inverting.on_step(i, n, x0)
@@ -217,7 +219,7 @@ def _placed(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sample(
-    net: nn.Module,
+    net: StageC | StageB,
     plan: StagePlan[Any],
     predict: Callable[..., Tensor],
     cond: NetworkArguments,
@@ -229,7 +231,8 @@ def _sample(
 ) -> Tensor:
     """A plan through the library's loop; cond, uncond and without are arguments of `predict`; noise: not the plan's."""
     epsilon = plan.noise.start(*plan.size).to(next(net.parameters()))
-    x, kept = _started(plan, epsilon)
+    diffusion = diffusion_of(net.config)
+    x, kept = _started(plan, epsilon, diffusion)
     caching = None if plan.settings.cache is None else CacheRun(plan.settings.cache)
     found = sample(
         predict,
@@ -243,6 +246,7 @@ def _sample(
         kept=kept,
         steering=plan.steering,
         on_step=on_step,
+        diffusion=diffusion,
         caching=caching,
     )
     if caching is not None:
@@ -250,12 +254,12 @@ def _sample(
     return plan.completed(found)
 
 
-def _started(plan: StagePlan[Any], epsilon: Tensor) -> tuple[Tensor, Keeping | None]:
+def _started(plan: StagePlan[Any], epsilon: Tensor, diffusion: Diffusion) -> tuple[Tensor, Keeping | None]:
     """Where the run starts, and what it keeps."""
     if plan.start is None:
         return epsilon, plan.keeping
     latents, mask = plan.start.latents.to(epsilon), plan.start.mask
-    x = RELEASED_DIFFUSION.noised(latents, epsilon, torch.tensor(plan.start_log_snr))
+    x = diffusion.noised(latents, epsilon, torch.tensor(plan.start_log_snr(diffusion)))
     if plan.keeping is not None or mask is None:
         return x, plan.keeping
     return x, Kept(latents, mask.to(epsilon), epsilon)

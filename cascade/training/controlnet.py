@@ -109,7 +109,7 @@ class ControlNetTask(DiffusionTask):
         self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
-        self.diffusion = build_diffusion(settings.diffusion)
+        self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
     def _config(self, model: Mapping[str, Any]) -> ControlNetConfig:
         """The network's config; its width and hint channels follow from Stage C and the filter where not given."""

@@ -36,6 +36,7 @@ from ..diffusion.samplers import DDIM
 from ..diffusion.sampling import GuidedNetwork
 from ..diffusion.targets import expand
 from ..errors import InvalidConfig
+from ..models import Process
 from ..pipelines import STAGE_B_SETTINGS, STAGE_C_SETTINGS, latent_sizes
 from .config import (
     Amount,
@@ -129,6 +130,8 @@ class DistillationTask(DiffusionTask):
         self._plan()
         dtype = torch.bfloat16 if config.precision == "bfloat16" and settings.train == "lora" else torch.float32
         self.net = for_training(frozen(settings.network, self.device, self.stage, dtype), self.device, config)
+        if self.net.config.process != Process():
+            raise InvalidConfig(f"distill: a network that predicts {self.net.config.process.target} is not distilled")
         self.images = self._read_images(on_chunk)
         self.seen = [self.images.source]
         self._read_texts()

@@ -93,7 +93,7 @@ class HighResTask(DiffusionTask):
         self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, self.data.captions)
-        self.diffusion = build_diffusion(settings.diffusion)
+        self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
     def _config(self) -> HighResGuideConfig:
         """The guides' config; Stage C's width and number of levels follow from it where not given."""

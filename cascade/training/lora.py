@@ -202,7 +202,7 @@ class LoraTask(DiffusionTask):
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self._look_for_tokens()
         self._read_texts()
-        self.diffusion = build_diffusion(settings.diffusion)
+        self.diffusion = build_diffusion(settings.diffusion, self.net)
 
     def _network(self, path: Path, part: str) -> Any:
         """A base network, half as large where the training calculates in halves anyway."""

@@ -12,17 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..diffusion import (
-    LOSS_WEIGHTS,
-    NOISE_CONDITIONS,
-    SCALINGS,
-    SCHEDULES,
-    TARGETS,
-    Diffusion,
-    SeededNoise,
-    sample,
-)
+from ..diffusion import LOSS_WEIGHTS, Diffusion, SeededNoise, sample
 from ..errors import InvalidConfig
+from ..models import Process
 from ..pipelines import STAGE_C_SETTINGS
 from .config import Amount, Number, Settings, TrainingConfig
 from .data import Cache
@@ -30,7 +22,8 @@ from .loop import BaseTask
 
 
 class DiffusionSettings(Settings):
-    """The process by names of the registries; the defaults are the released training's.
+    """The process by names of the registries; the defaults are the released training's. What is not given of schedule,
+    scaling, target and noise condition is that of the network that the training starts from, as its file says.
 
     `offset_noise` is the deviation of noise that is the same in a whole channel, for images that are darker or lighter.
     """
@@ -46,18 +39,37 @@ class DiffusionSettings(Settings):
     offset_noise: Amount = 0.0
 
 
-def build_diffusion(settings: DiffusionSettings) -> Diffusion:
-    """Raises InvalidConfig for names and options that the registries do not know."""
-    try:
-        return Diffusion(
-            schedule=SCHEDULES[settings.schedule](),
-            scaling=SCALINGS[settings.scaling](),
-            target=TARGETS[settings.target](),
-            noise_condition=NOISE_CONDITIONS[settings.noise_condition](),
-            loss_weight=LOSS_WEIGHTS[settings.loss_weight](**settings.loss_weight_options),
+_SHARED = ("scaling", "target", "noise_condition")
+"""What a network and what is trained through it must share."""
+_SAMPLED_AS = {"adaptive": "linear", "edm_train": "edm"}
+"""Schedules for trainings alone, and those of the same noise levels with which such networks are sampled."""
+
+
+def build_diffusion(settings: DiffusionSettings, net: Any = None, *, trained: bool = False) -> Diffusion:
+    """The process of a training for, or through, a network. One that is `trained` says it in its config from now on.
+
+    Raises InvalidConfig for names and options that the registries do not know, and for another process than that of a
+    network that is not trained.
+    """
+    base = Process() if net is None else net.config.process
+    names = {
+        name: getattr(settings if name in settings.model_fields_set else base, name) for name in ("schedule", *_SHARED)
+    }
+    if not trained and (wrong := [name for name in _SHARED if net is not None and names[name] != getattr(base, name)]):
+        raise InvalidConfig(
+            f"diffusion: {wrong[0]} is {names[wrong[0]]}, and the network was trained with {getattr(base, wrong[0])}: "
+            "leave it out"
         )
+    try:
+        loss_weight = LOSS_WEIGHTS[settings.loss_weight](**settings.loss_weight_options)
+        diffusion = Diffusion.named(**names, loss_weight=loss_weight)
     except (KeyError, TypeError) as error:
         raise InvalidConfig(f"diffusion: {error.args[0]}") from error
+    if trained:
+        schedule = _SAMPLED_AS.get(names["schedule"], names["schedule"])
+        process = Process(**{**names, "schedule": schedule}, shift=settings.shift)
+        net.config = replace(net.config, process=process)
+    return diffusion
 
 
 class DiffusionTask(BaseTask):

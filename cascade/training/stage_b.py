@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ class StageBTask(DiffusionTask):
                 f"stage_b: model: clip is {net.config.clip}, the text encoder gives {self.pooled.shape[-1]}"
             )
         self.modules = {"stage_b": net}
-        self.diffusion = build_diffusion(settings.diffusion)
+        self.diffusion = build_diffusion(settings.diffusion, net, trained=True)
 
     def _network(self) -> Any:
         settings, config = self.settings, self.config
@@ -85,7 +86,9 @@ class StageBTask(DiffusionTask):
         net = StageB(model_config(StageBConfig, settings.model, "stage_b: model"))
         new_network(for_training(net, self.device, config), config.seed, "stage_b", self.device)
         if settings.start is not None:
-            net.load_state_dict(frozen(settings.start, self.device).state_dict())
+            start = frozen(settings.start, self.device)
+            net.load_state_dict(start.state_dict())
+            net.config = replace(net.config, process=start.config.process)
         return net
 
     def _cache(self, on_chunk: OnChunk | None) -> Cache:

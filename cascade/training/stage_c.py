@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -111,7 +112,7 @@ class StageCTask(DiffusionTask):
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         captions = [*self.data.captions, ""]
         self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.text_encoder), captions)
-        self.diffusion = build_diffusion(settings.diffusion)
+        self.diffusion = build_diffusion(settings.diffusion, self.modules["stage_c"], trained=True)
 
     def _network(self) -> Any:
         settings, config = self.settings, self.config
@@ -120,7 +121,9 @@ class StageCTask(DiffusionTask):
         net = for_training(StageC(model_config(StageCConfig, settings.model, "stage_c: model")), self.device, config)
         new_network(net, config.seed, "stage_c", self.device)
         if settings.start is not None:
-            net.load_state_dict(grown(frozen(settings.start, self.device).state_dict(), net))
+            start = frozen(settings.start, self.device)
+            net.load_state_dict(grown(start.state_dict(), net))
+            net.config = replace(net.config, process=start.config.process)
         return net
 
     def _tower(self, kind: str) -> Any:

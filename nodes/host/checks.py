@@ -16,6 +16,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...cascade.errors import CascadeError
+from ...cascade.models import Process, StackConfig
 from ...cascade.pipelines.memory import USABLE, check_fits
 
 logger = logging.getLogger("cascade")
@@ -140,6 +141,13 @@ def schedule(patcher: Any) -> Any:
         raise CascadeError(
             "A node such as ModelSamplingFlux has given this model the noise levels of another one: remove that node. "
             "Stable Cascade's shift is an input of its samplers, and of ModelSamplingStableCascade."
+        )
+    config = getattr(patcher.model.diffusion_model, "config", None)
+    other = isinstance(config, StackConfig) and config.process != Process()
+    if other and not hasattr(found, "diffusion"):
+        raise CascadeError(
+            "This model was trained for another target than the released ones, which ModelSamplingStableCascade does "
+            "not know: remove that node. The shift is an input of Stable Cascade's own samplers."
         )
     return found
 

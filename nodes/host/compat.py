@@ -19,6 +19,11 @@ import comfy.sd
 import comfy.supported_models
 import torch
 
+from ...cascade.diffusion import Diffusion
+from ...cascade.diffusion.targets import expand
+from ...cascade.models import Process, StackConfig
+from ...cascade.pipelines.process import diffusion_of
+
 _lock = threading.Lock()
 
 
@@ -64,7 +69,9 @@ def build_base_model(model: comfy.model_base.BaseModel, model_config: Any, devic
     kinds = comfy.model_base.ModelType
     # Another kind at first: with its own, the host would compute the table that `NoiseLevels` has at once.
     comfy.model_base.BaseModel.__init__(model, model_config, kinds.EPS, device=device, unet_model=network)
-    model.model_type, model.model_sampling = kinds.STABLE_CASCADE, NoiseLevels(model_config)
+    config = model_config.unet_config["config"]
+    levels = NoiseLevels if config.process == Process() else OtherNoiseLevels.of(config)
+    model.model_type, model.model_sampling = kinds.STABLE_CASCADE, levels(model_config)
 
 
 class NoiseLevels(comfy.model_sampling.StableCascadeSampling, comfy.model_sampling.EPS):
@@ -74,6 +81,45 @@ class NoiseLevels(comfy.model_sampling.StableCascadeSampling, comfy.model_sampli
         self.shift, self.cosine_s, self.num_timesteps = shift, torch.tensor(cosine_s), 10_000
         self._init_alpha_cumprod = torch.cos(self.cosine_s / (1 + self.cosine_s) * torch.pi * 0.5) ** 2
         fill_table(self)
+
+
+class OtherNoiseLevels(NoiseLevels):
+    """Those of a network that was trained for another diffusion process than the released ones; see `of`.
+
+    The host's x is the network's divided by the factor a of the level.
+    """
+
+    diffusion: Diffusion
+
+    @classmethod
+    def of(cls, config: StackConfig) -> type[OtherNoiseLevels]:
+        """Raises IncompatibleCheckpoint for a process that this version does not know."""
+        return type(cls.__name__, (cls,), {"diffusion": diffusion_of(config)})
+
+    def sigma(self, timestep: Any) -> Any:
+        return torch.exp(-self.diffusion.schedule(timestep, self.shift) / 2)
+
+    def timestep(self, sigma: Any) -> Any:
+        return self.diffusion.noise_condition(_log_snr(sigma))
+
+    def calculate_input(self, sigma: Any, noise: Any) -> Any:
+        return expand(self.scale(sigma), noise) * noise
+
+    def calculate_denoised(self, sigma: Any, model_output: Any, model_input: Any) -> Any:
+        log_snr = _log_snr(sigma)
+        a, b = self.diffusion.scaling(log_snr)
+        return self.diffusion.target.x0(expand(a, model_input) * model_input, model_output, log_snr, a, b)
+
+    def noise_scaling(self, sigma: Any, noise: Any, latent_image: Any, max_denoise: bool = False) -> Any:
+        return latent_image + noise * expand(1 / self.scale(sigma) if max_denoise else sigma, noise)
+
+    def scale(self, sigma: Any) -> Any:
+        """The factor a of noise levels."""
+        return self.diffusion.scaling(_log_snr(sigma))[0]
+
+
+def _log_snr(sigma: Any) -> Any:
+    return -2 * torch.log(sigma)
 
 
 def fill_table(sampling: Any) -> None:

@@ -17,14 +17,10 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...cascade.diffusion import Guidance, SamplingSettings
-from ...cascade.diffusion.schedules import CosineSchedule
+from ...cascade.diffusion import RELEASED_DIFFUSION, Diffusion, Guidance, SamplingSettings
 from ...cascade.pipelines import StagePlan, Start, Tiles, compression_warning, stage_b_size
 from . import checks, tiling
 from .compat import fill_table
-
-RELEASED_SCHEDULE = CosineSchedule()
-
 
 OWN_SAMPLERS = ("ddpm", "ddim", "lcm")
 """Samplers that can step from a noise level to an equal one, which the released schedule has in runs of many steps (at
@@ -41,14 +37,24 @@ def sigma_of(log_snr: float) -> float:
     return math.exp(-log_snr / 2)
 
 
-def sigmas(settings: SamplingSettings) -> Tensor:
-    """The host's SIGMAS [steps + 1] of the released schedule; the last is 0."""
-    return torch.tensor([*(sigma_of(level.log_snr) for level in settings.noise_levels()), 0.0])
+def _log_snr(sigma: float) -> Tensor:
+    return torch.tensor(-2 * math.log(sigma), dtype=torch.float64)
+
+
+def sigmas(settings: SamplingSettings, diffusion: Diffusion = RELEASED_DIFFUSION) -> Tensor:
+    """The host's SIGMAS [steps + 1] of the process's schedule; the last is 0."""
+    return torch.tensor([*(sigma_of(level.log_snr) for level in settings.noise_levels(diffusion)), 0.0])
+
+
+def process_of(model_sampling: Any) -> Diffusion:
+    """What a model was trained for, from its noise levels."""
+    return getattr(model_sampling, "diffusion", RELEASED_DIFFUSION)
 
 
 def percent_of(sigma: float, model_sampling: Any) -> float:
     """The part of a run with this model that is done at a noise level: 0 at its start, 1 at its end."""
-    return RELEASED_SCHEDULE.percent(-2 * math.log(max(sigma, 1e-6)), getattr(model_sampling, "shift", 1.0))
+    schedule = process_of(model_sampling).schedule
+    return schedule.percent(-2 * math.log(max(sigma, 1e-6)), getattr(model_sampling, "shift", 1.0))
 
 
 class CascadeGuidance(comfy.samplers.CFGGuider):
@@ -159,13 +165,14 @@ def run(model: Any, plan: StagePlan[Any]) -> Tensor:
         model = tiling.tiled(model, tiles)
     guided = guider(shifted(model, plan.settings.shift), plan.cond, plan.uncond, plan.settings.guidance)
     noise = plan.noise.start(*plan.size)
-    levels = sigmas(plan.settings)
+    diffusion = process_of(checks.schedule(model))
+    levels = sigmas(plan.settings, diffusion)
     if plan.settings.sampler_name not in OWN_SAMPLERS:
         levels = torch.unique_consecutive(levels)
     result = guided.sample(
         noise,
         plan.start.latents,
-        _sampler(plan, noise.to(guided.model_patcher.load_device)),
+        _sampler(plan, diffusion, noise.to(guided.model_patcher.load_device)),
         levels,
         denoise_mask=plan.start.mask,
         callback=latent_preview.prepare_callback(guided.model_patcher, len(levels) - 1),
@@ -187,7 +194,7 @@ def seeds_of(latent: dict[str, Any], images: int, seed: int) -> Sequence[int]:
     return [seed + place for place in places]
 
 
-def _sampler(plan: StagePlan[Any], like: Tensor) -> Any:
+def _sampler(plan: StagePlan[Any], diffusion: Diffusion, like: Tensor) -> Any:
     """The plan's sampler; if it adds noise between steps, it uses the plan's noise, step by step."""
     made = comfy.samplers.sampler_object(plan.settings.sampler_name)
     if "noise_sampler" in inspect.signature(made.sampler_function).parameters:
@@ -195,11 +202,11 @@ def _sampler(plan: StagePlan[Any], like: Tensor) -> Any:
         options = {**made.extra_options, "noise_sampler": lambda *_: noise(like, next(steps))}
         made = comfy.samplers.KSAMPLER(made.sampler_function, options, made.inpaint_options)
     if plan.start is not None and plan.start.as_released:
-        return _starting_at(sigma_of(plan.start_log_snr), made)
+        return _starting_at(sigma_of(plan.start_log_snr(diffusion)), diffusion, made)
     return made
 
 
-def _starting_at(sigma: float, sampler: Any) -> Any:
+def _starting_at(sigma: float, diffusion: Diffusion, sampler: Any) -> Any:
     """The sampler, for latents with another noise level than that of its first step."""
     function = sampler.sampler_function
 
@@ -207,8 +214,9 @@ def _starting_at(sigma: float, sampler: Any) -> Any:
     def from_other_level(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         x0, first = model.latent_image, float(sigmas[0])
         noised = x0 + (x - x0) * (sigma / first)
-        # The host's x is the network's times sqrt(1 + sigma^2), with the level of the first step.
-        return function(model, noised * math.sqrt((1 + first**2) / (1 + sigma**2)), sigmas, *args, **kwargs)
+        # The host's x is the network's divided by the factor a of a level, which is that of the first step.
+        now, then = (diffusion.scaling(_log_snr(each))[0].item() for each in (sigma, first))
+        return function(model, noised * (now / then), sigmas, *args, **kwargs)
 
     return comfy.samplers.KSAMPLER(from_other_level, sampler.extra_options, sampler.inpaint_options)
 
