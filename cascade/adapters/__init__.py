@@ -5,9 +5,10 @@
 """
 
 from .attaching import Applied, Attachment, attach, merge
+from .changes import OFT, Full, LoHa, LoKr, LowRank, Rows
 from .extracting import extract
 from .instruct import InstructNetwork, read_instruct, save_instruct
-from .lora import Full, Lora, LowRank, Rows, Token
+from .lora import Lora, Token
 from .names import FORMATS
 from .norms import chart, norm_of, norms_by_block, summary
 from .reading import read_lora
@@ -16,12 +17,15 @@ from .writing import WRITABLE, metadata_of, save_lora, to_tensors
 
 __all__ = [
     "FORMATS",
+    "OFT",
     "WRITABLE",
     "Applied",
     "Attachment",
     "Full",
     "InstructNetwork",
     "LearnedTokenizer",
+    "LoHa",
+    "LoKr",
     "Lora",
     "LowRank",
     "Rows",

@@ -19,7 +19,8 @@ from ..checkpoints import KINDS, config_of, kind_of
 from ..checkpoints.network_kinds import variant
 from ..errors import IncompatibleCheckpoint
 from ..models import Config, StageCConfig
-from .lora import TABLE, Change, Lora
+from .changes import Change
+from .lora import TABLE, Lora
 from .tokens import LearnedTokenizer, token_table
 
 END_ID = 49407

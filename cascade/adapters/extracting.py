@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..checkpoints import config_of, kind_of
 from ..errors import IncompatibleCheckpoint
-from .lora import Change, Full, Lora, LowRank
+from .changes import Change, Full, LowRank
+from .lora import Lora
 from .names import FORMATS, name_of
 
 ITERATIONS, EXTRA = 4, 16

@@ -1,128 +1,25 @@
 """The internal form of a LoRA: changes of weights, learned tokens, and the training settings that its file holds.
 
-In every format, a change belongs to one parameter of one network, under our name for it. Its scale is alpha / rank (Hu
-et al. 2021, LoRA, section 4.1); DoRA is Liu et al. 2024, eq. 5.
+In every format, a change belongs to one parameter of one network, under our name for it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import IncompatibleCheckpoint
 from ..models.stage_c import STAGE_C_1B, STAGE_C_3_6B, StageCConfig
+from .changes import Change, LoHa, LoKr, LowRank
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 """The text encoder's token table [tokens, width]."""
 MAX_TOKENS = 1000
 """Learned tokens of a file; trainers write a few. All of them are looked for in every prompt."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """weight + up @ down * alpha / rank; with DoRA each row or column of the sum is then scaled to a learned length.
-
-    down: [rank, in], for a convolution [rank, in, kh, kw].
-    up: [out, rank], for a convolution [out, rank, 1, 1].
-    dora: the lengths, [out, 1, ...] or [1, in, ...], with as many dimensions as the weight.
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-    dora: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def outputs(self) -> int:
-        return self.up.shape[0]
-
-    def fits(self, shape: torch.Size) -> bool:
-        """Whether it can change a weight of this shape.
-
-        OneTrainer treats a depthwise convolution [c, 1, kh, kw] as one row of c * kh * kw numbers: up [1, rank, 1, 1],
-        down [rank, c, kh, kw].
-        """
-        depthwise = len(shape) == 4 and shape[1] == 1
-        rows = self.up.shape[0] == shape[0] and self.down[0].numel() == math.prod(shape[1:])
-        one_row = depthwise and self.up.shape[0] == 1 and tuple(self.down.shape[1:]) == (shape[0], *shape[2:])
-        return len(shape) > 1 and (rows or one_row) and (self.dora is None or _scales(self.dora.shape, shape))
-
-    def delta(self, weight: Tensor) -> Tensor:
-        """What is added to the weight: float32, in the weight's shape and on its device."""
-        up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
-        delta = (up @ down).reshape(weight.shape) * self.scale
-        if self.dora is None:
-            return delta
-        dora, base = self.dora.to(weight.device, torch.float32), weight.float()
-        changed = base + delta
-        axes = [axis for axis in range(changed.dim()) if dora.shape[axis] == 1] or list(range(1, changed.dim()))
-        return changed * (dora / lengths(changed, axes)) - base
-
-
-def lengths(weight: Tensor, axes: Sequence[int] | None = None) -> Tensor:
-    """The 2-norms of a weight over `axes`, which stay as axes of size 1; by default of its rows, [out, 1, ...].
-
-    Never 0, since DoRA divides by them.
-    """
-    axes = range(1, weight.dim()) if axes is None else axes
-    return torch.linalg.vector_norm(weight, dim=tuple(axes), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _scales(dora: torch.Size, shape: torch.Size) -> bool:
-    ones = (1,) * (len(shape) - 2)
-    return tuple(dora) in ((shape[0], 1, *ones), (1, shape[1], *ones))
-
-
-@dataclass(frozen=True)
-class Full:
-    """weight + value, of any shape."""
-
-    value: Tensor
-
-    @property
-    def outputs(self) -> int:
-        return self.value.shape[0]
-
-    def fits(self, shape: torch.Size) -> bool:
-        return self.value.shape == shape
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return self.value.to(weight.device, torch.float32)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """values [n, width] added to the rows `indices` [n] of a table."""
-
-    indices: Tensor
-    values: Tensor
-
-    @property
-    def outputs(self) -> int:
-        return int(self.indices.max()) + 1
-
-    def fits(self, shape: torch.Size) -> bool:
-        return len(shape) == 2 and self.outputs <= shape[0] and self.values.shape[1] == shape[1]
-
-    def delta(self, weight: Tensor) -> Tensor:
-        delta = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        return delta.index_add_(0, self.indices.to(weight.device), self.values.to(weight.device, torch.float32))
-
-
-Change = LowRank | Full | Rows
 
 
 @dataclass(frozen=True)
@@ -159,12 +56,18 @@ class Lora:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks of its low-rank changes, ascending."""
-        return tuple(sorted({change.rank for change in self._low_rank()}))
+        """The ranks of its changes that have one, ascending."""
+        return tuple(sorted({change.rank for change in self._ranked()}))
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        return tuple(sorted({change.alpha for change in self._low_rank()}))
+        return tuple(sorted({change.alpha for change in self._ranked()}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What its changes are: LoRA, DoRA, LoHa, LoKr, OFT, full change, rows; the most frequent first."""
+        counts = Counter(change.title for changes in self.changes.values() for change in changes.values())
+        return tuple(kind for kind, _ in counts.most_common())
 
     @property
     def base(self) -> str | None:
@@ -214,8 +117,9 @@ class Lora:
             tokens.append(replace(token, text=text, initializer=initializer))
         return replace(self, tokens=tuple(tokens))
 
-    def _low_rank(self) -> list[LowRank]:
-        return [c for changes in self.changes.values() for c in changes.values() if isinstance(c, LowRank)]
+    def _ranked(self) -> list[LowRank | LoHa | LoKr]:
+        everything = (change for changes in self.changes.values() for change in changes.values())
+        return [c for c in everything if isinstance(c, LowRank | LoHa) or (isinstance(c, LoKr) and c.rank)]
 
 
 RELEASED_STAGE_C: Mapping[str, StageCConfig] = {"3.6B": STAGE_C_3_6B, "1B": STAGE_C_1B}

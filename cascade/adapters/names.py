@@ -117,6 +117,22 @@ ENDINGS: Mapping[str, str] = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
     ".lora_magnitude_vector.default.weight": "magnitude",
+    ".lora_mid.weight": "mid",
+    ".hada_w1_a": "hada_w1_a",
+    ".hada_w1_b": "hada_w1_b",
+    ".hada_w2_a": "hada_w2_a",
+    ".hada_w2_b": "hada_w2_b",
+    ".hada_t1": "hada_t1",
+    ".hada_t2": "hada_t2",
+    ".lokr_w1": "lokr_w1",
+    ".lokr_w1_a": "lokr_w1_a",
+    ".lokr_w1_b": "lokr_w1_b",
+    ".lokr_w2": "lokr_w2",
+    ".lokr_w2_a": "lokr_w2_a",
+    ".lokr_w2_b": "lokr_w2_b",
+    ".lokr_t2": "lokr_t2",
+    ".oft_blocks": "oft_blocks",
+    ".rescale": "rescale",
     ".diff": "full",
     ".diff_b": "full_bias",
     ".delta": "delta",
@@ -145,14 +161,28 @@ class Format:
 
 
 _KOHYA_ENDINGS = {"down": ".lora_down.weight", "up": ".lora_up.weight", "alpha": ".alpha", "dora": ".dora_scale"}
+_LYCORIS_ENDINGS = {
+    part: f".{part}"
+    for part in (
+        *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "oft_blocks", "rescale"),
+        *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    )
+}
+_WHOLE_ENDINGS = _KOHYA_ENDINGS | _LYCORIS_ENDINGS
 _FULL_ENDINGS = {"full": ".diff", "full_bias": ".diff_b"}
 
 FORMATS: Mapping[str, Format] = {
     "kohya": Format(
-        "kohya", {"stage_c": "lora_unet_", "text_encoder": "lora_te_"}, OURS, _KOHYA_ENDINGS | _FULL_ENDINGS
+        "kohya",
+        {"stage_c": "lora_unet_", "text_encoder": "lora_te_"},
+        OURS,
+        _WHOLE_ENDINGS | _FULL_ENDINGS,
     ),
     "onetrainer": Format(
-        "OneTrainer", {"stage_c": "lora_prior_unet_", "text_encoder": "lora_prior_te_"}, OURS, _KOHYA_ENDINGS
+        "OneTrainer",
+        {"stage_c": "lora_prior_unet_", "text_encoder": "lora_prior_te_"},
+        OURS,
+        _WHOLE_ENDINGS,
     ),
     "onetrainer_diffusers": Format(
         "OneTrainer, names of diffusers",
@@ -171,14 +201,14 @@ FORMATS: Mapping[str, Format] = {
         "ComfyUI",
         {"stage_c": "lora_prior_unet_", "text_encoder": "lora_prior_te_"},
         OURS,
-        _KOHYA_ENDINGS | _FULL_ENDINGS,
+        _WHOLE_ENDINGS | _FULL_ENDINGS,
         rest={"stage_c": "diffusion_model.", "text_encoder": "text_encoders.clip_g.transformer."},
     ),
     "cascade": Format(
         "our own",
         {"stage_c": "stage_c.", "stage_b": "stage_b.", "text_encoder": "text_encoder."},
         OURS,
-        _KOHYA_ENDINGS | {"delta": ".delta", "rows": ".rows", "indices": ".row_indices"},
+        _WHOLE_ENDINGS | {"delta": ".delta", "rows": ".rows", "indices": ".row_indices"},
     ),
 }
 """The formats that name modules. `comfyui` has OneTrainer's names for what OneTrainer can hold, and ComfyUI's own for
@@ -279,8 +309,8 @@ FOREIGN: Sequence[tuple[str, str]] = (
     ("a LoRA for Stable Diffusion 3", r"joint_blocks[._]\d|transformer[._]transformer_blocks[._]\d+[._]attn[._]add_"),
     ("a LoRA for SDXL", r"^lora_te2_|text_encoder_2\.|_transformer_blocks_[2-9]_|\.transformer_blocks\.[2-9]\."),
     ("a LoRA for SDXL", r"(input|output)_blocks_[4578]_1_transformer_blocks_"),
-    ("a LyCORIS file (LoHa, LoKr or another), which is not read here", r"\.(hada_w\d|lokr_w\d|lora_mid|oft_)"),
     ("a LoRA for Stable Diffusion 1.5 or 2", r"attentions[._]\d+[._]transformer_blocks[._]0|(put|dle)_block"),
+    ("a LyCORIS file of a kind that is not read here", r"\.(a1\.weight|on_input|oft_diag|w_norm|b_norm)$"),
 )
 """LoRA files for other networks, and a pattern of one of their names; the first that matches counts."""
 

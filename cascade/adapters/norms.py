@@ -6,21 +6,30 @@ import math
 import re
 from collections.abc import Mapping
 
+import torch
 from PIL import Image, ImageDraw
 
 from ..errors import one_line
-from .lora import Change, Full, Lora, Rows
+from .changes import OFT, Change, Full, LoHa, LoKr, Rows, product
+from .lora import Lora
 
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\d+)\.|text_model\.encoder\.(layers)\.(\d+)\.")
 COLORS = {"down": "#1f4e8c", "up": "#8c3b1f", "text": "#2f7d4f", "other": "#777777"}
 
 
 def norm_of(change: Change) -> float:
-    """Frobenius norm of what is added to a weight at strength 1, without DoRA's lengths."""
+    """Frobenius norm of what is added to a weight at strength 1, without DoRA's lengths. Of OFT, whose change depends
+    on the weight, that of a weight of orthogonal rows."""
     if isinstance(change, Full):
         return float(change.value.float().norm())
     if isinstance(change, Rows):
         return float(change.values.float().norm())
+    if isinstance(change, LoHa):
+        return float(change.plain().float().norm())
+    if isinstance(change, LoKr):
+        return abs(change.scale) * math.prod(float(product(factors).norm()) for factors in (change.w1, change.w2))
+    if isinstance(change, OFT):
+        return float((change.rotations(change.blocks.device) - torch.eye(change.blocks.shape[1])).norm())
     up, down = change.up.float().flatten(1), change.down.float().flatten(1)
     if change.rank**2 > up.shape[0] * down.shape[1]:
         return abs(change.scale) * float((up @ down).norm())
@@ -98,6 +107,8 @@ def summary(lora: Lora) -> list[str]:
     ranks = ", ".join(map(str, lora.ranks)) or "none"
     alphas = ", ".join(f"{alpha:g}" for alpha in lora.alphas) or "none"
     lines = [f"format: {lora.format}", f"made for: {_made_for(lora)}", f"rank: {ranks}", f"alpha: {alphas}"]
+    if lora.kinds:
+        lines.insert(2, f"kind: {', '.join(lora.kinds)}")
     lines += [f"changes of {kind}: {len(changes)}" for kind, changes in lora.changes.items()]
     for token in lora.tokens:
         added = f", added to {token.initializer!r}" if token.initializer else ""

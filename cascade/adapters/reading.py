@@ -19,8 +19,9 @@ from ..checkpoints.loading import FLOAT8
 from ..checkpoints.sources import TensorSource, open_tensors
 from ..errors import BrokenCheckpoint, CheckpointError, IncompatibleCheckpoint, UnknownCheckpoint
 from ..models import StageCConfig
-from . import released
-from .lora import MAX_TOKENS, TABLE, Change, Full, Lora, LowRank, Rows, Token
+from . import lycoris, released
+from .changes import OFT, Change, Full, LoHa, LoKr, LowRank, Rows
+from .lora import MAX_TOKENS, TABLE, Lora, Token
 from .names import FORMATS, Place, find_place, format_of, recognize_foreign
 from .tokens import MAX_PATTERNS, is_pattern
 
@@ -252,6 +253,10 @@ def _change(parts: Mapping[str, Tensor], name: str, path: str | None) -> Change:
         return Full(parts["full"])
     if set(parts) == {"rows", "indices"}:
         return _rows(parts["indices"], parts["rows"], path)
+    if lycoris.is_lycoris(parts):
+        return lycoris.read(parts, name, path)
+    if {"down", "up", "mid"} <= set(parts):
+        parts = lycoris.without_core(parts, name, path)
     if not {"down", "up"} <= set(parts) <= {"down", "up", "alpha", "dora", "magnitude"}:
         raise BrokenCheckpoint(f"{name}: its change has only {', '.join(sorted(parts))}", path)
     return _low_rank(parts, name, path)
@@ -300,6 +305,8 @@ def split(change: Change, count: int, path: str | None) -> list[Change]:
             doras = [None] * count if dora is None else dora.chunk(count)
             ups = change.up.chunk(count)
             return [LowRank(change.down, up, change.alpha, d) for up, d in zip(ups, doras, strict=True)]
+    if isinstance(change, LoHa | LoKr | OFT) and (parts := lycoris.split(change, count)):
+        return parts
     raise IncompatibleCheckpoint("its change of the fused attention matrix cannot be split into q, k and v", path)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..checkpoints.network_kinds import empty_network, variant
 from ..errors import BrokenCheckpoint, IncompatibleCheckpoint
 from ..models import StageCConfig
-from .lora import MAX_TOKENS, RELEASED_STAGE_C, TABLE, Change, Lora, LowRank, Rows, Token
+from .changes import Change, LowRank, Rows
+from .lora import MAX_TOKENS, RELEASED_STAGE_C, TABLE, Lora, Token
 
 VOCABULARY = 49408
 """Size of CLIP's vocabulary; the ids of new tokens follow."""

@@ -14,8 +14,9 @@ from ..checkpoints.detection import METADATA_KIND
 from ..checkpoints.saving import save_tensors
 from ..errors import IncompatibleCheckpoint, printable, shown
 from ..models import StageCConfig
-from . import released
-from .lora import TABLE, Change, Full, Lora, LowRank, Rows
+from . import lycoris, released
+from .changes import OFT, Change, Full, LoHa, LoKr, LowRank, Rows
+from .lora import TABLE, Lora
 from .names import FORMATS, Format, name_of
 from .reading import METADATA
 from .tokens import NAMELESS
@@ -62,6 +63,7 @@ def metadata_of(lora: Lora, format: str = DEFAULT) -> dict[str, str]:
     described: dict[str, Any] = {
         "format": format,
         "base": lora.base,
+        "kinds": lora.kinds,
         "ranks": lora.ranks,
         "alphas": lora.alphas,
         "modules": sorted({_without_numbers(name) for name in names}),
@@ -108,7 +110,7 @@ def _written(kind: str, name: str, change: Change, form: Format, path: str | Non
         stem = name_of(kind, module, form)
     parts = _parts(change, parameter, endings)
     if stem is None or any(part not in endings for part in parts):
-        held = "DoRA" if "dora" in parts else "full change" if isinstance(change, Full) else "change"
+        held = "change" if isinstance(change, Rows) else change.title
         raise IncompatibleCheckpoint(f"{form.title} has no place for the {held} of {name}", path)
     return {stem + endings[part]: tensor for part, tensor in parts.items()}
 
@@ -137,6 +139,10 @@ def _parts(change: Change, parameter: str, endings: Mapping[str, str]) -> dict[s
         return {"rows": change.values, "indices": change.indices}
     if isinstance(change, Full):
         return {"full" if parameter == "weight" else f"full_{parameter}": change.value}
+    if isinstance(change, OFT):
+        return lycoris.written(change)
+    if isinstance(change, LoHa | LoKr):
+        return lycoris.written(change) | ({} if change.dora is None else {"dora": change.dora})
     parts = {"down": change.down, "up": change.up}
     if "alpha" in endings:
         parts["alpha"] = torch.tensor(change.alpha)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Lora, LowRank, Token, TokenTable
-from ..adapters.lora import lengths
+from ..adapters.changes import lengths
 from ..adapters.names import FORMATS, name_of
 from ..errors import InvalidConfig
 from .loop import derive_seed

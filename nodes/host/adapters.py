@@ -13,12 +13,14 @@ import comfy.lora
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor, nn
 
-from ...cascade.adapters import Lora, LowRank, Rows, absolute, extract, read_lora, save_lora
+from ...cascade.adapters import Full, Lora, LowRank, Rows, absolute, extract, read_lora, save_lora
 from ...cascade.adapters.attaching import check_fits
-from ...cascade.adapters.lora import TABLE, Change
+from ...cascade.adapters.changes import Change
+from ...cascade.adapters.lora import TABLE
 from ...cascade.adapters.tokens import parse_token_names
 from ...cascade.adapters.writing import as_low_rank
 from ...cascade.checkpoints import save_model
@@ -33,15 +35,16 @@ MODEL, CLIP = "diffusion_model.", "clip_g.transformer."
 """Prefixes of our names in the host's."""
 
 
-class DoraAdapter(LoRAAdapter):
-    """A low-rank change with DoRA, by the formula of its training; the host's formula differs for rows."""
+class ChangeAdapter(WeightAdapterBase):
+    """A change by the library's formula: DoRA's, which the host's differs from for rows, and those of LyCORIS."""
 
-    name = "cascade_dora"
+    name = "cascade_change"
+
+    def __init__(self, change: Change) -> None:
+        self.change, self.loaded_keys, self.weights = change, set(), ()
 
     def calculate_weight(self, weight: Tensor, key: str, strength: float, *_: Any, **__: Any) -> Tensor:
-        up, down, alpha, _mid, dora, _reshape = self.weights
-        change = LowRank(down, up, alpha, dora)
-        return weight + (strength * change.delta(weight)).to(weight.dtype)
+        return weight + (strength * self.change.delta(weight)).to(weight.dtype)
 
 
 def read(path: Path, token_names: str, model: Any = None) -> Lora:
@@ -175,10 +178,11 @@ def _as_patch(name: str, change: Change) -> Any:
     """A change in the form of the host's patches."""
     if isinstance(change, Rows):
         change = as_low_rank(change)
-    if isinstance(change, LowRank):
-        kind = LoRAAdapter if change.dora is None else DoraAdapter
-        return kind(set(), (change.up, change.down, change.alpha, None, change.dora, None))
-    return ("diff", (change.value,))
+    if isinstance(change, Full):
+        return ("diff", (change.value,))
+    if isinstance(change, LowRank) and change.dora is None:
+        return LoRAAdapter(set(), (change.up, change.down, change.alpha, None, None, None))
+    return ChangeAdapter(change)
 
 
 def _text_table(clip: Any) -> Tensor:

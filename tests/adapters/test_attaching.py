@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cascade.adapters import Applied, attach, extract, merge, read_lora
-from cascade.adapters.lora import TABLE, Full, Lora, LowRank, Rows, Token
+from cascade.adapters.changes import Full, LowRank, Rows
+from cascade.adapters.lora import TABLE, Lora, Token
 from cascade.conditioning import TextEncoder, tokenizer
 from cascade.errors import IncompatibleCheckpoint
 from tests.adapters import loras

@@ -24,7 +24,8 @@ from cascade.adapters import (
     summary,
     to_tensors,
 )
-from cascade.adapters.lora import Full, Lora, LowRank, Token
+from cascade.adapters.changes import Full, LowRank
+from cascade.adapters.lora import Lora, Token
 from cascade.errors import (
     BrokenCheckpoint,
     CheckpointError,
@@ -101,7 +102,7 @@ def test_a_broken_file(case: str) -> None:
         (pair("lora_unet_double_blocks_0_img_attn_qkv"), "Flux"),
         (pair("transformer.single_transformer_blocks.0.attn.to_q"), "Flux"),
         (pair("lora_unet_joint_blocks_0_x_block_attn_qkv"), "Stable Diffusion 3"),
-        ({f"{STEM}.hada_w1_a": torch.ones(2, 8)}, "LyCORIS"),
+        ({f"{STEM}.on_input": torch.ones(2, 8)}, "LyCORIS"),
         ({"clip_g": torch.ones(1, 1280), "clip_l": torch.ones(1, 768)}, "SDXL"),
         ({"bundle_emb.a.clip_l": torch.ones(1, 768)}, "SDXL"),
         ({"weight": torch.ones(3, 3)}, "not a LoRA for Stable Cascade"),

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascade.adapters import Applied, attach, merge, read_lora, save_lora, to_tensors
-from cascade.adapters.lora import TABLE, Full, Lora, LowRank, Rows, Token
+from cascade.adapters.changes import Full, LowRank, Rows
+from cascade.adapters.lora import TABLE, Lora, Token
 from tests.adapters import loras
 from tests.support import golden, relative_error
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cascade.adapters import Applied, Lora, LowRank, Rows, Token, attach, read_lora, save_lora
-from cascade.adapters.lora import TABLE, Full
+from cascade.adapters.changes import Full
+from cascade.adapters.lora import TABLE
 from cascade.conditioning import TextEncoder
 from cascade.models import StageC
 from tests.nodes import networks
