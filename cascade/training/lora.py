@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic import AfterValidator, Field, StrictBool
 from torch import Tensor, nn
 
-from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, save_lora, to_tensors
+from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, read_lora, save_lora, to_tensors
 from ..adapters.attaching import END_ID
 from ..adapters.lora import TABLE, Token
-from ..adapters.tokens import initializer_ids
+from ..adapters.tokens import initializer_ids, vectors_of
 from ..checkpoints.detection import choose, detect_parts
 from ..checkpoints.sources import open_tensors
 from ..conditioning import TextEncoder, tokenizer
@@ -42,7 +42,8 @@ from .config import (
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .folders import OnImage, describe_problems
 from .loop import Modules, derive_seed, pick_device
-from .lora_layers import Adapter, LearnedTokens, Wiring
+from .lora_kinds import Kind
+from .lora_layers import Adapter, LearnedRows, LearnedTokens, Wiring
 from .networks import encode_latents, for_training, frozen, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .text import prompts_for_samples, text_conditions, tokenize_captions
@@ -90,6 +91,10 @@ class LoraSettings(Settings):
 
     The encoder gets images at `effnet_size`, three quarters of their size where it is not given, as for the released
     Stage C. `name` is the file's, to which further `formats` are added.
+
+    `kind`: lora, or loha, lokr and oft as LyCORIS has them; `factor` is for lokr, see `WeightChange`. `start` is a LoRA
+    to go on from, of the same layers, kind and rank. `words` are existing words, or patterns as of an initializer:
+    their rows of the token table are trained.
     """
 
     images: ImageSettings
@@ -104,6 +109,10 @@ class LoraSettings(Settings):
     alpha: Annotated[Number, Field(ge=1e-6)] | None = None
     dropout: Annotated[Number, Field(ge=0, le=0.95)] = 0.0
     use_dora: StrictBool = False
+    kind: Kind = "lora"
+    factor: Count | None = None
+    start: PathFromRoot | None = None
+    words: Several[str] | None = None
     tokens: Several[TokenSettings] | None = None
     token_learning_rate: Amount | None = None
     class_images: ImageSettings | None = None
@@ -219,7 +228,10 @@ class LoraTask(DiffusionTask):
 
     def _wire(self) -> None:
         settings, config = self.settings, self.config
+        if settings.use_dora and settings.kind != "lora":
+            raise InvalidConfig(f"lora: use_dora is for the kind lora, not {settings.kind}")
         options: dict[str, Any] = {"dropout": settings.dropout, "dora": settings.use_dora}
+        options |= {"form": settings.kind, "factor": settings.factor}
         alpha = settings.rank if settings.alpha is None else settings.alpha
         for net, kind, patterns in (
             (self.net, "stage_c", settings.target_modules),
@@ -229,10 +241,29 @@ class LoraTask(DiffusionTask):
                 self.wiring.add_changes(
                     net, kind, patterns, rank=settings.rank, alpha=alpha, seed=config.seed, **options
                 )
+        self.start = None if settings.start is None else read_lora(settings.start, config=self.net.config)
+        if settings.words:
+            self._add_words(settings.words)
         if settings.tokens:
             self._add_tokens(settings.tokens)
-        if not self.adapter.places and self.adapter.tokens is None:
-            raise InvalidConfig("lora: nothing to train: name target_modules, text_encoder_modules or tokens")
+        if not (self.adapter.places or self.adapter.tokens or self.adapter.words):
+            raise InvalidConfig("lora: nothing to train: name target_modules, text_encoder_modules, tokens or words")
+        if self.start is not None:
+            self.adapter.take(self.start)
+
+    def _add_words(self, words: Sequence[str]) -> None:
+        table: Tensor = self._text_encoder.get_parameter(TABLE)
+        found = {word: initializer_ids(word, self.base_tokenizer) for word in words}
+        if wrong := [word for word, ids in found.items() if not ids]:
+            raise InvalidConfig(f"lora: words: {wrong[0]!r} names no token")
+        indices = torch.tensor(sorted({id for ids in found.values() for id in ids}))
+        embedding = self._text_encoder.text_model.embeddings.token_embedding
+        self.wiring.add_words(embedding, LearnedRows(indices, table, self._token_speed()))
+
+    def _token_speed(self) -> float:
+        """How much faster tokens move than the rest."""
+        rate = self.settings.token_learning_rate
+        return 1.0 if rate is None else rate / max(self.config.learning_rate, 1e-12)
 
     def _add_tokens(self, tokens: Sequence[TokenSettings]) -> None:
         table: Tensor = self._text_encoder.get_parameter(TABLE)
@@ -243,15 +274,19 @@ class LoraTask(DiffusionTask):
         for token in tokens:
             check_token(token.text, self.base_tokenizer)
             rows.append((token.text, self._initial_vectors(token, table.detach().float())))
-        rate = self.settings.token_learning_rate
-        speed = 1.0 if rate is None else rate / max(self.config.learning_rate, 1e-12)
         inner = self._text_encoder.text_model
-        self.wiring.add_tokens(inner.embeddings.token_embedding, LearnedTokens(rows, len(table), speed))
+        self.wiring.add_tokens(inner.embeddings.token_embedding, LearnedTokens(rows, len(table), self._token_speed()))
         if getattr(inner, "eos_token_id", None) == 2:  # configs of old, for which the highest id ends a prompt
             inner.eos_token_id = END_ID
 
     def _initial_vectors(self, token: TokenSettings, table: Tensor) -> Tensor:
         """The vectors [n, width] that a token starts with; several differ a little."""
+        known = {} if self.start is None else {each.text.lower(): each for each in self.start.tokens}
+        if token.text.lower() in known:
+            vectors = vectors_of(known[token.text.lower()], table, self.base_tokenizer)
+            if len(vectors) != token.vectors:
+                raise InvalidConfig(f"lora: start: its token {token.text} has {len(vectors)} vectors: set vectors so")
+            return vectors
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "token", token.text))
         noise = torch.randn(token.vectors, table.shape[1], generator=generator).to(table) * table.std()
         mean = self._initializer_mean(token, table)
@@ -321,7 +356,8 @@ class LoraTask(DiffusionTask):
         self.rows, self.prompts = rows[: len(captions)], rows[len(captions) : -1]
         self.empty = rows[-1:]
         self.embeddings: Cache | None = None
-        if tokens is not None or any(kind == "text_encoder" for kind, _ in self.adapter.places.values()):
+        trained = any(kind == "text_encoder" for kind, _, _ in self.adapter.trained())
+        if tokens is not None or trained:
             return
         key = f"{self.config.precision}-{fingerprint(self.settings.text_encoder)}"
         unique = list(dict.fromkeys([*captions, *prompts, ""]))
@@ -407,7 +443,8 @@ class LoraTask(DiffusionTask):
                 name: getattr(config, name)
                 for name in ("steps", "batch_size", "accumulation", "learning_rate", "seed", "precision")
             },
-            **{name: getattr(settings, name) for name in ("dropout", "use_dora", "token_learning_rate", "effnet_size")},
+            **{name: getattr(settings, name) for name in ("kind", "dropout", "use_dora")},
+            **{name: getattr(settings, name) for name in ("token_learning_rate", "effnet_size")},
             "target_modules": list(settings.target_modules or ()),
             "text_encoder_modules": list(settings.text_encoder_modules or ()),
             "size": settings.images.size,

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters import Lora, LowRank, Token, TokenTable
+from ..adapters import Lora, LowRank, Rows, Token, TokenTable
 from ..adapters.changes import lengths
+from ..adapters.lora import TABLE
 from ..adapters.names import FORMATS, name_of
 from ..errors import InvalidConfig
 from .loop import derive_seed
+from .lora_kinds import Kind, WeightChange
 
 _BLOCKS = {
     "attention": ("*.attention.attn.*",),
@@ -104,7 +106,22 @@ class Change(nn.Module):
         """The change without its lengths, with the factors that are trained."""
         return LowRank(self.down, self.up, self.alpha)
 
-    def to_low_rank(self) -> LowRank:
+    def take(self, change: Any) -> bool:
+        """Go on from another change; False where it is of another kind or size."""
+        dora = getattr(change, "dora", None)
+        if not isinstance(change, LowRank) or (dora is None) != (self.magnitude is None):
+            return False
+        shaped = change.down.shape == self.down.shape and change.up.shape == self.up.shape
+        if not shaped or (self.magnitude is not None and dora is not None and dora.shape != self.magnitude.shape):
+            return False
+        with torch.no_grad():
+            self.down.copy_(change.down)
+            self.up.copy_(change.up * (change.scale / self.scale))
+            if self.magnitude is not None and dora is not None:
+                self.magnitude.copy_(dora)
+        return True
+
+    def to_change(self) -> LowRank:
         dora = None if self.magnitude is None else self.magnitude.detach().clone()
         return LowRank(self.down.detach().clone(), self.up.detach().clone(), self.alpha, dora)
 
@@ -133,23 +150,84 @@ class LearnedTokens(nn.Module):
         return TokenTable(self.first, self.ids, self.vectors().detach()).tokens()
 
 
+class LearnedRows(nn.Module):
+    """Rows of a text encoder's token table that are trained: those of existing words."""
+
+    def __init__(self, indices: Tensor, table: Tensor, speed: float) -> None:
+        super().__init__()
+        self.speed = speed
+        self.register_buffer("indices", indices)
+        places = torch.full((len(table),), -1)
+        places[indices] = torch.arange(len(indices))
+        self.register_buffer("places", places, persistent=False)
+        self.moved = nn.Parameter(torch.zeros(len(indices), table.shape[1]))
+
+    def forward(self, ids: Tensor, output: Tensor) -> Tensor:
+        """The table's output [..., width] for ids [...], with what was learned."""
+        places = self.get_buffer("places")[ids.clamp_max(len(self.get_buffer("places")) - 1)]
+        rows = torch.where(places[..., None] >= 0, self.moved[places.clamp_min(0)] * self.speed, 0.0)
+        return output + rows.to(output.dtype)
+
+    def take(self, change: Any) -> bool:
+        """Go on from rows of a file, all of which must be trained."""
+        if not isinstance(change, Rows) or change.values.shape[1] != self.moved.shape[1]:
+            return False
+        places = self.get_buffer("places")[change.indices.clamp_max(len(self.get_buffer("places")) - 1)]
+        if bool((places < 0).any()):
+            return False
+        with torch.no_grad():
+            self.moved[places] = change.values.to(self.moved) / self.speed
+        return True
+
+    def to_change(self) -> Rows:
+        return Rows(self.get_buffer("indices").clone(), self.moved.detach() * self.speed)
+
+
 class Adapter(nn.Module):
-    """All that is trained for a LoRA: changes of layers, learned tokens, or both."""
+    """All that is trained for a LoRA: changes of layers, learned tokens, existing words."""
 
     def __init__(self) -> None:
         super().__init__()
         self.changes = nn.ModuleDict()
         self.tokens: LearnedTokens | None = None
+        self.words: LearnedRows | None = None
         self.places: dict[str, tuple[str, str]] = {}
         """Key of `changes` -> kind of network and path of the layer."""
 
     def to_lora(self, training: Mapping[str, Any]) -> Lora:
-        changes: dict[str, dict[str, LowRank]] = {}
-        for key, (kind, name) in self.places.items():
-            change: Any = self.changes[key]
-            changes.setdefault(kind, {})[f"{name}.weight"] = change.to_low_rank()
+        changes: dict[str, dict[str, Any]] = {}
+        for kind, name, change in self.trained():
+            changes.setdefault(kind, {})[name] = change.to_change()
         tokens = () if self.tokens is None else self.tokens.to_tokens()
         return Lora(changes, tokens, dict(training))
+
+    def trained(self) -> Iterator[tuple[str, str, Any]]:
+        """Kind of network, parameter, and what changes it."""
+        for key, (kind, name) in self.places.items():
+            yield kind, f"{name}.weight", self.changes[key]
+        if self.words is not None:
+            yield "text_encoder", TABLE, self.words
+
+    def take(self, lora: Lora) -> None:
+        """Go on from the changes of a LoRA, all of which must be among those that are trained.
+
+        Raises InvalidConfig.
+        """
+        left = {(kind, name): change for kind, changes in lora.changes.items() for name, change in changes.items()}
+        for kind, name, own in self.trained():
+            change = left.pop((kind, name), None)
+            if change is not None and not own.take(change):
+                ranks = ", ".join(map(str, lora.ranks))
+                raise InvalidConfig(
+                    f"lora: start: {name} is changed there by {change.title} (ranks of the file: {ranks or 'none'}): "
+                    "give kind, rank, use_dora and factor as they were, or leave start out"
+                )
+        if left:
+            kind, name = next(iter(left))
+            raise InvalidConfig(
+                f"lora: start: the file also changes {name} of the {kind} ({len(left)} such): add them to "
+                f"{'words' if name == TABLE else 'target_modules or text_encoder_modules'}"
+            )
 
 
 class Wiring:
@@ -169,14 +247,30 @@ class Wiring:
             self.on = True
 
     def add_changes(
-        self, net: nn.Module, kind: str, patterns: Sequence[str], *, rank: int, alpha: float, seed: int, **options: Any
+        self,
+        net: nn.Module,
+        kind: str,
+        patterns: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        seed: int,
+        form: Kind = "lora",
+        factor: int | None = None,
+        **options: Any,
     ) -> None:
-        """A change for each layer that a pattern fits; `options` as of `Change`. Raises InvalidConfig."""
+        """A change for each layer that a pattern fits; `options` as of `Change`, without dora as of `WeightChange`.
+
+        Raises InvalidConfig.
+        """
         for name, layer in choose_modules(net, kind, patterns).items():
             smallest = min(layer.weight.shape[0], layer.weight[0].numel())  # type: ignore[index,operator,union-attr]
             own = min(rank, smallest)
             generator = torch.Generator().manual_seed(derive_seed(seed, "lora", kind, name))
-            change = Change(layer, own, alpha * own / rank, generator=generator, **options)
+            if form == "lora":
+                change: nn.Module = Change(layer, own, alpha * own / rank, generator=generator, **options)
+            else:
+                change = WeightChange(layer, form, own, alpha * own / rank, options["dropout"], factor, generator)
             key = f"{kind}-{name}".replace(".", "-")
             self.adapter.changes[key] = change
             self.adapter.places[key] = (kind, name)
@@ -205,3 +299,12 @@ class Wiring:
 
         table.register_forward_pre_hook(replace_ids)
         table.register_forward_hook(insert_vectors)
+
+    def add_words(self, table: nn.Embedding, words: LearnedRows) -> None:
+        """Trained rows of a token table. Called before `add_tokens`, whose hooks give other ids to the table."""
+        self.adapter.words = words
+
+        def act(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return words(inputs[0], output) if self.on else output
+
+        table.register_forward_hook(act)

@@ -16,7 +16,7 @@ from ..checkpoints.sources import open_tensors
 from ..errors import CascadeError
 from ..models import StageB, StageBConfig, StageC, StageCConfig
 from .config import TrainingConfig
-from .lora_layers import choose_modules
+from .lora_layers import Adapter, Wiring
 from .networks import model_config
 
 _NEW = {"stage_c": (StageC, StageCConfig), "stage_b": (StageB, StageBConfig)}
@@ -112,9 +112,12 @@ def _of_lora(settings: Any) -> int | None:
     config: Any = choose(detect_parts(open_tensors(settings.stage_c)), "stage_c").inferred.config
     with torch.device("meta"):
         net = StageC(config)
-    layers = choose_modules(net, "stage_c", settings.target_modules) if settings.target_modules else {}
-    weights = [layer.get_parameter("weight") for layer in layers.values()]
-    return sum(settings.rank * (w.shape[0] + math.prod(w.shape[1:])) for w in weights)
+    wiring = Wiring(Adapter())
+    if settings.target_modules:
+        options: dict[str, Any] = {"rank": settings.rank, "alpha": 1.0, "seed": 0, "dropout": 0.0}
+        options |= {"dora": settings.use_dora, "form": settings.kind, "factor": settings.factor}
+        wiring.add_changes(net, "stage_c", settings.target_modules, **options)
+    return sum(parameter.numel() for parameter in wiring.adapter.parameters())
 
 
 def _parameters(path: Path, kind: str | None = None) -> int:

@@ -97,6 +97,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "target_modules": None,
         "tokens": [{"text": WORD, "vectors": 2}, {"text": "[other]", "initializer": "a dog"}],
     },
+    "loha": {"target_modules": ["all"], "kind": "loha", "alpha": 1.0},
+    "lokr": {"target_modules": ["all"], "text_encoder_modules": ["attention"], "kind": "lokr"},
+    "lokr of one row": {"target_modules": ["all"], "kind": "lokr", "factor": 1, "rank": 1},
+    "oft": {"target_modules": ["all"], "kind": "oft", "rank": 4},
+    "words": {"target_modules": ["attention"], "words": ["^red</w>", "a"], "tokens": TOKENS},
     "everything": {
         "target_modules": ["all"],
         "text_encoder_modules": ["all"],
@@ -309,7 +314,7 @@ def test_a_change_beside_a_layer_is_the_change_of_its_weight(layer: Any, dora: b
     x = torch.randn(2, 5, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 5, 5)
     with torch.no_grad():
         found = change(layer, x, layer(x))
-        low: LowRank = change.to_low_rank()
+        low: LowRank = change.to_change()
         assert low.fits(layer.weight.shape)
         layer.weight.add_(low.delta(layer.weight))
         assert relative_error(found, layer(x)) < 1e-5
@@ -456,3 +461,46 @@ def test_a_label_of_megabytes_is_cut() -> None:
     image = sheet([torch.zeros(1, 3, 8, 8)], labels=["owl " * 1_000_000])
     assert image.width == 128
     assert image.height < 1000
+
+
+@pytest.mark.parametrize("variant", ["loha", "lokr", "oft", "words", "all"])
+def test_a_lora_is_trained_further_from_its_file(folder: Path, tmp_path: Path, variant: str) -> None:
+    section = {**VARIANTS[variant], "previewer": None}
+    first = train(folder, tmp_path / "first", changes={"export_dtype": "float32"}, **section)
+    trained = prediction(first)
+    start = str(tmp_path / "first" / "lora.safetensors")
+    task = TASKS["lora"].task(config(folder, str(tmp_path / "second"), start=start, **section))
+    assert relative_error(prediction(task), trained) < 1e-5
+    fresh = TASKS["lora"].task(config(folder, str(tmp_path / "third"), **section))
+    assert relative_error(prediction(fresh), trained) > 1e-4
+
+
+def test_a_start_of_another_form_is_refused(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path, **VARIANTS["words"])
+    start = {"start": str(tmp_path / "lora.safetensors"), "words": ["^red</w>", "a"]}
+    for section, message in (
+        ({**start, "rank": 3}, "is changed there by LoRA"),
+        ({**start, "kind": "loha"}, "is changed there by LoRA"),
+        ({**start, "target_modules": ["key_value"]}, "the file also changes .* target_modules"),
+        ({**start, "words": None}, "the file also changes text_model.embeddings.* words"),
+        ({**start, "tokens": [{"text": WORD, "vectors": 2}]}, "has 1 vectors"),
+    ):
+        with pytest.raises(InvalidConfig, match=message):
+            TASKS["lora"].task(config(folder, str(tmp_path / "second"), **section))
+
+
+def test_only_the_named_words_change(folder: Path, tmp_path: Path) -> None:
+    task = train(folder, tmp_path, target_modules=None, words=["^red</w>"], token_learning_rate=0.1)
+    [(_, name, words)] = task.adapter.trained()
+    assert name == TABLE
+    ids = words.to_change().indices.tolist()
+    assert [tokenizer().id_to_token(index) for index in ids] == ["red</w>"]
+    assert bool(words.to_change().values.abs().max() > 0)
+    assert torch.equal(task._text_encoder.get_parameter(TABLE), small.part("text_encoder").get_parameter(TABLE))
+    with pytest.raises(InvalidConfig, match=r"words: '\^xqzw</w>' names no token"):
+        TASKS["lora"].task(config(folder, str(tmp_path), words=["^xqzw</w>"]))
+
+
+def test_dora_is_of_the_kind_lora(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="use_dora is for the kind lora"):
+        TASKS["lora"].task(config(folder, str(tmp_path), kind="lokr", use_dora=True))
