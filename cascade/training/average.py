@@ -21,33 +21,33 @@ class Average:
 
     def __init__(self, modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
         self.current, self.config = modules, config
-        self._own: dict[str, nn.Module] = {}
+        self.own: dict[str, nn.Module] = {}
         for name, module in modules.items() if config.ema > 0 else ():
             average = copy.deepcopy(module).eval().requires_grad_(False)
-            self._own[name] = average.cpu() if config.ema_device == "cpu" else average
+            self.own[name] = average.cpu() if config.ema_device == "cpu" else average
 
     @contextmanager
     def applied(self) -> Iterator[Mapping[str, nn.Module]]:
         """The averaged networks, in eval mode and on the device."""
-        if not self._own:
+        if not self.own:
             for module in self.current.values():
                 module.eval()
             yield self.current
             for module in self.current.values():
                 module.train()
             return
-        for name, module in self._own.items():
+        for name, module in self.own.items():
             module.to(_first(self.current[name]).device)
-        yield self._own
+        yield self.own
         if self.config.ema_device == "cpu":
-            for module in self._own.values():
+            for module in self.own.values():
                 module.cpu()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: module.state_dict() for name, module in self._own.items()}
+        return {name: module.state_dict() for name, module in self.own.items()}
 
     def load_state(self, state: Mapping[str, dict[str, Tensor]]) -> None:
-        for name, module in self._own.items():
+        for name, module in self.own.items():
             module.load_state_dict(state[name])
 
     @torch.no_grad()
@@ -57,14 +57,17 @@ class Average:
         Early on faster, so that the first random weights are not remembered; up to `ema_start` it is the weights.
         """
         config = self.config
-        if not self._own or (step % config.ema_every and step != config.steps):
+        if not self.own or (step % config.ema_every and step != config.steps):
             return
         count = max(0, step - config.ema_start) // config.ema_every
         decay = min(config.ema, (1 + count) / (10 + count)) if count else 0.0
-        average, current = _tensors(self._own), _tensors(self.current)
+        average, current = _tensors(self.own), _tensors(self.current)
         current = [there.to(here.device) for here, there in zip(average, current, strict=True)]
         floats = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], 1 - decay)
+        for split in (True, False):  # those whose parts are in several processes by themselves
+            part = [(a, c) for a, c in floats if hasattr(a, "to_local") == split]
+            if part:
+                torch._foreach_lerp_([a for a, _ in part], [c for _, c in part], 1 - decay)
         for a, c in zip(average, current, strict=True):
             if not a.is_floating_point():
                 a.copy_(c)

@@ -14,9 +14,9 @@ from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
 from .config import Amount, Count, NewPath, PathFromRoot, Pixels, Settings, Several, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, to_images
-from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import load_encoders, new_clip
 from .stage_c import latents_and_small_images
+from .task import BaseTask, Modules, derive_seed, pick_device
 from .text import tokenize_captions
 
 READER = "reader"

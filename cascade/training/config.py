@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _CHANGEABLE = (
     *("steps", "accumulation", "stretch_schedule", "output", "device", "threads"),
-    *("checkpoint_every", "sample_every", "log_every", "validate_every"),
+    *("checkpoint_every", "sample_every", "log_every", "validate_every", "keep", "backup_every", "offload"),
 )
 """What may differ between a run and its continuation; `steps` may only grow, and `accumulation` times the number of
 processes stays."""
@@ -126,6 +126,9 @@ class TrainingConfig(Settings):
 
     What is sampled and exported is an average of the weights with the decay `ema`, 0 for the weights themselves. It is
     moved every `ema_every` steps, begins at step `ema_start`, and can be kept in the CPU's memory (`ema_device`).
+
+    With `shard` the large networks are split over the processes; with `offload` their weights wait in the CPU's memory.
+    The last `keep` states stay in the folder `states`, and one every `backup_every` steps.
     """
 
     task: str
@@ -153,7 +156,11 @@ class TrainingConfig(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    shard: StrictBool = False
+    offload: StrictBool = False
     checkpoint_every: Count = 1000
+    keep: Count = 1
+    backup_every: Count | None = None
     sample_every: Count | None = None
     log_every: Count = 50
     held_out: Annotated[Whole, Field(ge=0)] = 0

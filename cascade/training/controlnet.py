@@ -18,7 +18,6 @@ from ..models.blocks import ResBlock
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
 from .filters import REFERENCE_NAMES, build_filter
-from .loop import Modules, derive_seed, pick_device
 from .networks import (
     encode_latents,
     for_training,
@@ -30,6 +29,7 @@ from .networks import (
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
+from .task import Modules, derive_seed, pick_device
 from .text import text_conditions, tokenize_captions
 
 SHOWN = 8

@@ -52,11 +52,11 @@ from .config import (
     Whole,
 )
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
-from .loop import Modules, derive_seed, pick_device
 from .lora import AT_ONCE, Captions, file_name
 from .lora_layers import Adapter, Wiring
 from .networks import encode_latents, for_training, frozen, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .task import Modules, derive_seed, pick_device
 from .text import tokenize_captions
 
 RELEASED: Mapping[str, SamplingSettings] = {"stage_c": STAGE_C_SETTINGS, "stage_b": STAGE_B_SETTINGS}

@@ -17,9 +17,9 @@ from ..images import normalize
 from ..models import EffnetConfig, EffnetEncoder, Previewer, PreviewerConfig
 from .config import Amount, NewPath, PathFromRoot, Pixels, Settings, Several, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, cached, open_images, resize, to_images
-from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import frozen, model_config, new_network, recalibrate_batch_norm, sheet
 from .stage_a import neighbor_error
+from .task import BaseTask, Modules, derive_seed, pick_device
 
 
 class EncoderSettings(Settings):

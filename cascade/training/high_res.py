@@ -19,10 +19,10 @@ from ..models.high_res import POSITIONS, FeatureRecorder, Features, GuidedRun
 from ..pipelines.high_res import SOURCE_TIME
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
-from .loop import Modules, derive_seed, pick_device
 from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
+from .task import Modules, derive_seed, pick_device
 from .text import text_conditions, tokenize_captions
 
 LOW = "latents"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import logging
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import BrokenCheckpoint, CascadeError, InvalidConfig, RunConflict
@@ -28,104 +25,12 @@ from .optimizers import build_optimizer
 from .processes import Processes
 from .schedule import Extension, extended, learning_rate
 from .signals import stop_signals
-from .state import STATE_FILE, load_state, save_state
+from .state import STATE_FILE, STATES, keep_states, load_state, place_of, save_state
+from .task import Task, derive_seed, pick_device
 
 log = logging.getLogger("cascade")
 
-Modules = Mapping[str, nn.Module]
 OnTrainingStep = Callable[[int, int, dict[str, float]], None]
-
-
-class Task(Protocol):
-    """What is trained, on what, and towards what. Everything else is the loop's.
-
-    Data and noise must follow from the arguments alone, so that a run that was stopped goes on exactly.
-    """
-
-    modules: dict[str, nn.Module]
-    """The trained networks by name, already on the device. Parameters that need no gradient stay as they are."""
-
-    def batch(self, index: int) -> Any:
-        """Micro-batch number `index` since the start of the run."""
-        ...
-
-    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of a batch, and further scalars to log. All randomness comes from `generator`."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What the task itself must remember between steps (tensors and plain values)."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None: ...
-
-    def validation(self) -> AbstractContextManager[Callable[[], dict[str, Tensor]]]:
-        """While it is open, batches are of the held-out images. It gives a function for further metrics of the losses
-        since."""
-        ...
-
-    def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Called after each optimizer step. `gather` gives the value of every process, in the order of their ranks."""
-        ...
-
-    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
-        """A sheet of samples made with the averaged weights."""
-        ...
-
-    def finish(self, modules: Modules) -> None:
-        """Last touches on the averaged weights before they are exported (batch norm statistics, for instance)."""
-        ...
-
-    def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
-        """Write the averaged weights as files that load_model reads."""
-        ...
-
-
-class BaseTask:
-    """The optional parts of a task, empty, and the export of every module under its own name.
-
-    seen: names of the contents of the sources of images; a run goes on with the same images only.
-    """
-
-    config: TrainingConfig
-    modules: dict[str, nn.Module]
-    order: Any
-    seen: Sequence[str] = ()
-
-    def state(self) -> dict[str, Any]:
-        return {"images": list(self.seen)} if self.seen else {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        if state.get("images", self.seen) != self.seen:
-            raise RunConflict(
-                f"{self.config.output}: the images or their captions are not those of the run there. "
-                "Restore them, or choose another output folder."
-            )
-
-    def end_step(self, gather: Callable[[Any], list[Any]]) -> None:
-        pass
-
-    @contextmanager
-    def validation(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
-        order = self.order
-        self.order = order.held_out()
-        try:
-            yield dict
-        finally:
-            self.order = order
-
-    def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
-        return None
-
-    def finish(self, modules: Modules) -> None:
-        pass
-
-    def export(self, modules: Modules, folder: Path, dtype: torch.dtype) -> None:
-        from ..checkpoints import save_model
-
-        for name, module in modules.items():
-            plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            save_model(plain, folder / f"{name}.safetensors", dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -159,18 +64,11 @@ def fit(
             return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one. Raises InvalidConfig for what is no device."""
-    try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise InvalidConfig(f"device: {str(error).splitlines()[0]}") from error
+def _sharding(task: Task, average: Average, config: TrainingConfig) -> Any:
+    """Imported here: a torch of hosts may be older than what it needs."""
+    from .sharding import Sharding
 
-
-def derive_seed(*parts: int | str) -> int:
-    """One seed from several numbers and names; nearby parts give unrelated seeds."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return Sharding(task, average, config)
 
 
 class _Loss(nn.Module):
@@ -198,18 +96,26 @@ class Trainer:
         for module in task.modules.values():
             module.train()
         self.micro_batches = config.accumulation * processes.size
-        self.ema = Average(task.modules if processes.first else {}, config)
+        if config.shard and config.ema_device == "cpu":
+            raise InvalidConfig("ema_device: with shard the average lies where its network does; set offload instead")
+        split = config.shard and processes.size > 1
+        self.ema = Average(task.modules if processes.first or split else {}, config)
+        self.sharding = _sharding(task, self.ema, config) if split else None
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self._groups(), config)
-        self.loss = processes.parallel(_Loss(task))
+        self.loss = _Loss(task) if split else processes.parallel(_Loss(task))
         self.step, self.seconds, self.finished = 0, 0.0, False
         self.extension: Extension | None = None
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
+        self.broken = torch.tensor(-1, device=self.device)
+        """The first micro-batch whose loss was not finite. Looked at where a graphics card is waited for anyway."""
         self.metrics: dict[str, float] = {}
 
     def run(self, on_step: OnTrainingStep | None, should_stop: Callable[[], bool]) -> Outcome:
-        config, saved, first = self.config, self.step, self.processes.first
+        config, saved = self.config, self.step
+        # A network that is split calculates in all processes; else the first one alone has the average.
+        acts = self.processes.first or self.sharding is not None
         if self.finished and self.step >= config.steps:
             return Outcome(self.step, True, self.metrics)
         while self.step < config.steps and not self.processes.any(should_stop()):
@@ -220,29 +126,34 @@ class Trainer:
                 self._log()
             if on_step is not None:
                 on_step(self.step, config.steps, self.metrics)
-            if first and config.sample_every and self.step % config.sample_every == 0:
+            if acts and config.sample_every and self.step % config.sample_every == 0:
                 self.sample()
-            if first and config.validate_every and self.step % config.validate_every == 0:
+            if acts and config.validate_every and self.step % config.validate_every == 0:
                 self.validate()
-            if self.step % config.checkpoint_every == 0 and self.step < config.steps:
-                if first:
+            if self._is_saved_at(self.step) and self.step < config.steps:
+                self._settle()
+                if acts:
                     self.save()
                 saved = self.step
         complete = self.finished = self.step >= config.steps
-        if first and complete:
+        self._settle()
+        if acts and complete:
             with self.ema.applied() as modules:
                 self.task.finish(modules)
-        if first and (saved != self.step or complete):
+        if acts and (saved != self.step or complete):
             self.save()
         self.processes.wait()
         return Outcome(self.step, complete, self.metrics)
+
+    def _is_saved_at(self, step: int) -> bool:
+        config = self.config
+        return step % config.checkpoint_every == 0 or bool(config.backup_every and step % config.backup_every == 0)
 
     def _train_step(self) -> None:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, self.extension)
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
         for micro in range(config.accumulation):
             index = self.step * self.micro_batches + micro * self.processes.size + self.processes.rank
             # Layers with noise of their own (dropout) use the global generator: its seed too follows from the step.
@@ -250,15 +161,20 @@ class Trainer:
             generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "loss", index))
             batch = self.task.batch(index)
             last = micro == config.accumulation - 1
+            if self.sharding is not None:
+                self.sharding.synchronize(last)
             with nullcontext() if last else self.processes.alone(self.loss):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     loss, metrics = self.loss(batch, generator)
                 (loss / config.accumulation).backward()
-            for name, value in {"loss": loss, **metrics}.items():
-                value = value.detach().float() / config.accumulation
-                sums[name] = sums[name] + value if name in sums else value
-        self._add(**dict(zip(sums, self.processes.mean(list(sums.values())), strict=True)))
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+            self._add(config.accumulation, loss=loss, **metrics)
+            new = (self.broken < 0) & ~torch.isfinite(loss.detach())
+            self.broken = torch.where(new, index, self.broken)
+        most = config.clip_norm or math.inf
+        if self.sharding is None:
+            norm = nn.utils.clip_grad_norm_(self.parameters, most)
+        else:
+            norm = self.sharding.clip_gradients(self.parameters, most)
         self._add(grad_norm=norm)
         self.optimizer.step()
         self.step += 1
@@ -273,14 +189,29 @@ class Trainer:
         chosen = {id(p) for p in decayed}
         rest = [p for p in self.parameters if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        if self.sharding is not None:
+            groups = [part for group in groups for part in self.sharding.separated(group)]
         return [group for group in groups if group["params"]]
 
-    def _add(self, **values: Tensor) -> None:
+    def _add(self, parts: int = 1, **values: Tensor) -> None:
+        """Values of a step, or of one of its `parts`."""
         for name, value in values.items():
-            value = value.detach().float()
+            value = value.detach().float() / parts
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
+    def _settle(self) -> None:
+        """Let every process have the means of what all have summed, and end where a loss was not finite."""
+        self.sums = dict(zip(self.sums, self.processes.mean(list(self.sums.values())), strict=True))
+        broken = self.processes.largest(int(self.broken))
+        if broken >= 0:
+            step, place = broken // self.micro_batches + 1, self.task.describe(broken)
+            raise CascadeError(
+                f"{self.config.output}: the loss is not finite at step {step} ({place}). A lower learning_rate or "
+                "float32 may help. The state saved last is untouched."
+            )
+
     def _log(self) -> None:
+        self._settle()
         means = {name: float(value) / self.summed for name, value in self.sums.items()}
         self.sums, self.summed = {}, 0
         self.metrics = {
@@ -290,24 +221,18 @@ class Trainer:
         }
         if self.processes.first:
             self._append()
-        self._check(means["loss"])
 
     def _append(self) -> None:
         with writing(self.config.output):
             append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
-
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise CascadeError(
-                f"{self.config.output}: the loss is not finite at step {self.step}; a lower learning_rate or float32 "
-                "may help. The state saved last is untouched."
-            )
 
     def sample(self) -> None:
         """Write samples/step.png with the averaged weights, and the plot of the loss."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         with torch.no_grad(), self.ema.applied() as modules:
             sheet = self.task.sample(modules, generator)
+        if not self.processes.first:
+            return
         with writing(self.config.output):
             if sheet is not None:
                 path = self.config.output / "samples" / f"step_{self.step:08d}.png"
@@ -333,32 +258,49 @@ class Trainer:
             found = {f"validation_{name}": float(value) for name, value in (sums | further()).items()}
         for module in modules:
             module.train()
-        with writing(config.output):
-            append_metrics(config.output, {"step": self.step, **found})
+        if self.processes.first:
+            with writing(config.output):
+                append_metrics(config.output, {"step": self.step, **found})
         return found
 
     def save(self) -> None:
         """The state, and the averaged weights as they are now, to try them."""
-        self._check(float(self.sums.get("loss", 0.0)))
-        state = {
+        output, first = self.config.output, self.processes.first
+        state: dict[str, Any] = {
             "config": self.config.to_dict(),
             "step": self.step,
             "micro_batches": self.micro_batches,
             "seconds": self.seconds,
             "finished": self.finished,
             "extension": None if self.extension is None else tuple(self.extension),
-            "modules": {name: m.state_dict() for name, m in self.task.modules.items()},
-            "ema": self.ema.state(),
-            "optimizer": self.optimizer.state_dict(),
             "task": self.task.state(),
             "sums": self.sums,
             "summed": self.summed,
         }
-        # In this order: where a state is marked as finished, its files exist.
-        with writing(self.config.output), self.ema.applied() as modules:
-            self.task.export(modules, self.config.output, getattr(torch, self.config.export_dtype))
-            save_state(self.config.output, state)
-        log.info("%s: saved at step %d", self.config.output, self.step)
+        with writing(output), self.ema.applied() as modules:
+            if self.config.shard:
+                state["parts"] = str(self._parts(save=place_of(output, self.step)))
+            else:
+                state["modules"] = {name: m.state_dict() for name, m in self.task.modules.items()}
+                state |= {"ema": self.ema.state(), "optimizer": self.optimizer.state_dict()}
+            whole = modules if self.sharding is None else self.sharding.gathered(modules)
+            if first:
+                # In this order: where a state is marked as finished, its files exist.
+                self.task.export(whole, output, getattr(torch, self.config.export_dtype))
+                save_state(output, state)
+                keep_states(output, self.step, self.config)
+        log.info("%s: saved at step %d", output, self.step)
+
+    def _parts(self, *, save: Path | None = None, load: Path | None = None) -> str:
+        """Write networks, average and optimizer into a folder, part by part, or read them; the folder's name."""
+        from .sharding import load_parts, save_parts
+
+        whole = nn.ModuleDict(dict(self.task.modules)), nn.ModuleDict(self.ema.own), self.optimizer
+        if save is not None:
+            save_parts(save, *whole)
+        elif load is not None:
+            load_parts(load, *whole)
+        return (save or load or Path()).name
 
     def resume(self) -> None:
         """Take up the state in the output folder; raises RunConflict when it is another run's."""
@@ -390,15 +332,10 @@ class Trainer:
                 f"{self.config.output}: holds a run with other settings: {'; '.join(reasons)}. "
                 "Restore them, or choose another output folder."
             )
-        for name, module in self.task.modules.items():
-            module.load_state_dict(state["modules"][name])
-        self.ema.load_state(state["ema"])
-        # AdamW's groups are those of the settings; others keep there what they have learned.
-        groups = self.optimizer.state_dict()["param_groups"]
-        if self.config.optimizer != "adamw":
-            saved = state["optimizer"]["param_groups"]
-            groups = [{**a, "params": b["params"]} for a, b in zip(saved, groups, strict=True)]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        if self.config.shard:
+            self._parts(load=self.config.output / STATES / Path(state["parts"]).name)
+        else:
+            self._take_up_networks(state)
         if self.config.optimizer == "adamw":
             self._check_optimizer()
         self.task.load_state(state["task"])
@@ -408,6 +345,17 @@ class Trainer:
         if min(self.step, self.summed, self.seconds) < 0 or not math.isfinite(self.seconds):
             raise ValueError("its counters are out of range")
         self._take_up_rate(state)
+
+    def _take_up_networks(self, state: dict[str, Any]) -> None:
+        for name, module in self.task.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.ema.load_state(state["ema"])
+        # AdamW's groups are those of the settings; others keep there what they have learned.
+        groups = self.optimizer.state_dict()["param_groups"]
+        if self.config.optimizer != "adamw":
+            saved = state["optimizer"]["param_groups"]
+            groups = [{**a, "params": b["params"]} for a, b in zip(saved, groups, strict=True)]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
 
     def _check_optimizer(self) -> None:
         for parameter, own in self.optimizer.state.items():

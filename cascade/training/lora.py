@@ -41,11 +41,11 @@ from .config import (
 )
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
 from .folders import OnImage, describe_problems
-from .loop import Modules, derive_seed, pick_device
 from .lora_kinds import Kind
 from .lora_layers import Adapter, LearnedRows, LearnedTokens, Wiring
 from .networks import encode_latents, for_training, frozen, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .task import Modules, derive_seed, pick_device
 from .text import prompts_for_samples, text_conditions, tokenize_captions
 
 log = logging.getLogger("cascade")

@@ -22,8 +22,8 @@ from ..adapters.changes import lengths
 from ..adapters.lora import TABLE
 from ..adapters.names import FORMATS, name_of
 from ..errors import InvalidConfig
-from .loop import derive_seed
 from .lora_kinds import Kind, WeightChange
+from .task import derive_seed
 
 _BLOCKS = {
     "attention": ("*.attention.attn.*",),

@@ -19,7 +19,7 @@ from ..models import Attention, initialize, scaled_dot_product_attention
 from ..models.blocks import AttnBlock
 from .config import TrainingConfig
 from .data import resize, to_halves, to_pixels
-from .loop import derive_seed
+from .task import derive_seed
 
 C = TypeVar("C")
 

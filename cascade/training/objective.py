@@ -18,7 +18,7 @@ from ..models import Process
 from ..pipelines import STAGE_C_SETTINGS
 from .config import Amount, Number, Settings, TrainingConfig
 from .data import Cache
-from .loop import BaseTask
+from .task import BaseTask
 
 
 class DiffusionSettings(Settings):

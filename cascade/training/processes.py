@@ -1,7 +1,7 @@
 """Several processes, one training: `torchrun --nproc-per-node N -m cascade train FILE`.
 
-Gradients are averaged by torch's DistributedDataParallel. Every process reads its own micro-batches; the first one
-alone writes.
+Gradients are averaged by torch's DistributedDataParallel, or networks are split: see `sharding`. Every process reads
+its own micro-batches; the first one alone writes.
 """
 
 from __future__ import annotations
@@ -58,11 +58,15 @@ class Processes:
 
     def any(self, value: bool) -> bool:
         """Whether it is true in one of them."""
+        return bool(self.largest(int(value)))
+
+    def largest(self, value: int) -> int:
+        """Of the values of all."""
         if self.size == 1:
             return value
-        found = torch.tensor(int(value))
+        found = torch.tensor(value)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=_control())
-        return bool(found)
+        return int(found)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in the order of their ranks, in each of them."""

@@ -15,8 +15,8 @@ from ..errors import InvalidConfig
 from ..models import StageA, StageAConfig
 from .config import Amount, NewPath, Pixels, Settings, TrainingConfig
 from .data import ImageSettings, OnChunk, Order, cached, open_images, to_images
-from .loop import BaseTask, Modules, derive_seed, pick_device
 from .networks import model_config, new_network, recalibrate_batch_norm, sheet
+from .task import BaseTask, Modules, derive_seed, pick_device
 
 
 class StageASettings(Settings):

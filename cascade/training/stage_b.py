@@ -16,9 +16,9 @@ from ..errors import InvalidConfig
 from ..models import StageB, StageBConfig
 from .config import Amount, Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
-from .loop import Modules, derive_seed, pick_device
 from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet, to_finetune
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .task import Modules, derive_seed, pick_device
 from .text import pooled_captions
 
 

@@ -29,7 +29,6 @@ from .data import (
     to_images,
     to_pixels,
 )
-from .loop import Modules, derive_seed, pick_device
 from .networks import (
     encode_latents,
     for_training,
@@ -43,6 +42,7 @@ from .networks import (
     to_finetune,
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
+from .task import Modules, derive_seed, pick_device
 from .text import prompts_for_samples, text_conditions, tokenize_captions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from ..checkpoints.pickles import read_archive
 from ..errors import BrokenCheckpoint, CheckpointError
 from ..files import write_atomically
+from .config import TrainingConfig
 
 STATE_FILE = "state.pt"
+STATES = "states"
+"""Folder of earlier states, and of the parts of networks that are split."""
 _FORMAT = 2
 
 
@@ -28,6 +32,29 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
             torch.save({"format": _FORMAT, **state}, file)
 
     write_atomically(folder / STATE_FILE, write)
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """Where a run keeps what belongs to its state at a step, beside `state.pt`."""
+    return folder / STATES / f"step_{step:08d}"
+
+
+def keep_states(folder: Path, step: int, config: TrainingConfig) -> None:
+    """After the state at `step` was saved: copy it to its place if it is to be kept, and delete those that are not.
+
+    The last `keep` stay, and those at multiples of `backup_every`. To go back, copy one's `state.pt` over the run's.
+    """
+    every, place = config.backup_every, place_of(folder, step)
+    if config.keep > 1 or config.shard or (every and step % every == 0):
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(place / STATE_FILE, lambda path: shutil.copyfile(folder / STATE_FILE, path))
+    found = sorted((folder / STATES).glob("step_*"))
+    recent = [each for each in found if each.name <= place.name][-config.keep :]
+    for each in found:
+        number = each.name.removeprefix("step_")
+        permanent = bool(every and number.isdigit() and int(number) % every == 0)
+        if not permanent and each not in recent:
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def load_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:

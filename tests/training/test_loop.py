@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from cascade.errors import CascadeError, InvalidConfig, RunConflict
 from cascade.training.config import TrainingConfig
-from cascade.training.loop import BaseTask, Modules, Outcome, Trainer, derive_seed, fit
+from cascade.training.loop import Outcome, Trainer, fit
 from cascade.training.metrics import read_metrics, smoothed
 from cascade.training.schedule import learning_rate
 from cascade.training.state import load_state
+from cascade.training.task import BaseTask, Modules, derive_seed
 from tests.support import relative_error
 
 

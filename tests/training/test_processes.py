@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,15 +39,15 @@ def whole(folder: Path) -> Path:
     return folder / "whole"
 
 
-def settings(folder: Path, output: str, accumulation: int) -> Path:
+def settings(folder: Path, output: str, accumulation: int, **changes: Any) -> Path:
     path = folder / f"{output}.yaml"
-    values = data("stage_c", output, {**CHANGES, "accumulation": accumulation}, **SECTION)
+    values = data("stage_c", output, {**CHANGES, "accumulation": accumulation, **changes}, **SECTION)
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
 
-def run_alone(folder: Path, output: str, *, until: int = STEPS) -> None:
-    config = read_config(settings(folder, output, 2), SETTINGS, root=folder)
+def run_alone(folder: Path, output: str, *, until: int = STEPS, **changes: Any) -> None:
+    config = read_config(settings(folder, output, 2, **changes), SETTINGS, root=folder)
     steps: list[int] = []
     task = TASKS["stage_c"].task(config)
     fit(task, config, on_step=lambda i, n, m: steps.append(i), should_stop=lambda: steps[-1:] == [until])
@@ -58,8 +59,8 @@ def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(whole, check=False, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def run_together(folder: Path, output: str) -> subprocess.CompletedProcess[str]:
-    path = settings(folder, output, 1)
+def run_together(folder: Path, output: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    path = settings(folder, output, 1, **changes)
     return torchrun("-m", "cascade", "train", str(path), "--folder", str(folder))
 
 
