@@ -108,7 +108,9 @@ def _progress(title: str, unit: str) -> Callable[..., None]:
         if bar is None:  # only now: what is cached already, or refused, has no progress
             interval = 0.5 if sys.stderr.isatty() else 60
             bar = tqdm(desc=title, unit=unit, total=total, initial=done - 1, dynamic_ncols=True, mininterval=interval)
-        shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "psnr", "mse") if metrics and name in metrics}
+        shown = {
+            name: f"{metrics[name]:.4g}" for name in ("loss", "psnr", "mse", "memory_gb") if metrics and name in metrics
+        }
         bar.set_postfix(shown, refresh=False)
         bar.update(done - bar.n)
         if done == total:

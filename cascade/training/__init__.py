@@ -8,12 +8,14 @@ schedule, average, signals   the learning rate, the average of the weights, how 
 reference  the released training's files in our settings
 needs      what a training needs: files, memory, disk
 optimizers by name
-processes  several processes, one training
+processes  several processes, one training; sharding: networks split over them
+trackers   TensorBoard and wandb
+task       what the loop asks of a training
 state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora   one file a task
 filters    what a ControlNet is shown
 plain      a LoRA of a folder of images without a settings file
-lora_layers what a LoRA trains: the changes beside the layers, and learned tokens
+lora_layers, lora_kinds   what a LoRA trains: the changes beside the layers, learned tokens and words
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _CHANGEABLE = (
     *("steps", "accumulation", "stretch_schedule", "output", "device", "threads"),
     *("checkpoint_every", "sample_every", "log_every", "validate_every", "keep", "backup_every", "offload"),
+    *("trackers", "wandb_project"),
 )
 """What may differ between a run and its continuation; `steps` may only grow, and `accumulation` times the number of
 processes stays."""
@@ -163,6 +164,8 @@ class TrainingConfig(Settings):
     backup_every: Count | None = None
     sample_every: Count | None = None
     log_every: Count = 50
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    wandb_project: str = "stable-cascade"
     held_out: Annotated[Whole, Field(ge=0)] = 0
     validate_every: Count | None = None
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"

@@ -27,6 +27,7 @@ from .schedule import Extension, extended, learning_rate
 from .signals import stop_signals
 from .state import STATE_FILE, STATES, keep_states, load_state, place_of, save_state
 from .task import Task, derive_seed, pick_device
+from .trackers import open_trackers
 
 log = logging.getLogger("cascade")
 
@@ -111,6 +112,7 @@ class Trainer:
         self.broken = torch.tensor(-1, device=self.device)
         """The first micro-batch whose loss was not finite. Looked at where a graphics card is waited for anyway."""
         self.metrics: dict[str, float] = {}
+        self.trackers = open_trackers(config) if processes.first else []
 
     def run(self, on_step: OnTrainingStep | None, should_stop: Callable[[], bool]) -> Outcome:
         config, saved = self.config, self.step
@@ -143,6 +145,8 @@ class Trainer:
         if acts and (saved != self.step or complete):
             self.save()
         self.processes.wait()
+        for tracker in self.trackers:
+            tracker.close()
         return Outcome(self.step, complete, self.metrics)
 
     def _is_saved_at(self, step: int) -> bool:
@@ -219,12 +223,16 @@ class Trainer:
             "learning_rate": learning_rate(self.config, self.step - 1, self.extension),
             "samples_per_second": self.step * self.config.batch_size * self.micro_batches / self.seconds,
         }
+        if self.device.type == "cuda":
+            self.metrics["memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         if self.processes.first:
             self._append()
 
     def _append(self) -> None:
         with writing(self.config.output):
             append_metrics(self.config.output, {"step": self.step, **self.metrics, "seconds": round(self.seconds, 3)})
+        for tracker in self.trackers:
+            tracker.log(self.step, self.metrics)
 
     def sample(self) -> None:
         """Write samples/step.png with the averaged weights, and the plot of the loss."""
@@ -233,6 +241,8 @@ class Trainer:
             sheet = self.task.sample(modules, generator)
         if not self.processes.first:
             return
+        for tracker in self.trackers if sheet is not None else ():
+            tracker.image(self.step, sheet)
         with writing(self.config.output):
             if sheet is not None:
                 path = self.config.output / "samples" / f"step_{self.step:08d}.png"
@@ -261,6 +271,8 @@ class Trainer:
         if self.processes.first:
             with writing(config.output):
                 append_metrics(config.output, {"step": self.step, **found})
+            for tracker in self.trackers:
+                tracker.log(self.step, found)
         return found
 
     def save(self) -> None:

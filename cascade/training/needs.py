@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,10 +61,12 @@ def estimate(config: TrainingConfig) -> Needs | None:
         return None
     average = 4 if config.ema > 0 else 0
     halves = config.precision == "bfloat16"
+    # Split over the processes, as torchrun started them.
+    parts = int(os.environ.get("WORLD_SIZE", "1")) if config.shard and config.task in _NEW else 1
     each = 4 + 4 + _OPTIMIZER[config.optimizer] + (average if config.ema_device == "same" else 0)
     state = trained * (4 + _OPTIMIZER[config.optimizer] + average)
     exported = trained * (4 if config.export_dtype == "float32" else 2)
-    return Needs(trained, round(trained * each + frozen * (2 if halves else 4)), round(2 * state + exported))
+    return Needs(trained, round(trained * each / parts + frozen * (2 if halves else 4)), round(2 * state + exported))
 
 
 def _inputs(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:

@@ -250,16 +250,21 @@ class _Translator:
             self.problem(f"{shown(value)}: only ['.attn'] has a meaning here; write a file of ours with target_modules")
 
     def tokens(self, value: Any) -> None:
-        tokens = []
+        tokens, words = [], []
         for token in value if isinstance(value, list) else [value]:
             text, initializer = token if isinstance(token, list) and len(token) == 2 else (token, None)
-            if not (isinstance(text, str) and text[:1] in ("[", "<")):
-                self.problem(f"{shown(text)}: words that exist are not trained yet, only new tokens such as [fernando]")
+            if not isinstance(text, str):
+                self.problem(f"{shown(text)}: a token such as [fernando], or a pattern of existing words, is expected")
                 return
-            tokens.append({"text": text, "initializer": initializer})
+            if text[:1] in ("[", "<"):
+                tokens.append({"text": text, "initializer": initializer})
+            else:
+                words.append(text)
         if tokens:
             self.put("TASK.tokens", tokens)
-        else:
+        if words:
+            self.put("TASK.words", words, "existing words")
+        if not tokens and not words:
             self.say("no tokens")
 
     def dtype(self, value: Any) -> None:
@@ -270,12 +275,12 @@ class _Translator:
 
     def fsdp(self, value: Any) -> None:
         if value:
-            self.say("every process holds the whole network (DDP): the same result, in more memory")
+            self.put("shard", True)
         else:
             self.say("off")
 
     def tracker(self, value: Any) -> None:
-        self.say("not sent: metrics.jsonl, loss.png and samples are in the output folder")
+        self.say("not sent: metrics.jsonl, loss.png and samples are in the output folder; --set trackers=[wandb] sends")
 
 
 Handler = Callable[[_Translator, Any], None]
@@ -304,6 +309,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "checkpoint_extension": _says("not used: safetensors"),
     "dist_file_subfolder": _says("not used: torchrun connects the processes"),
     "allow_tf32": _says("not used"),
+    "trackers": _to("trackers"),
     "wandb_project": _Translator.tracker,
     "wandb_entity": _Translator.tracker,
     "model_version": _Translator.version,
@@ -314,7 +320,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "updates": _to("steps"),
     "warmup_updates": _to("warmup"),
     "save_every": _Translator.save_every,
-    "backup_every": _says("no copies of earlier states are kept"),
+    "backup_every": _to("backup_every"),
     "ema_start_iters": _Translator.ema_start,
     "ema_iters": _Translator.ema_iters,
     "ema_beta": _to("ema"),
@@ -344,5 +350,5 @@ _HANDLERS: Mapping[str, Handler] = {
     "module_filters": _Translator.modules,
     "rank": _to("TASK.rank"),
     "train_tokens": _Translator.tokens,
-    "lora_checkpoint_path": _refuses("a LoRA is not trained further from a file yet"),
+    "lora_checkpoint_path": _path("TASK.start"),
 }

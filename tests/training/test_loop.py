@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cascade.training.config import TrainingConfig
 from cascade.training.loop import Outcome, Trainer, fit
 from cascade.training.metrics import read_metrics, smoothed
 from cascade.training.schedule import learning_rate
-from cascade.training.state import load_state
+from cascade.training.state import STATES, load_state
 from cascade.training.task import BaseTask, Modules, derive_seed
 from tests.support import relative_error
 
@@ -364,3 +365,70 @@ def test_tables_and_biases_do_not_decay(tmp_path: Path) -> None:
         (0.1, [(2, 3)]),
         (0.0, [(4, 3), (2,)]),
     ]
+
+
+class Recorder:
+    """What wandb would be sent."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.logged: list[tuple[int, set[str]]] = []
+        self.finished = 0
+
+    def init(self, **options: Any) -> Recorder:
+        self.options = options
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, set(values)))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    def Image(self, image: Image.Image) -> Image.Image:
+        return image
+
+
+def test_a_tracker_gets_metrics_samples_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    run(tmp_path, steps=4, sample_every=4, trackers=("wandb",), wandb_project="owls")
+    assert (library.options["project"], library.options["id"], library.finished) == ("owls", tmp_path.name, 1)
+    assert library.options["config"]["steps"] == 4
+    assert [step for step, names in library.logged if "loss" in names] == [2, 4]
+    assert [step for step, names in library.logged if "samples" in names] == [4]
+
+
+def test_tensorboard_gets_them_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run(tmp_path, steps=4, sample_every=4, trackers=("tensorboard",))
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
+    with pytest.raises(InvalidConfig, match=f"trackers: {name} cannot be imported"):
+        run(tmp_path, trackers=(name,))
+
+
+def test_the_batch_of_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    class Breaks(Regression):
+        def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, metrics = super().loss(batch, generator)
+            return (loss * float("inf") if self.seen == 6 else loss), metrics
+
+    with pytest.raises(CascadeError, match=r"not finite at step 3 \(micro-batch 5\)"):
+        run(tmp_path, Breaks(), accumulation=2, checkpoint_every=2, log_every=5)
+    assert weights(tmp_path)["step"] == 2
+
+
+def test_earlier_states_are_kept_as_the_settings_say(tmp_path: Path) -> None:
+    run(tmp_path / "plain")
+    assert not (tmp_path / "plain" / STATES).exists()
+    run(tmp_path / "kept", keep=2, backup_every=4, checkpoint_every=5)
+    kept = sorted(path.name for path in (tmp_path / "kept" / STATES).iterdir())
+    assert kept == ["step_00000004", "step_00000008", "step_00000010", "step_00000012"]
+    (tmp_path / "kept" / "state.pt").write_bytes((tmp_path / "kept" / STATES / kept[1] / "state.pt").read_bytes())
+    run(tmp_path / "kept", keep=2, backup_every=4, checkpoint_every=5)
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "kept"))

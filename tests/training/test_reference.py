@@ -205,7 +205,7 @@ def test_check_tells_memory_disk_and_what_is_missing(folder: Path, capsys: pytes
         ("finetune_c", {"captions_getter": ["json", "captions_getter"]}),
         ("finetune_c", {"dtype": "bfloat16"}),
         ("finetune_c", {"batch_size": 1}),
-        ("lora", {"train_tokens": [["^snail", None]]}),
+        ("lora", {"train_tokens": [[3, None]]}),
         ("lora", {"module_filters": [".attn", ".mapper"]}),
         ("canny", {"controlnet_filter": "IdentityFilter"}),
     ],
