@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         say_tiny_is_used("" if args.lora else args.prompt)
     import torch
 
+    from ..editing import lit
     from ..images import to_pillow
     from ..pipelines import word_maps
 
@@ -71,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     image = made.images[0]
     for path, word in zip(paths, args.word, strict=True):
         shown = maps[word][0].expand(3, -1, -1)
-        # Half of the image shines through, so that one sees what the map is over.
-        over = torch.cat([image, image * (0.2 + 0.8 * shown)], dim=-1)
+        over = torch.cat([image, lit(image, shown)], dim=-1)
         about = {"prompt": args.prompt, "word": word, "negative": args.negative, "seed": args.seed}
         save(to_pillow(over if args.comparison else shown), path, recipe_of(args, settings, **about))
         print(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .attention import AttentionController, NetworkCall, Tokens
-from .maps import WordMaps
+from .maps import WordMaps, lit
 from .prompt_to_prompt import EditStrength, PromptToPrompt
 from .references import References
 from .regions import Region, Regions, box_mask
@@ -28,4 +28,5 @@ __all__ = [
     "WordMaps",
     "align",
     "box_mask",
+    "lit",
 ]

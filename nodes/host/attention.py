@@ -11,6 +11,7 @@ from torch import Tensor
 from ...cascade.editing import AttentionController, NetworkCall, Tokens
 from ...cascade.models import AroundAttention
 from . import checks
+from .prompts import REGIONS
 from .sampling import percent_of
 
 ATTENTION = "cascade_attention"
@@ -51,11 +52,12 @@ def around_attention(
 ) -> AroundAttention | None:
     """What attention blocks do in a call of the host's model at noise levels t, with these transformer_options."""
     runs = options.get(ATTENTION)
-    if runs is None or runs.controller is None:
+    controller = conditions.get(REGIONS) or (None if runs is None else runs.controller)
+    if controller is None:
         return None
     named = {name: conditions[name] for name in ("clip_text", "clip_text_pooled", "clip_img")}
     tokens = Tokens.of(**named, each=model.diffusion_model.config.condition_tokens)
     # Reading the noise level waits for a graphics card, so only where something acts.
     percent = percent_of(float(t[0]), model.model_sampling)
     with_prompt = tuple(kind == 0 for kind in options.get("cond_or_uncond", [0]))
-    return runs.controller.around(NetworkCall(percent, with_prompt, tokens))
+    return controller.around(NetworkCall(percent, with_prompt, tokens))

@@ -30,6 +30,8 @@ from .files import QUANTIZED, read
 from .imaging import ONE_EACH
 from .networks import HostStageB, HostStageC, around_inner
 from .previews import LatentC, Previewer
+from .prompts import REGIONS
+from .regions import joined
 
 logger = logging.getLogger("cascade")
 
@@ -150,7 +152,14 @@ class CascadeC(_Prepared, comfy.model_base.StableCascade_C):
             else torch.zeros(1, 1, config.clip_img),
             **_timesteps(kwargs, "sca", "crp"),
         }
-        return {name: CondKept(value.to(device)) for name, value in found.items()}
+        kept = {name: CondKept(value.to(device)) for name, value in found.items()}
+        if regions := kwargs.get(REGIONS):
+            inputs, control = joined(
+                *(found[name].to(device) for name in ("clip_text", "clip_text_pooled", "clip_img")), regions
+            )
+            kept |= {name: CondKept(value.to(device)) for name, value in inputs.as_kwargs().items()}
+            kept[REGIONS] = comfy.conds.CONDConstant(control)
+        return kept
 
     def memory_required(self, input_shape: list[int], cond_shapes: Any = {}) -> float:  # noqa: B006  the host's
         return _memory(self, input_shape)

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from itertools import count
 from typing import Any
 
@@ -17,7 +17,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...cascade.diffusion import RELEASED_DIFFUSION, Diffusion, Guidance, SamplingSettings
+from ...cascade.diffusion import RELEASED_DIFFUSION, Diffusion, Guidance, Inverting, SamplingSettings
 from ...cascade.pipelines import StagePlan, Start, Tiles, compression_warning, stage_b_size
 from . import checks, tiling
 from .compat import fill_table
@@ -115,7 +115,7 @@ def sample_stage_c(
         uncond=negative,
         start=Start(latents=samples, mask=latent.get("noise_mask"), as_released=as_released),
     )
-    return _with_samples(latent, checks.finite(run(model, plan), "Stage C"))
+    return with_samples(latent, checks.finite(run(model, plan), "Stage C"))
 
 
 def sample_stage_b(
@@ -151,13 +151,15 @@ def sample_stage_b(
         start=Start(latents=samples, mask=latent.get("noise_mask")),
         tiles=tiles(samples),
     )
-    return _with_samples(latent, checks.finite(run(model, plan), "Stage B"))
+    return with_samples(latent, checks.finite(run(model, plan), "Stage B"))
 
 
-def run(model: Any, plan: StagePlan[Any]) -> Tensor:
+def run(model: Any, plan: StagePlan[Any], inverting: Inverting | None = None) -> Tensor:
     """A plan through the host's sampler: the samples [B, c, h, w]. Its conditions are CONDITIONINGs.
 
     Each image has the noise of its own seed: it is the same, to rounding, alone, in a batch, and from the library.
+
+    inverting: finds the noise of the run, in the place of the plan's.
     """
     if plan.start is None:
         raise ValueError("the host's samplers start from latents: give the plan a start")
@@ -169,21 +171,27 @@ def run(model: Any, plan: StagePlan[Any]) -> Tensor:
     levels = sigmas(plan.settings, diffusion)
     if plan.settings.sampler_name not in OWN_SAMPLERS:
         levels = torch.unique_consecutive(levels)
+    on_step = latent_preview.prepare_callback(guided.model_patcher, len(levels) - 1)
+    if inverting is None:
+        noise_of = partial(plan.noise, noise.to(guided.model_patcher.load_device))
+    else:
+        on_step, noise_of = _watched(on_step, inverting, levels, diffusion)
     result = guided.sample(
         noise,
         plan.start.latents,
-        _sampler(plan, diffusion, noise.to(guided.model_patcher.load_device)),
+        _sampler(plan, diffusion, noise_of),
         levels,
         denoise_mask=plan.start.mask,
-        callback=latent_preview.prepare_callback(guided.model_patcher, len(levels) - 1),
+        callback=on_step,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         # For noise that the host generates itself, in samplers that do not accept ours.
         seed=plan.seeds[0],
     )
-    return result.to(comfy.model_management.intermediate_device())
+    return plan.completed(result.to(comfy.model_management.intermediate_device()))
 
 
-def _with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+def with_samples(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+    """A LATENT of these samples, with the mask and the seeds of another one."""
     kept = {name: value for name, value in latent.items() if name in ("noise_mask", "batch_index")}
     return {**kept, "samples": samples}
 
@@ -194,12 +202,28 @@ def seeds_of(latent: dict[str, Any], images: int, seed: int) -> Sequence[int]:
     return [seed + place for place in places]
 
 
-def _sampler(plan: StagePlan[Any], diffusion: Diffusion, like: Tensor) -> Any:
-    """The plan's sampler; if it adds noise between steps, it uses the plan's noise, step by step."""
+def _watched(
+    on_step: Callable[..., Any], inverting: Inverting, levels: Tensor, diffusion: Diffusion
+) -> tuple[Callable[..., Any], Callable[[int], Tensor]]:
+    """A callback of the host that tells an inversion about each step, and the noise of a step that it finds."""
+    state = inverting.image
+
+    def watch(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        nonlocal state
+        # The host's x is the network's divided by the factor a of the level.
+        state = x * diffusion.scaling(_log_snr(float(levels[step])))[0].item()
+        inverting.on_step(step, total, x0)
+        on_step(step, x0, x, total)
+
+    return watch, lambda step: inverting(state, step)
+
+
+def _sampler(plan: StagePlan[Any], diffusion: Diffusion, noise_of: Callable[[int], Tensor]) -> Any:
+    """The plan's sampler; if it adds noise between steps, it uses this noise, step by step."""
     made = comfy.samplers.sampler_object(plan.settings.sampler_name)
     if "noise_sampler" in inspect.signature(made.sampler_function).parameters:
-        steps, noise = count(), plan.noise
-        options = {**made.extra_options, "noise_sampler": lambda *_: noise(like, next(steps))}
+        steps = count()
+        options = {**made.extra_options, "noise_sampler": lambda *_: noise_of(next(steps))}
         made = comfy.samplers.KSAMPLER(made.sampler_function, options, made.inpaint_options)
     if plan.start is not None and plan.start.as_released:
         return _starting_at(sigma_of(plan.start_log_snr(diffusion)), diffusion, made)

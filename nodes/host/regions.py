@@ -1,0 +1,47 @@
+"""Prompts of parts of an image, in a CONDITIONING: Stage C reads them all in one call, with any sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...cascade.conditioning import StageCInputs, TextEmbedding
+from ...cascade.editing import Region, Regions
+from ...cascade.errors import IncompatibleCheckpoint, InvalidSettings
+from ...cascade.images import as_mask
+from .prompts import REGIONS, encoded
+
+
+def with_region(clip: Any, positive: Any, text: str, mask: Tensor, strength: float) -> Any:
+    """The CONDITIONING with one more region. mask: [1, H, W], of any size.
+
+    strength: how much of what the mask covers sees the region's prompt; the rest sees the base prompt. 0: unchanged.
+
+    Raises CascadeError for an empty mask, several masks, another text encoder, and more tokens than can be read.
+    """
+    mask = as_mask(mask)
+    if len(mask) != 1:
+        raise InvalidSettings(f"A region has one mask, and these are {len(mask)}: use a Regional Prompt for each.")
+    hidden, extras = encoded(clip, text)[0]
+    if strength == 0:
+        return positive
+    region = Region(strength * mask, TextEmbedding(hidden, extras["pooled_output"][:, None]))
+    found = []
+    for base, others in positive:
+        if base.shape[-1] != hidden.shape[-1]:
+            raise IncompatibleCheckpoint(
+                f"The region's prompt is of width {hidden.shape[-1]}, positive of {base.shape[-1]}: use one text "
+                "encoder for both."
+            )
+        regions = (*others.get(REGIONS, ()), region)
+        Regions(regions)  # checks them
+        found.append([base, {**others, REGIONS: regions}])
+    return found
+
+
+def joined(text: Tensor, pooled: Tensor, images: Tensor, regions: tuple[Region, ...]) -> tuple[StageCInputs, Regions]:
+    """Stage C's conditions with those of the regions, and what controls who sees them."""
+    control = Regions(regions, base=0.0)
+    pooled = pooled[:, None] if pooled.dim() == 2 else pooled
+    return control.inputs(StageCInputs(text, pooled, images)), control
