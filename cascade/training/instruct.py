@@ -23,12 +23,12 @@ from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from .config import Count, NewPath, Number, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
-from .loop import Modules, derive_seed, pick_device
 from .lora import AT_ONCE, file_name
 from .lora_layers import Adapter, Wiring
 from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
+from .task import Modules, derive_seed, pick_device
 from .text import text_conditions, tokenize_captions
 
 LATENT_CHANNELS = 16
@@ -100,7 +100,7 @@ class InstructTask(DiffusionTask):
         self.seen = [self.data.source]
         self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
-        self.diffusion = build_diffusion(settings.diffusion)
+        self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
     def _config(self) -> ControlNetConfig:
         """The ControlNet's config; its width and channels follow from Stage C. Raises InvalidConfig."""

@@ -241,8 +241,9 @@ class Trainer:
             sheet = self.task.sample(modules, generator)
         if not self.processes.first:
             return
-        for tracker in self.trackers if sheet is not None else ():
-            tracker.image(self.step, sheet)
+        if sheet is not None:
+            for tracker in self.trackers:
+                tracker.image(self.step, sheet)
         with writing(self.config.output):
             if sheet is not None:
                 path = self.config.output / "samples" / f"step_{self.step:08d}.png"

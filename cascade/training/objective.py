@@ -65,7 +65,7 @@ def build_diffusion(settings: DiffusionSettings, net: Any = None, *, trained: bo
         diffusion = Diffusion.named(**names, loss_weight=loss_weight)
     except (KeyError, TypeError) as error:
         raise InvalidConfig(f"diffusion: {error.args[0]}") from error
-    if trained:
+    if trained and net is not None:
         schedule = _SAMPLED_AS.get(names["schedule"], names["schedule"])
         process = Process(**{**names, "schedule": schedule}, shift=settings.shift)
         net.config = replace(net.config, process=process)
