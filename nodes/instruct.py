@@ -70,7 +70,7 @@ class CascadeEditByInstruction(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model_out", display_name="model", tooltip="For model of Sample Stage C."),
+                io.Model.Output("model_out", display_name="model", tooltip="For Sample Stage C."),
                 io.Conditioning.Output("positive", display_name="positive", tooltip="For positive of the samplers."),
                 io.Conditioning.Output("negative", display_name="negative", tooltip="For negative of the samplers."),
             ],

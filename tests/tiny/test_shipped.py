@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cascade import tiny
-from cascade.adapters import read_lora
+from cascade.adapters import read_instruct, read_lora
 from cascade.checkpoints import inspect_file, load_model
 from cascade.models import StageA
 from cascade.pipelines import Parts, generate
@@ -52,6 +52,15 @@ def test_files_are_small_and_say_what_they_are() -> None:
         found = inspect_file(path)
         assert found.kind == kind
         assert found.layout == "cascade"
+
+
+def test_the_instruct_network_is_small_and_fits() -> None:
+    path = tiny.path(tiny.INSTRUCT)
+    assert path.stat().st_size <= 1_000_000
+    assert inspect_file(path).variant == "Instruct network, for a Stage C of width 128"
+    network, stage_c = read_instruct(path), load_model(tiny.path("stage_c"))
+    changes = network.lora.changes["stage_c"]
+    assert all(change.fits(stage_c.get_parameter(name).shape) for name, change in changes.items())
 
 
 @pytest.mark.numeric
