@@ -1,4 +1,4 @@
-"""LoRA in every format, and learned tokens.
+"""LoRA in every format, learned tokens, and instruct networks.
 
 `read_lora` reads a file of any trainer into one form (`Lora`). `attach` applies it to networks until it is detached,
 `merge` permanently. `save_lora` writes any format. `extract` makes a LoRA from two networks.

@@ -2,7 +2,7 @@
 
 config     settings, read from a file and checked by pydantic
 data       images, their order, what is computed once from them
-folders    images of one's own: a folder, or webdataset tars
+folders    images, and edits of images, of one's own: a folder, or webdataset tars
 loop       the loop (`fit`), with exact continuation
 schedule, average, signals   the learning rate, the average of the weights, how a run is stopped
 reference  the released training's files in our settings
@@ -12,7 +12,7 @@ processes  several processes, one training; sharding: networks split over them
 trackers   TensorBoard and wandb
 task       what the loop asks of a training
 state, metrics   what a run leaves in its folder
-stage_a encoder captions stage_c stage_b controlnet lora   one file a task
+stage_a encoder captions stage_c stage_b controlnet lora instruct   one file a task
 filters    what a ControlNet is shown
 plain      a LoRA of a folder of images without a settings file
 lora_layers, lora_kinds   what a LoRA trains: the changes beside the layers, learned tokens and words
