@@ -26,10 +26,10 @@ class Guidance:
         prediction, 0 (none) to 1; the released `rho`.
     cfg_end: the scale at the end of the run, with a linear change from `cfg` at its start; None: `cfg` throughout.
     start_percent, end_percent: the part of the run in which guidance acts, see `Interval`; the scale is 1 outside.
-    image_cfg: guidance scale of the images that ControlNets read, in addition, wherever `cfg` acts; 1: they are not
-        guided by. Any other value costs a third prediction, without prompt and images.
     per_image: standard deviations of each image by itself. False takes them over the whole batch as the released code
         does, which makes an image depend on the others in its batch.
+    image_cfg: guidance scale of the images that ControlNets read, in addition, wherever `cfg` acts; 1: they are not
+        guided by. Any other value costs a third prediction, without prompt and images.
     """
 
     cfg: float = 4.0
@@ -37,8 +37,8 @@ class Guidance:
     cfg_end: float | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
-    image_cfg: float = 1.0
     per_image: bool = True
+    image_cfg: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("cfg", "cfg_rescale", "cfg_end", "start_percent", "end_percent", "image_cfg"):
