@@ -42,7 +42,8 @@ def inverted(
     plan = _of_images(positive, negative, latent, seed, settings)
     found = _followed(model, plan)
     checks.finite(found.added, "Stage C", "inversion")
-    return {**with_samples(latent, latent["samples"]), INVERSION: Inversion(_latents(plan), found, made)}
+    samples = latent["samples"]
+    return {**with_samples(latent, samples), INVERSION: Inversion(samples.float().cpu(), found, made)}
 
 
 def word_maps(model: Any, positive: Any, latent: dict[str, Any], words: Sequence[str]) -> list[Tensor]:
@@ -75,11 +76,6 @@ def _of_images(positive: Any, negative: Any, latent: dict[str, Any], seed: int, 
         uncond=negative,
         start=Start(latents=samples),
     )
-
-
-def _latents(plan: StagePlan[Any]) -> Tensor:
-    assert plan.start is not None
-    return plan.start.latents.float().cpu()
 
 
 def _followed(model: Any, plan: StagePlan[Any]) -> Inverted:

@@ -154,8 +154,7 @@ class CascadeC(_Prepared, comfy.model_base.StableCascade_C):
         }
         kept = {name: CondKept(value.to(device)) for name, value in found.items()}
         if regions := kwargs.get(REGIONS):
-            text, pooled, image = (found[name].to(device) for name in ("clip_text", "clip_text_pooled", "clip_img"))
-            inputs, control = joined(text, pooled, image, regions)
+            inputs, control = joined(found["clip_text"], found["clip_text_pooled"], found["clip_img"], regions)
             kept |= {name: CondKept(value.to(device)) for name, value in inputs.as_kwargs().items()}
             kept[REGIONS] = comfy.conds.CONDConstant(control)
         return kept

@@ -20,6 +20,8 @@ def with_region(clip: Any, positive: Any, text: str, mask: Tensor, strength: flo
 
     Raises CascadeError for an empty mask, several masks, another text encoder, and more tokens than can be read.
     """
+    if not bool(mask.any()):
+        raise InvalidSettings(f"The mask of the region {text!r} is empty: paint where its prompt should act.")
     mask = as_mask(mask)
     if len(mask) != 1:
         raise InvalidSettings(f"A region has one mask, and these are {len(mask)}: use a Regional Prompt for each.")

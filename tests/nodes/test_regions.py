@@ -94,7 +94,7 @@ def test_stage_b_reads_the_prompt_of_the_whole_image(host: Any) -> None:
 
 
 def test_masks_and_boxes_that_cannot_be_are_refused(host: Any) -> None:
-    with pytest.raises(host.errors.InvalidImage, match="The mask is empty"):
+    with pytest.raises(host.errors.InvalidSettings, match="The mask of the region 'a red circle' is empty"):
         region(host, LEFT, mask=torch.zeros(1, 64, 64))
     with pytest.raises(host.errors.InvalidSettings, match="these are 2: use a Regional Prompt for each"):
         region(host, LEFT, mask=torch.ones(2, 64, 64))
