@@ -7,6 +7,7 @@ weights are put together while it calculates. Over several machines every machin
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -34,6 +36,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from ..errors import one_line
 from ..models.blocks import AttnBlock, TimestepBlock
 from ..models.stack import Stack
 from .average import Average
@@ -177,7 +180,10 @@ def save_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: 
         shutil.rmtree(new, ignore_errors=True)
     if together:
         dist.barrier()
-    dcp.save(_tensors(modules, average, optimizer), checkpoint_id=new, no_dist=not together)
+    try:
+        dcp.save(_tensors(modules, average, optimizer), checkpoint_id=new, no_dist=not together)
+    except CheckpointException as error:  # which is no Exception
+        raise OSError(errno.EIO, one_line(str(error)), str(new)) from error
     if first:
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
@@ -186,9 +192,15 @@ def save_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: 
 
 
 def load_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read what `save_parts` has written, in any number of processes, into networks, average and optimizer."""
+    """Read what `save_parts` has written, in any number of processes, into networks, average and optimizer.
+
+    Raises ValueError where something is missing or damaged.
+    """
     state = _tensors(modules, average, optimizer)
-    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    try:
+        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    except CheckpointException as error:
+        raise ValueError(f"{folder}: {one_line(str(error))}") from error
     set_model_state_dict(modules, state["modules"])
     if state["ema"]:
         set_model_state_dict(average, state["ema"])
