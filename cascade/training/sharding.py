@@ -183,7 +183,7 @@ def save_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: 
     try:
         dcp.save(_tensors(modules, average, optimizer), checkpoint_id=new, no_dist=not together)
     except CheckpointException as error:  # which is no Exception
-        raise OSError(errno.EIO, one_line(str(error)), str(new)) from error
+        raise OSError(errno.EIO, _reason(error), str(new)) from error
     if first:
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
@@ -200,8 +200,14 @@ def load_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: 
     try:
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     except CheckpointException as error:
-        raise ValueError(f"{folder}: {one_line(str(error))}") from error
+        raise ValueError(f"{folder}: {_reason(error)}") from error
     set_model_state_dict(modules, state["modules"])
     if state["ema"]:
         set_model_state_dict(average, state["ema"])
     set_optimizer_state_dict(modules, optimizer, state["optimizer"], options=_NAMED)
+
+
+def _reason(error: CheckpointException) -> str:
+    """Of the first process that failed, without torch's traces of all."""
+    first = next(iter(error.failures.values()))[0]
+    return f"{type(first).__name__}: {one_line(str(first))}"
