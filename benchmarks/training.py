@@ -32,7 +32,7 @@ from cascade.training.processes import joined
 from cascade.training.task import BaseTask, pick_device
 
 SIZES = {
-    "small": StageCConfig(condition_channels=512, levels=(Level(512, 8, 4), Level(512, 8, 12))),
+    "small": StageCConfig(condition_channels=256, levels=(Level(256, 4, 2), Level(256, 4, 6))),
     "1B": STAGE_C_1B,
     "3.6B": STAGE_C_3_6B,
 }
