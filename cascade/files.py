@@ -72,6 +72,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     _flush(path.parent)
 
 
+def write_if_changed(path: Path, content: bytes) -> None:
+    """Write a file atomically, unless it holds this already: its time then stays. Raises OSError."""
+    if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def _flush(path: Path) -> None:
     if not path.is_dir():
         with path.open("rb+") as file:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..conditioning import ImageEncoder, TextEncoder
 from ..errors import InvalidConfig
 from .config import Amount, Count, NewPath, PathFromRoot, Pixels, Settings, Several, TrainingConfig
-from .data import ImageSettings, OnChunk, Order, to_images
+from .data import ImageSettings, OnChunk, order_of, squares_only, to_images
 from .networks import load_encoders, new_clip
 from .stage_c import latents_and_small_images
 from .task import BaseTask, Modules, derive_seed, pick_device
@@ -71,9 +71,10 @@ class CaptionsTask(BaseTask):
         if settings.start is not None:
             load_encoders(settings.start, text, image)
         size = int(image.config.image_size)
-        self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
+        squares_only(settings.images, "captions")
+        self.data: Any = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
+        self.order = order_of(self.data, config)
         encoder = TextEncoder(text)
         self.ids, self.mask, self.texts = tokenize_captions(encoder, self.data.captions)
         # A token sees only those before it, so that the padding behind the longest caption need not be read.

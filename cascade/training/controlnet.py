@@ -16,7 +16,7 @@ from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
-from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
+from .data import Cache, ImageSettings, OnChunk, Streamed, fingerprint, order_of, prepared, to_images
 from .filters import REFERENCE_NAMES, build_filter
 from .networks import (
     encode_latents,
@@ -29,8 +29,8 @@ from .networks import (
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
-from .task import Modules, derive_seed, pick_device
-from .text import text_conditions, tokenize_captions
+from .task import Modules, pick_device
+from .text import batch_texts, text_conditions, tokenized
 
 SHOWN = 8
 """Images on a sheet of samples."""
@@ -107,8 +107,7 @@ class ControlNetTask(DiffusionTask):
             _go_on(self.modules[self.name], settings.start, self.device)
         self.data = self._cache(encoder, on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
-        self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
+        self.order = order_of(self.data, config)
         self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
     def _config(self, model: Mapping[str, Any]) -> ControlNetConfig:
@@ -128,7 +127,7 @@ class ControlNetTask(DiffusionTask):
             raise InvalidConfig(f"controlnet: model: {'; '.join(reasons)}")
         return config
 
-    def _cache(self, encoder: Any, on_chunk: OnChunk | None) -> Cache:
+    def _cache(self, encoder: Any, on_chunk: OnChunk | None) -> Cache | Streamed:
         settings = self.settings
 
         @torch.no_grad()
@@ -141,19 +140,20 @@ class ControlNetTask(DiffusionTask):
             return {"latents": np.concatenate(latents), "hints": np.concatenate(hints)}
 
         key = f"{fingerprint(settings.effnet)}-{settings.effnet_size}-{self.filter.key}"
-        return cached(settings.cache, "controlnet", open_images(settings.images), compute, key=key, on_chunk=on_chunk)
+        if settings.images.aspect_ratios:
+            raise InvalidConfig("controlnet: images: aspect_ratios is not possible in this training")
+        return prepared(settings.cache, "controlnet", settings.images, compute, key=key, on_chunk=on_chunk)
 
     def batch(self, index: int) -> ControlBatch:
         settings = self.settings
         rows = self.order.rows(index, self.count)
         random = np.random.default_rng((self.config.seed, index))
-        texts = np.where(random.random(len(rows)) < settings.drop_caption, len(self.texts) - 1, rows)
-        tokens = self.texts[torch.from_numpy(texts)]
+        dropped = random.random(len(rows)) < settings.drop_caption
+        texts = batch_texts(self.data, rows, (self.config.seed, index), dropped)
         return ControlBatch(
             self.data.take("latents", rows, self.device).float(),
             self.filter.hint(self.data.take("hints", rows, self.device), random),
-            self.ids[tokens],
-            self.mask[tokens],
+            *tokenized(self.text, texts),
         )
 
     def loss(self, batch: ControlBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -175,8 +175,9 @@ class ControlNetTask(DiffusionTask):
         """The hints, and below them the images generated from them and their captions, through the previewer."""
         if self.previewer is None:
             return None
-        count = min(SHOWN, len(self.data.captions))
-        hints = self.filter.hint(self.data.take("hints", np.arange(count), self.device), np.random.default_rng(0))
+        rows = self.data.first(SHOWN)
+        count = len(rows)
+        hints = self.filter.hint(self.data.take("hints", rows, self.device), np.random.default_rng(0))
         control = modules[self.name](hints)
         cond, uncond = (
             {"conditions": text_conditions(self.stage_c, self.text.encode(texts)), "control": control}

@@ -1,64 +1,113 @@
-"""Images to train on, the order in which they are seen, and what is computed once from them and kept on disk."""
+"""Images to train on: which ones, how they are cut, and in which order; and pixels as tensors."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import shutil
-import tokenize
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import field_validator
+from pydantic import AfterValidator, BeforeValidator, StrictBool, ValidationInfo, field_validator
 from torch import Tensor
 
-from ..errors import InvalidConfig, one_line
-from ..files import open_regular, remove_abandoned, write_atomically
-from .config import Count, PathFromRoot, Pixels, Seed, Settings
-from .folders import FolderEdits, FolderImages, OnImage
-from .lock import writing
+from ..errors import InvalidConfig
+from .buckets import Crop, ratio
+from .cache import (
+    CHUNK,
+    Cache,
+    Captions,
+    Compute,
+    ImageSource,
+    OnChunk,
+    cached,
+    fingerprint,
+    shared,
+)
+from .config import Count, Pixels, Seed, Settings, Several, Share, TrainingConfig, _to_path
+from .folders import FolderEdits, FolderImages
+from .listing import OnImage
+from .metadata import CaptionSettings, FilterSettings, parse_filter
+from .order import BucketOrder, Order
+from .processes import Processes
+from .remote import is_remote
+from .stream import Streamed, StreamOrder
+from .task import derive_seed
 
-log = logging.getLogger("cascade")
+__all__ = [
+    "CHUNK",
+    "Cache",
+    "Captions",
+    "Compute",
+    "ImageSettings",
+    "ImageSource",
+    "OnChunk",
+    "Order",
+    "Streamed",
+    "cached",
+    "extents",
+    "fingerprint",
+    "open_images",
+    "order_of",
+    "prepared",
+    "resize",
+    "scaled",
+    "shared",
+    "squares_only",
+    "to_halves",
+    "to_images",
+    "to_pixels",
+]
 
-CHUNK = 256
-CAPTIONS_FILE = "captions.json"
-OnChunk = Callable[[int, int], None]
+
+def _to_place(value: Any, info: ValidationInfo) -> str:
+    if isinstance(value, str) and is_remote(value):
+        return value
+    return str(_to_path(value.removeprefix("file:") if isinstance(value, str) else value, info))
 
 
-class ImageSource(Protocol):
-    """A fixed set of images with captions, all of one size."""
+Place = Annotated[str, BeforeValidator(_to_place)]
+"""A folder, a tar, a list in JSON, a pattern with braces; `s3://...` or `pipe:COMMAND`."""
 
-    size: int
-    name: str
-    """Names the content: two sources of one name hold the same images."""
 
-    def __len__(self) -> int: ...
+def _a_ratio(value: str | float) -> str | float:
+    ratio(value)
+    return value
 
-    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-        """Images start to start + count as uint8 [n, size, size, 3], and their captions."""
-        ...
+
+Ratio = Annotated[str | float, AfterValidator(_a_ratio)]
 
 
 class ImageSettings(Settings):
-    """Which images, as squares of `size` pixels.
+    """Which images, and how they are shown: as squares of `size` pixels, or with `aspect_ratios` at the nearest of
+    these shapes, of about the same area. `random_ratio` of them get any of the shapes. `crop` says which part is shown
+    where the shape differs: the middle, any, or the part with the most edges.
 
-    `source` is a name of IMAGE_SOURCES. `folder` are those at `path`: a folder with captions beside the images, or
-    webdataset tars; `caption` is for images that have none. `edits` are pairs of images, before and after, with an
-    instruction each, which lie there likewise. A source that makes its images makes `count` from `seed`.
+    `source` is a name of IMAGE_SOURCES. `folder` are those at `path`, one place or several: folders with captions
+    beside the images, webdataset tars, lists in JSON; `s3://` and `pipe:` are read through a command. `caption` is for
+    images that have none, `captions` says where texts come from. `filters` are comparisons of metadata: images for
+    which one is false are left out. `edits` are pairs of images, before and after, with an instruction each, in folders
+    and tars at `path`. A source that makes its images makes `count` from `seed`.
+
+    With `stream` nothing is computed before the training: images are read and encoded as they come, `shuffle` tars (or
+    parts of 256 files) mixed at a time.
     """
 
     source: str = "folder"
-    path: PathFromRoot | None = None
+    path: Place | Several[Place] | None = None
     caption: str | None = None
+    captions: CaptionSettings = CaptionSettings()
+    filters: tuple[FilterSettings, ...] = ()
     count: Count | None = None
     seed: Seed = 1
     size: Pixels = 256
+    aspect_ratios: Several[Ratio] | None = None
+    random_ratio: Share = 0.0
+    crop: Crop = "center"
+    stream: StrictBool = False
+    shuffle: Count = 4
 
     @field_validator("source")
     @classmethod
@@ -67,25 +116,43 @@ class ImageSettings(Settings):
             raise ValueError(f"there is no image source {source!r}; there are {', '.join(IMAGE_SOURCES)}")
         return source
 
+    @property
+    def places(self) -> list[str]:
+        return [] if self.path is None else [self.path] if isinstance(self.path, str) else list(self.path)
 
-def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource:
+
+def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> FolderImages:
     if settings.path is None:
         raise InvalidConfig("images: the source folder needs a path")
-    return FolderImages(settings.path, settings.size, settings.caption, on_image)
+    described = settings.model_dump(
+        mode="json", include={"captions", "filters", "aspect_ratios", "random_ratio", "crop"}
+    )
+    return FolderImages(
+        settings.places,
+        settings.size,
+        settings.caption,
+        on_image,
+        ratios=[ratio(each) for each in settings.aspect_ratios or ()],
+        random_ratio=settings.random_ratio,
+        crop=settings.crop,
+        captions=settings.captions,
+        filters=[parse_filter(*each) for each in settings.filters],
+        described=json.dumps(described),
+    )
 
 
 def _open_edits(settings: ImageSettings) -> ImageSource:
     if settings.path is None:
         raise InvalidConfig("images: the source edits needs a path")
-    return FolderEdits(settings.path, settings.size)
+    return FolderEdits(settings.places, settings.size)
 
 
-IMAGE_SOURCES: dict[str, Callable[[ImageSettings], ImageSource]] = {"folder": _open_folder, "edits": _open_edits}
+IMAGE_SOURCES: dict[str, Callable[[ImageSettings], Any]] = {"folder": _open_folder, "edits": _open_edits}
 """Name -> what opens such images. Whoever has images of another kind adds them here before settings are read."""
 
 
-def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource:
-    """Raises InvalidConfig for settings that the source lacks, and for a folder without images.
+def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource | FolderImages:
+    """Raises InvalidConfig for settings that the source lacks, and for a place that is not there.
 
     `on_image` is called for each file of a folder that is looked at; an exception in it ends the work.
     """
@@ -94,144 +161,41 @@ def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> Ima
     return IMAGE_SOURCES[settings.source](settings)
 
 
-class Cache(NamedTuple):
-    """Arrays with one row an image, memory-mapped from disk, the images' captions, and the name of their content."""
-
-    arrays: dict[str, np.ndarray]
-    captions: list[str]
-    source: str
-
-    def take(self, name: str, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """Some rows of an array as a tensor of the array's own type."""
-        return torch.from_numpy(np.ascontiguousarray(self.arrays[name][rows])).to(device)
+def squares_only(settings: ImageSettings, task: str) -> ImageSettings:
+    """Raises InvalidConfig where images of several shapes, or a stream, are asked for in a training that has none."""
+    for name in ("aspect_ratios", "stream"):
+        if getattr(settings, name):
+            raise InvalidConfig(f"{task}: images: {name} is not possible in this training")
+    return settings
 
 
-Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
+def prepared(
+    folder: Path,
+    kind: str,
+    settings: ImageSettings,
+    compute: Compute,
+    *,
+    key: str = "",
+    on_chunk: OnChunk | None = None,
+    on_image: OnImage | None = None,
+) -> Cache | Streamed:
+    """What `compute` makes of the images: from a cache in `folder` that is made if need be, or as they come."""
+    source = open_images(settings, on_image)
+    if not settings.stream:
+        return cached(folder, kind, source, compute, key=key, on_chunk=on_chunk)
+    if not isinstance(source, FolderImages):
+        raise InvalidConfig(f"images: stream: images of the source {settings.source} are drawn, not read")
+    return Streamed(source, compute, folder / "stream", settings.shuffle)
 
 
-def cached(
-    folder: Path, kind: str, source: ImageSource, compute: Compute, *, key: str = "", on_chunk: OnChunk | None = None
-) -> Cache:
-    """What `compute` (pixels uint8 [n, s, s, 3] -> arrays with n rows) makes of all images, from disk if there.
-
-    `key` names what else `compute` depends on (the encoder's weights, sizes). A cache that is there is complete; one
-    that was damaged since is made again.
-
-    Raises NotWritable.
-    """
-    digest = hashlib.sha256(json.dumps([kind, source.name, key]).encode()).hexdigest()[:16]
-    place = folder / f"{kind}-{digest}"
-    try:
-        if place.exists():
-            return _read(place, source)
-    except _DAMAGED as error:
-        log.warning("%s: this cache is damaged and made again: %s", place, one_line(str(error)))
-        with writing(folder):
-            shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
-    with writing(folder):
-        _build(place, source, compute, on_chunk)
-    return _read(place, source)
-
-
-# What np.load and json raise for damaged files; numpy reads its headers as Python's source.
-_DAMAGED = (
-    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
-    *(SyntaxError, RecursionError, tokenize.TokenError),
-)
-
-
-def _read(place: Path, source: ImageSource) -> Cache:
-    """Raises one of _DAMAGED where something is not there, cannot be read, or has another length."""
-    with open_regular(place / CAPTIONS_FILE) as file:
-        captions = json.loads(file.read())
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{CAPTIONS_FILE} is no list of texts")
-    "".join(captions).encode()  # a half of a surrogate pair, which JSON can hold, is no text
-    files = sorted(place.glob("*.npy"))
-    if pipes := [file.name for file in files if not file.is_file()]:
-        raise ValueError(f"{pipes[0]} is no file")
-    arrays: dict[str, Any] = {file.stem: np.load(file, mmap_mode="r") for file in files}
-    for name, array in arrays.items():
-        torch.from_numpy(array[:1].copy())  # numpy has types that torch does not
-        if array.offset + array.nbytes != (place / f"{name}.npy").stat().st_size:
-            raise ValueError(f"{name} has another size than its header says")
-    lengths = {CAPTIONS_FILE: len(captions)} | {name: len(array) for name, array in arrays.items()}
-    if wrong := [f"{name} has {count} rows" for name, count in lengths.items() if count != len(source)]:
-        raise ValueError(f"there are {len(source)} images, {' and '.join(wrong)}")
-    if not arrays:
-        raise ValueError("it has no arrays")
-    return Cache(arrays, captions, source.name)
-
-
-def _build(place: Path, source: ImageSource, compute: Compute, on_chunk: OnChunk | None) -> None:
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        captions: list[str] = []
-        total = len(source)
-        with ExitStack() as stack:
-            files: dict[str, BinaryIO] = {}
-            for start in range(0, total, CHUNK):
-                images, texts = source.read(start, min(CHUNK, total - start))
-                captions += texts
-                for name, rows in compute(images).items():
-                    if name not in files:
-                        files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
-                        np.lib.format.write_array_header_1_0(
-                            files[name],
-                            {
-                                "descr": np.lib.format.dtype_to_descr(rows.dtype),
-                                "fortran_order": False,
-                                "shape": (total, *rows.shape[1:]),
-                            },
-                        )
-                    # Not mapped: where the disk is full, writing to mapped memory ends the process.
-                    files[name].write(np.ascontiguousarray(rows).data)
-                if on_chunk is not None:
-                    on_chunk(min(start + CHUNK, total), total)
-        (folder / CAPTIONS_FILE).write_text(json.dumps(captions), encoding="utf-8")
-
-    remove_abandoned(place.parent)
-    try:
-        write_atomically(place, write)
-    except OSError:
-        if not place.exists():  # another run may have made the same one meanwhile
-            raise
-
-
-_HELD_OUT = 1 << 40
-"""A part of a seed that no epoch has."""
-
-
-class Order:
-    """All images once an epoch, each epoch in its own order; any position can be asked for.
-
-    `held_out` of them, chosen by the seed, are left out. Raises InvalidConfig where none is left.
-    """
-
-    def __init__(self, length: int, seed: int, held_out: int = 0) -> None:
-        if held_out >= length:
-            raise InvalidConfig(f"held_out: {held_out} of {length} images leaves none to train on")
-        self.length, self.seed = length - held_out, seed
-        self.epochs: dict[int, np.ndarray] = {}
-        shuffled = np.random.default_rng((seed, _HELD_OUT)).permutation(length) if held_out else np.arange(length)
-        self.images, self._held_out = np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
-
-    def held_out(self) -> Order:
-        """The order of the images that are left out here."""
-        order = Order(len(self._held_out), self.seed)
-        order.images = self._held_out
-        return order
-
-    def rows(self, index: int, count: int) -> np.ndarray:
-        """The images of batch number `index` of `count` images."""
-        positions = np.arange(index * count, (index + 1) * count)
-        return self.images[[self._epoch(int(p) // self.length)[int(p) % self.length] for p in positions]]
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self.epochs:
-            self.epochs = {e: p for e, p in self.epochs.items() if e == epoch - 1}
-            self.epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return self.epochs[epoch]
+def order_of(data: Cache | Streamed, config: TrainingConfig) -> Order | BucketOrder | StreamOrder:
+    """The order in which a training sees its images. Raises InvalidConfig where `held_out` leaves none."""
+    seed = derive_seed(config.seed, "order")
+    if isinstance(data, Streamed):
+        return StreamOrder(data, seed, config.held_out, config.accumulation * Processes().size)
+    if len(data.counts) == 1:
+        return Order(len(data), seed, config.held_out)
+    return BucketOrder(data.counts, seed, config.held_out)
 
 
 def to_images(images: Tensor) -> Tensor:
@@ -244,22 +208,25 @@ def to_pixels(images: Tensor) -> np.ndarray:
     return images.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def scaled(images: Tensor, size: int, wanted: int, factor: int = 32) -> tuple[int, int]:
+    """The size (h, w) of images [B, C, H, W] where squares of `size` become `wanted`; multiples of `factor`."""
+    height, width = (max(factor, round(n * wanted / size / factor) * factor) for n in images.shape[-2:])
+    return (wanted, wanted) if images.shape[-2] == images.shape[-1] else (height, width)
+
+
+def extents(data: Cache | Streamed, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """[n, 2]: how much of each image's size is enlargement, log2, and which share of it is cut away."""
+    return torch.from_numpy(data.extents(rows)).to(device)
+
+
 def to_halves(values: Tensor) -> np.ndarray:
     """float [B, ...] to float16, as latents and embeddings are cached."""
     return values.half().cpu().contiguous().numpy()
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Square images [B, C, H, H] to [B, C, size, size], averaging over what a pixel covers when they shrink."""
-    if images.shape[-1] == size:
+def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Images [B, C, H, W] to [B, C, size, size] or to (h, w), averaging over what a pixel covers when they shrink."""
+    wanted = (size, size) if isinstance(size, int) else size
+    if tuple(images.shape[-2:]) == wanted:
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=images.shape[-1] > size)
-
-
-def fingerprint(path: Path) -> str:
-    """A short name of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return F.interpolate(images, size=wanted, mode="bilinear", antialias=images.shape[-1] > wanted[1])

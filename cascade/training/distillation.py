@@ -51,7 +51,18 @@ from .config import (
     TrainingConfig,
     Whole,
 )
-from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
+from .data import (
+    Cache,
+    ImageSettings,
+    OnChunk,
+    cached,
+    fingerprint,
+    open_images,
+    order_of,
+    squares_only,
+    to_halves,
+    to_images,
+)
 from .lora import AT_ONCE, Captions, file_name
 from .lora_layers import Adapter, Wiring
 from .networks import encode_latents, for_training, frozen, sheet
@@ -142,7 +153,7 @@ class DistillationTask(DiffusionTask):
         first, last = len(self.levels) // 10, len(self.levels) * 3 // 4
         self.first = np.random.default_rng((config.seed, 3)).integers(first, last + 1, size=len(self.restarted))
         self.from_images = self._trajectories(self.restarted, on_chunk, self.first) if self.restarted else self.data
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
+        self.order = order_of(self.data, config)
         self._add_student()
         decoder = {"stage_c": "previewer", "stage_b": "stage_a"}[self.stage]
         self.decoder = None if settings.decoder is None else frozen(settings.decoder, self.device, decoder)
@@ -190,7 +201,7 @@ class DistillationTask(DiffusionTask):
                     parts.append(to_halves(ImageEncoder(encoder).encode(images)))
             return {"read": np.concatenate(parts)}
 
-        source = open_images(settings.images)
+        source = open_images(squares_only(settings.images, "distill"))
         self.key = f"{source.name}-{fingerprint(path)}-{size}"
         return cached(settings.cache, f"distill-{name}", source, compute, key=self.key, on_chunk=on_chunk)
 
@@ -342,9 +353,10 @@ class DistillationTask(DiffusionTask):
         return (errors * share.flatten()).mean(), {"mse": errors.mean()}
 
     def _states(self, rows: np.ndarray, from_image: Tensor, steps: Tensor) -> Tensor:
-        chosen = (self.from_images if other else self.data for other in from_image.tolist())
+        chosen: Any = (self.from_images if other else self.data for other in from_image.tolist())
         states = [
-            each.arrays["states"][row, step] for each, row, step in zip(chosen, rows, steps.tolist(), strict=True)
+            each.rows("states", np.array([row]))[0, step]
+            for each, row, step in zip(chosen, rows, steps.tolist(), strict=True)
         ]
         return torch.from_numpy(np.stack(states)).to(self.device).float()
 

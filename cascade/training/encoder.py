@@ -16,10 +16,10 @@ from ..errors import InvalidConfig
 from ..images import normalize
 from ..models import EffnetConfig, EffnetEncoder, Previewer, PreviewerConfig
 from .config import Amount, NewPath, PathFromRoot, Pixels, Settings, Several, TrainingConfig
-from .data import ImageSettings, OnChunk, Order, cached, open_images, resize, to_images
+from .data import ImageSettings, OnChunk, cached, open_images, order_of, resize, squares_only, to_images
 from .networks import frozen, model_config, new_network, recalibrate_batch_norm, sheet
 from .stage_a import neighbor_error
-from .task import BaseTask, Modules, derive_seed, pick_device
+from .task import BaseTask, Modules, pick_device
 
 
 class EncoderSettings(Settings):
@@ -72,10 +72,10 @@ class EncoderTask(BaseTask):
                 model_config(PreviewerConfig, {**settings.detail, "out_channels": 48}, "encoder: detail")
             )
             self.modules["detail"] = new_network(decoder, config.seed, "detail", self.device)
-        source = open_images(settings.images)
+        source = open_images(squares_only(settings.images, "encoder"))
         self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(source), derive_seed(config.seed, "order"), config.held_out)
+        self.order = order_of(self.data, config)
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Encoder inputs [B, 3, s, s], normalized, and the images [B, 3, s, s] that they show."""

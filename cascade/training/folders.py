@@ -1,17 +1,15 @@
-"""Images that people have: a folder with captions beside them, or webdataset tars; and edits of images likewise."""
+"""Images that people have, as a training sees them: chosen, cut to their size, with their texts; and their edits."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import itertools
+import json
 import logging
 import os
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,178 +17,226 @@ from PIL import Image, ImageOps
 from ..errors import InvalidConfig, InvalidImage, printable
 from ..images import open_image
 from ..images.pillow import FILE_BYTES
+from .buckets import Crop, Size, bucket_sizes, closest, show
+from .listing import BAD_TAR, CAPTION, CAPTION_BYTES, IMAGES, TAR, Member, OnImage, Part, Places, Sample
+from .metadata import CaptionSettings, Filter
 
 log = logging.getLogger("cascade")
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-CAPTION, TAR = ".txt", ".tar"
-SOURCE, TARGET = ".source", ".target"
-"""What the names of an edit's images have before their endings."""
-LISTED = (*IMAGES, CAPTION, TAR)
-ENTRIES = 1_000_000
-"""Files, folders and members of tars that are looked at; a whole disk has more."""
-CAPTION_BYTES = 1 << 16
-"""Of a caption; a training reads 77 tokens of it."""
-HEADER_BYTES = 1 << 20
-"""Of what describes a member of a tar; a tar may claim gigabytes."""
 SHOWN = 5
 """Names that a message lists before it only counts."""
+AT_ONCE = 64
+"""Images that are decoded together."""
+_THREADS = min(8, os.cpu_count() or 1)
+_NOWHERE = Path()
+SOURCE, TARGET = ".source", ".target"
+"""What the names of an edit's images have before their endings."""
 
-OnImage = Callable[[], object]
-"""Called for each file and image that is looked at; an exception in it ends the work."""
 
-_BAD_TAR = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+class Seen(NamedTuple):
+    """An image as a training sees it: uint8 [h, w, 3], its texts (see CaptionSettings), how much of its size is
+    enlargement and which share of it is cut away, the SHA-256 of its file, and whether it has a
+    caption of its own."""
 
-
-@dataclass(frozen=True)
-class Member:
-    """Some bytes of a file: the whole of it, or a member of a tar.
-
-    name: for people, relative to the folder that was given; printable.
-    length: None for all that follows `start`.
-    """
-
-    name: str
-    path: Path
-    start: int = 0
-    length: int | None = None
-
-    def read(self, most: int) -> bytes:
-        """Raises InvalidImage for more than `most` bytes or fewer than there should be, OSError."""
-        length = self.path.stat().st_size if self.length is None else self.length
-        if length > most:
-            raise InvalidImage(f"it has {length} bytes; at most {most} are read")
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(length)
-        if len(data) < length:
-            raise InvalidImage("the file ends before it")
-        return data
+    pixels: np.ndarray
+    texts: list[str | None]
+    enlarged: float = 0.0
+    cut: float = 0.0
+    digest: bytes = b""
+    captioned: bool = True
 
 
 class FolderImages:
-    """All images of a folder, its subfolders and the tars in it, or of one tar, each cut to a centerd square.
+    """All images of folders, their subfolders and the tars in them, of tars here or elsewhere, and of lists in JSON.
 
-    An image's caption is the text of the same name beside it (`owl.png`, `owl.txt`; in a tar likewise). One that
-    cannot be read is left out; `skipped` names it with the reason. `uncaptioned` names those without a caption, which
-    get `caption`, or if that is None the file's name in words.
+    An image's caption is the text of the same name beside it (`owl.png`, `owl.txt`; in a tar likewise), or what
+    `captions` says. One that cannot be read is left out when it is read, and `skipped` then names it with the reason.
+    `uncaptioned` names those without a caption, which get `caption`, or if that is None the file's name in words.
 
+    name: of names, sizes and times of the files, and of the settings; the content is not looked at.
+    sizes: the sizes at which images are shown; see `bucket_sizes`. `random_ratio` of the images get any of them.
     on_image: called for each file and image that is looked at.
 
     Raises:
-        InvalidConfig: nothing is there, nothing that can be read, or too much.
+        InvalidConfig: nothing is there, or too much.
     """
 
-    def __init__(self, path: Path, size: int, caption: str | None = None, on_image: OnImage | None = None) -> None:
-        self.size, self.on_image = size, on_image or (lambda: None)
+    def __init__(
+        self,
+        places: Path | str | Sequence[str],
+        size: int,
+        caption: str | None = None,
+        on_image: OnImage | None = None,
+        *,
+        ratios: Sequence[float] = (),
+        random_ratio: float = 0.0,
+        crop: Crop = "center",
+        captions: CaptionSettings | None = None,
+        filters: Sequence[Filter] = (),
+        described: str = "",
+    ) -> None:
+        self.size, self.caption, self.on_image = size, caption, on_image or (lambda: None)
+        self.sizes = bucket_sizes(size, ratios)
+        self.random_ratio = random_ratio
+        self.crop: Crop = crop
+        self.captions, self.filters = captions or CaptionSettings(), filters
         self.skipped: dict[str, str] = {}
         self.uncaptioned: list[str] = []
-        self.members: list[Member] = []
-        self.captions: list[str] = []
-        digest = hashlib.sha256(str(size).encode())
-        texts, images = _sorted_out(self._members(path))
-        for stem, member in images:
-            self.on_image()
-            try:
-                data = member.read(FILE_BYTES)
-                _squared(data, size)
-                text = _caption(texts.get(stem))
-            except (InvalidImage, OSError) as error:
-                self._skip(member.name, error)
-                continue
-            if text is None:
-                self.uncaptioned.append(member.name)
-                text = " ".join(Path(stem).name.replace("_", " ").split()) if caption is None else caption
-            self.members.append(member)
-            self.captions.append(text)
-            digest.update(hashlib.sha256(data).digest() + text.encode() + b"\0")
-        self.name = f"folder-{digest.hexdigest()[:16]}"
-        self._report(path, len(images))
+        self.odd: list[str] = []
+        self.filtered = 0
+        texts = [str(places)] if isinstance(places, Path | str) else list(places)
+        self.shown = texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more"
+        self.places = Places(texts, self.on_image, self._skip)
+        whole = json.dumps([self.places.stamp, size, caption, described])
+        self.name = f"folder-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
-    def _members(self, path: Path) -> Iterator[Member]:
-        """All files, and the members of tars; what cannot be listed is noted as skipped."""
-        if path.is_file() and path.suffix.lower() == TAR:
-            files = [path]
-        elif path.is_dir():
-            files = sorted(self._files(path))
-        else:
-            raise InvalidConfig(f"{path}: no folder and no {TAR} of images")
-        for count, member in enumerate(itertools.chain.from_iterable(self._in(file, path) for file in files)):
-            self._look(count, path)
-            yield member
+    def parts(self) -> list[Part]:
+        found = self.places.parts()
+        if not found:
+            unread = "".join(f"; {name}: {reason}" for name, reason in list(self.skipped.items())[:SHOWN])
+            raise InvalidConfig(f"{self.shown}: no images there ({', '.join(IMAGES)}, or {TAR} with such){unread}")
+        return found
 
-    def _look(self, count: int, path: Path) -> None:
-        self.on_image()
-        if count >= ENTRIES:
-            raise InvalidConfig(f"{path}: more than {ENTRIES} files: give a folder that has only the images")
-
-    def _files(self, folder: Path) -> Iterator[Path]:
-        """Those of a folder and its subfolders with an ending that counts, in no order; no hidden ones."""
-        waiting, count = [folder], 0
-        while waiting:
-            place = waiting.pop()
-            try:
-                with os.scandir(place) as entries:
-                    for entry in entries:
-                        count += 1
-                        self._look(count, folder)
-                        if entry.name.startswith("."):
-                            continue
-                        if entry.is_dir(follow_symlinks=False):
-                            waiting.append(Path(entry.path))
-                        elif Path(entry.name).suffix.lower() in LISTED and Path(entry.path).is_file():
-                            yield Path(entry.path)
-            except OSError as error:
-                self._skip(_name(place, folder), error)
-
-    def _in(self, file: Path, root: Path) -> Iterator[Member]:
-        """The file itself, or what is in it if it is a tar, as far as that can be read."""
-        name = _name(file, root)
-        if file.suffix.lower() != TAR:
-            yield Member(name, file)
-            return
+    def samples(self, part: Part, scratch: Path) -> Iterator[Sample]:
+        """Those of a part; where it ends in the middle, that is noted."""
         try:
-            yield from _in_tar(file, name)
-        except _BAD_TAR as error:
-            self._skip(name, error)
+            yield from part.samples(scratch)
+        except BAD_TAR as error:
+            self._skip(part.name, error)
+
+    def read(self, part: Part, scratch: Path = _NOWHERE) -> Iterator[Seen]:
+        """The images of a part that can be read and that the filters leave."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            waiting: list[Sample] = []
+            for sample in self.samples(part, scratch):
+                waiting.append(sample)
+                if len(waiting) == AT_ONCE:
+                    yield from self._together(pool, waiting)
+                    waiting = []
+            yield from self._together(pool, waiting)
+
+    def _together(self, pool: ThreadPoolExecutor, samples: Sequence[Sample]) -> Iterator[Seen]:
+        for sample, (seen, error) in zip(samples, pool.map(self._try, samples), strict=True):
+            self.on_image()
+            if error is not None:
+                self._skip(sample.image.name, error)
+            elif seen is None:
+                self.filtered += 1
+            else:
+                yield seen
+
+    def _try(self, sample: Sample) -> tuple[Seen | None, Exception | None]:
+        try:
+            random = np.random.default_rng(_number(sample.image.name))
+            return self.see(sample, random), None
+        except (InvalidImage, OSError) as error:
+            return None, error
+
+    def see(self, sample: Sample, random: np.random.Generator, bucket: int | None = None) -> Seen | None:
+        """The image as it is trained on, in the bucket of its shape or in another. None where a filter leaves it out.
+
+        Raises InvalidImage, OSError.
+        """
+        data = sample.image.read(FILE_BYTES)
+        with open_image(data, self.size if len(self.sizes) == 1 else None) as image:
+            metadata = self._metadata(sample, image) if self._needs_metadata(sample) else {}
+            if not all(passes(metadata) for passes in self.filters):
+                return None
+            upright = _upright(image)
+            if bucket is None:
+                bucket = self._bucket(Size(upright.height, upright.width), random)
+            shown = show(upright, self.sizes[bucket], self.crop, random)
+        texts = self._texts(sample, metadata)
+        captioned = any(text is not None for text in texts)
+        if not captioned:
+            self.uncaptioned.append(sample.image.name)
+            words = " ".join(Path(sample.image.name).stem.replace("_", " ").split())
+            texts[0] = words if self.caption is None else self.caption
+        return Seen(shown.pixels, texts, shown.enlarged, shown.cut, hashlib.sha256(data).digest(), captioned)
+
+    def look(self, sample: Sample) -> int | None:
+        """The bucket of an image, from its header; None where a filter leaves it out. Raises InvalidImage, OSError."""
+        if len(self.sizes) == 1 and not self.filters:
+            return 0
+        with open_image(sample.image.read(FILE_BYTES)) as image:
+            metadata = self._metadata(sample, image) if self._needs_metadata(sample) else {}
+            if not all(passes(metadata) for passes in self.filters):
+                return None
+            return closest(_turned(image), self.sizes)
+
+    def _bucket(self, size: Size, random: np.random.Generator) -> int:
+        if self.random_ratio > 0 and random.random() < self.random_ratio:
+            return int(random.integers(len(self.sizes)))
+        return closest(size, self.sizes)
+
+    def _needs_metadata(self, sample: Sample) -> bool:
+        asks = self.filters or list(self.captions.keys) != ["txt"] or self.captions.template != "{caption}"
+        return bool(asks) or isinstance(sample.metadata, Mapping)
+
+    def _metadata(self, sample: Sample, image: Image.Image) -> Mapping[str, Any]:
+        """What is said about it, and its own width and height where nothing is."""
+        size = _turned(image)
+        own: dict[str, Any] = {"width": size.width, "height": size.height}
+        if isinstance(sample.metadata, Member):
+            try:
+                found = json.loads(sample.metadata.read(CAPTION_BYTES))
+            except (ValueError, RecursionError) as error:
+                raise InvalidImage(f"its metadata: {error}") from error
+            return {**own, **found} if isinstance(found, dict) else own
+        return {**own, **(sample.metadata or {})}
+
+    def _texts(self, sample: Sample, metadata: Mapping[str, Any]) -> list[str | None]:
+        text = metadata.get("txt") if isinstance(sample.metadata, Mapping) else None
+        plain = self._caption(sample.text) if not isinstance(text, str) else " ".join(text.split()) or None
+        return self.captions.texts(plain, metadata)
+
+    def _caption(self, member: Member | None) -> str | None:
+        """One line of text; None where there is none. Raises InvalidImage, OSError."""
+        if member is None:
+            return None
+        text, odd = _line_of(member)
+        if odd:
+            self.odd.append(member.name)
+        return text
 
     def _skip(self, name: str, error: Exception) -> None:
         self.skipped[name] = printable(" ".join(str(error).split())[:200]) or type(error).__name__
 
-    def _report(self, path: Path, found: int) -> None:
-        for name, reason in self.skipped.items():
-            log.warning("%s: left out, it cannot be read: %s", name, reason)
-        if not found:
-            unread = "".join(f"; {name}: {reason}" for name, reason in list(self.skipped.items())[:SHOWN])
-            raise InvalidConfig(f"{path}: no images there ({', '.join(IMAGES)}, or {TAR} with such){unread}")
-        if not self.members:
-            name, reason = next(iter(self.skipped.items()))
-            raise InvalidConfig(f"{path}: none of its {found} images can be read; {name}: {reason}")
-        if self.uncaptioned:
-            log.warning("%s: %s", path, self.describe_uncaptioned())
-        log.info("%s: %d images, %d left out", path, len(self.members), len(self.skipped))
+    def told(self) -> dict[str, Any]:
+        """What was noted since the last time, as JSON-able values."""
+        found = {"skipped": self.skipped, "uncaptioned": self.uncaptioned, "odd": self.odd, "filtered": self.filtered}
+        self.skipped, self.uncaptioned, self.odd, self.filtered = {}, [], [], 0
+        return found
 
-    def describe_uncaptioned(self) -> str:
-        count, names = len(self.uncaptioned), ", ".join(self.uncaptioned[:SHOWN])
-        return f"{count} of {len(self.members)} images without a caption: {names}{', ...' if count > SHOWN else ''}"
+    def tell(self, told: Mapping[str, Any]) -> None:
+        """Note what was noted at another time or by another process."""
+        self.skipped |= told["skipped"]
+        self.uncaptioned += told["uncaptioned"]
+        self.odd += told["odd"]
+        self.filtered += told["filtered"]
 
-    def __len__(self) -> int:
-        return len(self.members)
+    def problems(self, read: int) -> list[str]:
+        """Lines about what was left out, beside `read` images. Raises InvalidConfig for none."""
+        left_out = len(self.skipped)
+        if not read:
+            if self.filtered:
+                raise InvalidConfig(f"{self.shown}: the filters leave none of its {self.filtered + left_out} images")
+            name, reason = next(iter(self.skipped.items()), ("", "no images there"))
+            raise InvalidConfig(f"{self.shown}: none of its {left_out} images can be read; {name}: {reason}")
+        lines = [f"left out {name}: {reason}" for name, reason in sorted(self.skipped.items())]
+        if lines:
+            lines.insert(0, f"{left_out} of {left_out + read} images cannot be read")
+        if self.filtered:
+            lines.append(f"the filters leave out {self.filtered} of {self.filtered + left_out + read} images")
+        for names, what in ((self.uncaptioned, "without a caption"), (self.odd, "whose caption is not UTF-8")):
+            if names:
+                some = ", ".join(sorted(names)[:SHOWN])
+                lines.append(f"{len(names)} of {read} images {what}: {some}{', ...' if len(names) > SHOWN else ''}")
+        return lines
 
-    def read(self, start: int, count: int) -> tuple[np.ndarray, list[str]]:
-        images = [self._image(member) for member in self.members[start : start + count]]
-        return np.stack(images), self.captions[start : start + count]
 
-    def _image(self, member: Member) -> np.ndarray:
-        self.on_image()
-        try:
-            return _squared(member.read(FILE_BYTES), self.size)
-        except (InvalidImage, OSError) as error:
-            raise InvalidConfig(f"{member.path}: {member.name} was changed or removed meanwhile: {error}") from error
-
-
-class FolderEdits(FolderImages):
-    """All edits of a folder, its subfolders and the tars in it, or of one tar, each image cut to a centerd square.
+class FolderEdits:
+    """All edits of folders, their subfolders and the tars in them, or of tars, each image cut to a centered square.
 
     An edit is three files: `owl.source.png`, `owl.target.png`, and the instruction in `owl.txt`. An image is read as
     source and target beside each other; its caption is the instruction.
@@ -199,46 +245,54 @@ class FolderEdits(FolderImages):
         InvalidConfig: nothing is there, something of an edit is missing or cannot be read, or too much.
     """
 
-    def __init__(self, path: Path, size: int, on_image: OnImage | None = None) -> None:
+    def __init__(self, places: Path | str | Sequence[str], size: int, on_image: OnImage | None = None) -> None:
         self.size, self.on_image = size, on_image or (lambda: None)
-        self.skipped, self.uncaptioned = {}, []
         self.captions: list[str] = []
         self.pairs: list[tuple[Member, Member]] = []
-        texts, images = _sorted_out(self._members(path))
-        named = dict(images)
-        stems = {stem.removesuffix(part) for stem in named for part in (SOURCE, TARGET) if stem.endswith(part)}
-        stems |= set(texts)
-        problems, digest = [], hashlib.sha256(f"edits {size}".encode())
-        for stem in sorted(stems):
-            pair = named.get(stem + SOURCE), named.get(stem + TARGET)
+        texts = [str(places)] if isinstance(places, Path | str) else list(places)
+        shown, problems = ", ".join(texts), list[str]()
+        found = Places(texts, self.on_image, lambda name, error: problems.append(f"{name}: {error}"))
+        edits: dict[str, dict[str, Member]] = {}
+        for member in found.members():
+            self._sort_in(member, edits)
+        digest = hashlib.sha256(f"edits {size}".encode())
+        for stem in sorted(edits):
             try:
-                problems += self._add(stem, pair, texts.get(stem), digest)
+                problems += self._add(stem, edits[stem], digest)
             except (InvalidImage, OSError) as error:
                 problems.append(f"{stem}: {error}")
         what = f"an edit is three files: NAME{SOURCE}.png, NAME{TARGET}.png and the instruction in NAME{CAPTION}"
         if problems:
-            shown = "; ".join(problems[:SHOWN]) + ("; ..." if len(problems) > SHOWN else "")
-            raise InvalidConfig(f"{path}: {len(problems)} of {len(stems)} edits cannot be used: {shown}; {what}")
+            some = "; ".join(problems[:SHOWN]) + ("; ..." if len(problems) > SHOWN else "")
+            raise InvalidConfig(f"{shown}: {len(problems)} of {len(edits)} edits cannot be used: {some}; {what}")
         if not self.pairs:
-            raise InvalidConfig(f"{path}: no edits there; {what}")
+            raise InvalidConfig(f"{shown}: no edits there; {what}")
         self.name = f"edits-{digest.hexdigest()[:16]}"
-        log.info("%s: %d edits", path, len(self.pairs))
+        log.info("%s: %d edits", shown, len(self.pairs))
 
-    def _add(
-        self, stem: str, pair: tuple[Member | None, Member | None], text: Member | None, digest: Any
-    ) -> Iterator[str]:
+    @staticmethod
+    def _sort_in(member: Member, edits: dict[str, dict[str, Member]]) -> None:
+        stem, dot, ending = member.name.rpartition(".")
+        ending = (dot + ending).lower()
+        part = next((part for part in (SOURCE, TARGET) if ending in IMAGES and stem.endswith(part)), None)
+        if part is not None:
+            edits.setdefault(stem.removesuffix(part), {})[part] = member
+        elif ending == CAPTION:
+            edits.setdefault(stem, {})[CAPTION] = member
+
+    def _add(self, stem: str, edit: Mapping[str, Member], digest: Any) -> Iterator[str]:
         """Take an edit, or say what it lacks. Raises InvalidImage, OSError."""
         self.on_image()
-        instruction = _caption(text)
-        source, target = pair
-        found = {f"its image {SOURCE}": source, f"its image {TARGET}": target, "its instruction": instruction}
-        if missing := [what for what, there in found.items() if there is None]:
+        instruction = _line_of(edit[CAPTION])[0] if CAPTION in edit else None
+        source, target = edit.get(SOURCE), edit.get(TARGET)
+        needed = {f"its image {SOURCE}": source, f"its image {TARGET}": target, "its instruction": instruction}
+        if missing := [what for what, there in needed.items() if there is None]:
             yield f"{stem} lacks {' and '.join(missing)}"
         if source is None or target is None or instruction is None:
             return
         for member in (source, target):
             data = member.read(FILE_BYTES)
-            _squared(data, self.size)
+            self._square(data)
             digest.update(hashlib.sha256(data).digest())
         digest.update(instruction.encode() + b"\0")
         self.pairs.append((source, target))
@@ -252,82 +306,55 @@ class FolderEdits(FolderImages):
         images = [np.concatenate([self._image(each) for each in pair], 1) for pair in self.pairs[start : start + count]]
         return np.stack(images), self.captions[start : start + count]
 
+    def _image(self, member: Member) -> np.ndarray:
+        self.on_image()
+        try:
+            return self._square(member.read(FILE_BYTES))
+        except (InvalidImage, OSError) as error:
+            raise InvalidConfig(f"{member.path}: {member.name} was changed or removed meanwhile: {error}") from error
 
-def _name(file: Path, root: Path) -> str:
-    """For people."""
-    return _shown(file.name if file == root else file.relative_to(root).as_posix())
-
-
-def _shown(name: str) -> str:
-    """A name in one line. Those of files need not be UTF-8, and may hold line breaks."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-class _Headers(io.FileIO):
-    """A tar of which only headers are read, none larger than HEADER_BYTES."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size)
+    def _square(self, data: bytes) -> np.ndarray:
+        """uint8 [size, size, 3]. Raises InvalidImage."""
+        with open_image(data, self.size) as image:
+            return show(_upright(image), Size(self.size, self.size), "center", np.random.default_rng(0)).pixels
 
 
-def _in_tar(path: Path, name: str) -> Iterator[Member]:
-    """Where the members of an uncompressed tar lie: they are then read without it. Raises _BAD_TAR."""
-    with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
-            if info.size < 0:
-                raise tarfile.ReadError("a member of less than 0 bytes")
-            if info.isfile() and not info.issparse():
-                yield Member(_shown(f"{name}/{info.name}"), path, info.offset_data, info.size)
-            tar.members = []  # type: ignore[attr-defined]  # which else keeps them all
-
-
-def _sorted_out(members: Iterator[Member]) -> tuple[dict[str, Member], list[tuple[str, Member]]]:
-    """Texts by the name without its ending, and images with that name."""
-    texts: dict[str, Member] = {}
-    images: list[tuple[str, Member]] = []
-    for member in members:
-        stem, dot, ending = member.name.rpartition(".")
-        ending = (dot + ending).lower()
-        if ending == CAPTION:
-            texts[stem] = member
-        elif ending in IMAGES:
-            images.append((stem, member))
-    return texts, images
-
-
-def _caption(member: Member | None) -> str | None:
-    """One line of text; None where there is none. Raises InvalidImage, OSError."""
-    if member is None:
-        return None
+def _line_of(member: Member) -> tuple[str | None, bool]:
+    """A caption in one line, None where it is empty, and whether it is not UTF-8. Raises InvalidImage, OSError."""
     try:
         data = member.read(CAPTION_BYTES)
     except InvalidImage as error:
         raise InvalidImage(f"its caption: {error}") from error
-    return " ".join(data.decode("utf-8-sig", errors="replace").replace("\0", " ").split()) or None
+    odd = False
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        odd, text = True, data.decode("utf-8-sig", errors="replace")
+    return " ".join(text.replace("\0", " ").split()) or None, odd
 
 
-def _squared(data: bytes, size: int) -> np.ndarray:
-    """The image as uint8 [size, size, 3]: upright, on white where it is transparent, the largest square in it.
-
-    Raises InvalidImage.
-    """
-    with open_image(data, size) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        upright = image
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            layer = image.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return np.asarray(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big")
 
 
-def describe_problems(source: object) -> list[str]:
-    """Lines about the images of a source that were left out or had no caption; none for other sources."""
-    if not isinstance(source, FolderImages):
-        return []
-    skipped: Mapping[str, str] = source.skipped
-    lines = [f"left out {name}: {reason}" for name, reason in skipped.items()]
-    if skipped:
-        lines.insert(0, f"{len(skipped)} of {len(skipped) + len(source)} images cannot be read")
-    return [*lines, source.describe_uncaptioned()] if source.uncaptioned else lines
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, on white where it is transparent, as RGB."""
+    ImageOps.exif_transpose(image, in_place=True)
+    upright = image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return upright.convert("RGB")
+
+
+_LYING = (5, 6, 7, 8)
+"""Values of EXIF's orientation with width and height exchanged."""
+
+
+def _turned(image: Image.Image) -> Size:
+    """The size of an image once it is upright."""
+    try:
+        lies = image.getexif().get(0x0112) in _LYING
+    except Exception as error:
+        raise InvalidImage(f"its EXIF: {error}") from error
+    return Size(image.width, image.height) if lies else Size(image.height, image.width)

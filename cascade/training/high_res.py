@@ -18,11 +18,11 @@ from ..models import Conditions, HighResGuideConfig, HighResGuides
 from ..models.high_res import POSITIONS, FeatureRecorder, Features, GuidedRun
 from ..pipelines.high_res import SOURCE_TIME
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig
-from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
+from .data import Cache, ImageSettings, OnChunk, cached, fingerprint, open_images, order_of, squares_only, to_images
 from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
-from .task import Modules, derive_seed, pick_device
+from .task import Modules, pick_device
 from .text import text_conditions, tokenize_captions
 
 LOW = "latents"
@@ -91,7 +91,7 @@ class HighResTask(DiffusionTask):
             self._go_on(settings.start)
         self.data = self._cache(on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
+        self.order = order_of(self.data, config)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, self.data.captions)
         self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
@@ -128,9 +128,8 @@ class HighResTask(DiffusionTask):
             return {name: np.concatenate(parts) for name, parts in made.items()}
 
         key = f"{fingerprint(settings.effnet)}-{'-'.join(map(str, sizes.values()))}"
-        return cached(
-            settings.cache, "high_res_guides", open_images(settings.images), compute, key=key, on_chunk=on_chunk
-        )
+        source = open_images(squares_only(settings.images, "high_res_guides"))
+        return cached(settings.cache, "high_res_guides", source, compute, key=key, on_chunk=on_chunk)
 
     def batch(self, index: int) -> HighResBatch:
         settings = self.settings

@@ -22,13 +22,14 @@ from ..conditioning import TextEncoder
 from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from .config import Count, NewPath, Number, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
-from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_images
+from .data import Cache, ImageSettings, OnChunk, cached, fingerprint, open_images, order_of, squares_only, to_images
+from .folders import FolderImages
 from .lora import AT_ONCE, file_name
 from .lora_layers import Adapter, Wiring
 from .networks import encode_latents, for_training, frozen, model_config, new_network, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .stage_c import images_in_batch, repeat_conditions
-from .task import Modules, derive_seed, pick_device
+from .task import Modules, pick_device
 from .text import text_conditions, tokenize_captions
 
 LATENT_CHANNELS = 16
@@ -98,7 +99,7 @@ class InstructTask(DiffusionTask):
         }
         self.data = self._latents(on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
+        self.order = order_of(self.data, config)
         self.ids, self.mask, self.texts = tokenize_captions(self.text, [*self.data.captions, ""])
         self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
@@ -117,8 +118,8 @@ class InstructTask(DiffusionTask):
     def _latents(self, on_chunk: OnChunk | None) -> Cache:
         """`sources` and `latents` [N, 16, h, w]: of the images before and after."""
         settings = self.settings
-        source = open_images(settings.images)
-        if source.read(0, 1)[0].shape[1:3] != (source.size, 2 * source.size):
+        source = open_images(squares_only(settings.images, "instruct"))
+        if isinstance(source, FolderImages) or source.read(0, 1)[0].shape[1:3] != (source.size, 2 * source.size):
             raise InvalidConfig(
                 f"instruct: images: the source {settings.images.source} has single images; edits are needed, an image "
                 "before and one after each (source: edits)"

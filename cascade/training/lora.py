@@ -39,14 +39,27 @@ from .config import (
     TrainingConfig,
     Whole,
 )
-from .data import Cache, ImageSettings, OnChunk, Order, cached, fingerprint, open_images, to_halves, to_images
-from .folders import OnImage, describe_problems
+from .data import (
+    Cache,
+    ImageSettings,
+    OnChunk,
+    Order,
+    Streamed,
+    cached,
+    fingerprint,
+    order_of,
+    prepared,
+    scaled,
+    to_halves,
+    to_images,
+)
+from .listing import OnImage
 from .lora_kinds import Kind
 from .lora_layers import Adapter, LearnedRows, LearnedTokens, Wiring
 from .networks import encode_latents, for_training, frozen, sheet
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
 from .task import Modules, derive_seed, pick_device
-from .text import prompts_for_samples, text_conditions, tokenize_captions
+from .text import are_few, batch_texts, prompts_for_samples, text_conditions, tokenize_captions, tokenized
 
 log = logging.getLogger("cascade")
 
@@ -119,6 +132,7 @@ class LoraSettings(Settings):
     class_loss_weight: Amount = 1.0
     class_target: Literal["images", "network"] = "images"
     drop_caption: Share = 0.05
+    caption_chunks: Count = 1
     diffusion: DiffusionSettings = DiffusionSettings()
     previewer: PathFromRoot | None = None
     sample_prompts: Several[str] | None = None
@@ -151,7 +165,7 @@ def defaults_for(stage_c: Path) -> Defaults:
 
 
 class LoraBatch(NamedTuple):
-    """latents [B, 16, h, w]; texts [B], the rows of their captions; importance [B]."""
+    """latents [B, 16, h, w]; texts: rows of captions [B], or tokens and mask [B, n, 2, 77]; importance [B]."""
 
     latents: Tensor
     texts: Tensor
@@ -202,13 +216,19 @@ class LoraTask(DiffusionTask):
         self.data = self._latents(settings.images, on_chunk)
         self.class_data = None if settings.class_images is None else self._latents(settings.class_images, on_chunk)
         self.seen = [data.source for data in (self.data, self.class_data) if data is not None]
-        self.counts = {"images": len(self.data.captions)}
+        self.counts = {"images": len(self.data)} if isinstance(self.data, Cache) else {}
         self.class_order: Order | None = None
         if self.class_data is not None:
-            self.counts["class_images"] = len(self.class_data.captions)
+            if (
+                not isinstance(self.class_data, Cache)
+                or settings.images.aspect_ratios
+                or len(self.class_data.sizes) > 1
+            ):
+                raise InvalidConfig("lora: with class_images all images are squares, and class_images no stream")
+            self.counts["class_images"] = len(self.class_data)
             # "prior" is a part of the seed, not a name: another text would give another order.
-            self.class_order = Order(len(self.class_data.captions), derive_seed(config.seed, "prior"))
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
+            self.class_order = Order(len(self.class_data), derive_seed(config.seed, "prior"))
+        self.order = order_of(self.data, config)
         self._look_for_tokens()
         self._read_texts()
         self.diffusion = build_diffusion(settings.diffusion, self.net)
@@ -307,7 +327,7 @@ class LoraTask(DiffusionTask):
         for name in self.settings.formats:
             to_tensors(self._for_format(self.adapter, name), name, self.net.config)
 
-    def _latents(self, images: ImageSettings, on_chunk: OnChunk | None) -> Cache:
+    def _latents(self, images: ImageSettings, on_chunk: OnChunk | None) -> Cache | Streamed:
         settings, precise = self.settings, self.config.precision == "float32"
         size = settings.effnet_size or max(32, images.size * 3 // 4 // 32 * 32)
         if size % 32:
@@ -323,16 +343,19 @@ class LoraTask(DiffusionTask):
             for part in np.array_split(pixels, -(-len(pixels) // AT_ONCE)):
                 if self.on_image is not None:
                     self.on_image()
-                parts.append(encode_latents(encoder, to_images(torch.from_numpy(part).to(self.device)), size))
+                shown = to_images(torch.from_numpy(part).to(self.device))
+                parts.append(encode_latents(encoder, shown, scaled(shown, images.size, size)))
             return {"latents": np.concatenate(parts)}
 
-        source = open_images(images, self.on_image)
-        self.problems += describe_problems(source)
         key = f"{self.config.precision}-{fingerprint(settings.effnet)}-{size}"
-        return cached(settings.cache, "latents", source, compute, key=key, on_chunk=on_chunk)
+        data = prepared(settings.cache, "latents", images, compute, key=key, on_chunk=on_chunk, on_image=self.on_image)
+        self.problems += data.problems
+        return data
 
     def _look_for_tokens(self) -> None:
         """A token that no caption has does not change: note it as a problem."""
+        if not isinstance(self.data, Cache):
+            return  # nobody has read them yet
         texts = " ".join(self.data.captions).lower()
         known = "" if self.class_data is None else " ".join(self.class_data.captions).lower()
         for token in self.settings.tokens or ():
@@ -347,19 +370,22 @@ class LoraTask(DiffusionTask):
 
     def _read_texts(self) -> None:
         """Captions and prompts as tokens, or where the text encoder is not trained as embeddings: it can then go."""
+        self.few = all(are_few(data) for data in (self.data, self.class_data) if data is not None)
         captions = [*self.data.captions, *([] if self.class_data is None else self.class_data.captions)]
+        captions = captions if self.few else []
         prompts = self.prompt_texts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
         tokens = self.adapter.tokens
         learned: Any = self.base_tokenizer if tokens is None else LearnedTokenizer(self.base_tokenizer, tokens.ids)
         encoder = TextEncoder(self._text_encoder, learned)
-        self.ids, self.mask, rows = tokenize_captions(encoder, [*captions, *prompts, ""])
+        chunks = self.settings.caption_chunks
+        self.ids, self.mask, rows = tokenize_captions(encoder, [*captions, *prompts, ""], chunks)
         self.rows, self.prompts = rows[: len(captions)], rows[len(captions) : -1]
         self.empty = rows[-1:]
         self.embeddings: Cache | None = None
         trained = any(kind == "text_encoder" for kind, _, _ in self.adapter.trained())
-        if tokens is not None or trained:
+        if not self.few or tokens is not None or trained:
             return
-        key = f"{self.config.precision}-{fingerprint(self.settings.text_encoder)}"
+        key = f"{self.config.precision}-{fingerprint(self.settings.text_encoder)}{f'-{chunks}' if chunks > 1 else ''}"
         unique = list(dict.fromkeys([*captions, *prompts, ""]))
         self.embeddings = cached(self.settings.cache, "texts", Captions(unique), self._embedded, key=key)
         self._text_encoder = None
@@ -371,7 +397,9 @@ class LoraTask(DiffusionTask):
         return {name: to_halves(getattr(joined, name)) for name in ("hidden", "pooled")}
 
     def _embed(self, texts: Tensor) -> TextEmbedding:
-        """The embeddings of some rows of captions."""
+        """The embeddings of texts: rows of captions [B], or tokens and mask [B, n, 2, 77]."""
+        if texts.dim() == 4:
+            return TextEncoder(self._text_encoder).embed(texts[:, :, 0], texts[:, :, 1])
         if self.embeddings is None:
             return TextEncoder(self._text_encoder).embed(self.ids[texts], self.mask[texts])
         hidden, pooled = (self.embeddings.take(name, texts.numpy(), self.device) for name in ("hidden", "pooled"))
@@ -380,18 +408,31 @@ class LoraTask(DiffusionTask):
 
     def batch(self, index: int) -> LoraBatch:
         count = self.config.batch_size
-        rows = self.order.rows(index, count)
-        latents, texts = [self.data.take("latents", rows, self.device).float()], [self.rows[torch.from_numpy(rows)]]
+        images = [(self.data, self.order.rows(index, count))]
         importance = torch.ones(count, device=self.device)
         if self.class_data is not None and self.class_order is not None:
-            rows = self.class_order.rows(index, count)
-            latents.append(self.class_data.take("latents", rows, self.device).float())
-            texts.append(self.rows[torch.from_numpy(rows) + len(self.data.captions)])
+            images.append((self.class_data, self.class_order.rows(index, count)))
             importance = torch.cat([importance, importance * self.settings.class_loss_weight])
-        chosen = torch.cat(texts)
-        random = np.random.default_rng((self.config.seed, index)).random(len(chosen))
-        dropped = torch.from_numpy(random < self.settings.drop_caption)
-        return LoraBatch(torch.cat(latents), torch.where(dropped, self.empty, chosen), importance)
+        latents = torch.cat([data.take("latents", rows, self.device).float() for data, rows in images])
+        random = np.random.default_rng((self.config.seed, index)).random(len(latents))
+        return LoraBatch(latents, self._texts(images, index, random < self.settings.drop_caption), importance)
+
+    def _texts(self, images: Sequence[tuple[Any, np.ndarray]], index: int, dropped: np.ndarray) -> Tensor:
+        """Texts of images, as `_embed` takes them; none where one is dropped [B]."""
+        if self.few:
+            firsts = (0, len(self.data.captions))
+            rows = np.concatenate([rows + first for (_, rows), first in zip(images, firsts, strict=False)])
+            return torch.where(torch.from_numpy(dropped), self.empty, self.rows[torch.from_numpy(rows)])
+        outs = np.split(dropped, np.cumsum([len(rows) for _, rows in images])[:-1])
+        texts = [
+            text
+            for (data, rows), out in zip(images, outs, strict=True)
+            for text in batch_texts(data, rows, (self.config.seed, index), out)
+        ]
+        tokens = self.adapter.tokens
+        learned: Any = self.base_tokenizer if tokens is None else LearnedTokenizer(self.base_tokenizer, tokens.ids)
+        pair = tokenized(TextEncoder(self._text_encoder, learned), texts, self.settings.caption_chunks)
+        return torch.stack(pair, dim=2)
 
     def loss(self, batch: LoraBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         conditions = self._conditions(batch.texts)

@@ -121,8 +121,8 @@ def frozen(path: Path, device: torch.device, part: str | None = None, dtype: tor
     return on_device(net, device).eval().requires_grad_(False)
 
 
-def encode_latents(encoder: nn.Module, images: Tensor, size: int) -> np.ndarray:
-    """float16 [B, 16, size / 32, size / 32]: what the EfficientNet encoder makes of square images in [0, 1]."""
+def encode_latents(encoder: nn.Module, images: Tensor, size: int | tuple[int, int]) -> np.ndarray:
+    """float16 [B, 16, h / 32, w / 32]: what the EfficientNet encoder makes of images in [0, 1] at this size."""
     return to_halves(encoder(normalize(resize(images, size))))
 
 

@@ -17,7 +17,7 @@ from ..errors import InvalidConfig
 from ..models import Process
 from ..pipelines import STAGE_C_SETTINGS
 from .config import Amount, Number, Settings, TrainingConfig
-from .data import Cache
+from .data import Cache, Streamed
 from .task import BaseTask
 
 
@@ -81,7 +81,7 @@ class DiffusionTask(BaseTask):
     config: TrainingConfig
     settings: Any
     device: torch.device
-    data: Cache
+    data: Cache | Streamed
     diffusion: Diffusion
 
     def diffusion_loss(
@@ -105,7 +105,7 @@ class DiffusionTask(BaseTask):
         parts = torch.randperm(count, generator=generator, device=device)
         within = torch.rand(count, generator=generator, device=device)
         t = (1 - (parts + within) / count).add(0.001).clamp(0.001, 1)
-        epsilon = torch.randn(x0.shape, generator=generator, device=device)
+        epsilon = self.noise(x0, generator)
         if settings.offset_noise > 0:
             offset = torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=device)
             epsilon = epsilon + settings.offset_noise * offset
@@ -117,6 +117,10 @@ class DiffusionTask(BaseTask):
             self._losses.append((step.log_snr.cpu(), errors.detach().cpu()))
         weight = step.weight if importance is None else step.weight * importance
         return (errors * weight).mean(), {"mse": errors.mean()}
+
+    def noise(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise for x0 [B, ...]."""
+        return torch.randn(x0.shape, generator=generator, device=x0.device)
 
     def sample_stage_c(
         self,
@@ -130,7 +134,7 @@ class DiffusionTask(BaseTask):
         """Latents [count, 16, h, w] of the cached ones' size at the released settings, from noise 0 to count - 1."""
         return sample(
             predict,
-            SeededNoise(range(count)).start(*self.data.arrays[cached].shape[1:]).to(self.device),
+            SeededNoise(range(count)).start(*self.data.shape(cached)).to(self.device),
             replace(STAGE_C_SETTINGS, steps=self.settings.sample_steps),
             cond=cond,
             uncond=uncond,

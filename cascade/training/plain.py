@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ..files import write_atomically
+from ..files import write_atomically, write_if_changed
 from ..images import to_pillow
 from ..pipelines import Parts, Settings, generate
 from .config import parse_config, put
@@ -20,6 +22,8 @@ from .folders import FolderImages
 from .loop import Outcome
 from .lora import defaults_for, is_small
 from .tasks import SETTINGS, ProgressBars, train
+
+log = logging.getLogger("cascade")
 
 OnImage = Callable[[int, int], None]
 
@@ -125,16 +129,17 @@ def prepare_images(path: Path, folder: Path, size: int, token: str | None) -> li
     token. Raises InvalidConfig for a folder without images.
     """
     source = FolderImages(path, size)
-    unnumbered = {place for place, member in enumerate(source.members) if member.name in source.uncaptioned}
-    captions = []
-    for place, text in enumerate(source.captions):
-        words = re.sub(r"[\W_]*\(?\d+\)?$", "", text).replace("-", " ") if place in unnumbered else text
+    captions: list[str] = []
+    for seen in (seen for part in source.parts() for seen in source.read(part)):
+        text = seen.texts[0] or ""
+        words = text if seen.captioned else re.sub(r"[\W_]*\(?\d+\)?$", "", text).replace("-", " ")
         captions.append(words if token is None else with_token(words, token))
+        _write(folder, len(captions) - 1, Image.fromarray(seen.pixels), captions[-1])
+    for line in source.problems(len(captions)):
+        log.warning("%s", line)
     for old in folder.glob("[0-9][0-9][0-9][0-9].*"):
-        old.unlink()
-    for place, caption in enumerate(captions):
-        [pixels], _ = source.read(place, 1)
-        _write(folder, place, Image.fromarray(pixels), caption)
+        if int(old.stem) >= len(captions):
+            old.unlink()
     return captions
 
 
@@ -158,8 +163,10 @@ def make_class_images(
 
 def _write(folder: Path, place: int, image: Image.Image, caption: str) -> None:
     """The caption first: an image that is there has its caption."""
-    write_atomically(folder / f"{place:04}.txt", lambda path: path.write_text(caption, encoding="utf-8"))
-    write_atomically(folder / f"{place:04}.png", lambda path: image.save(path, "PNG"))
+    made = io.BytesIO()
+    image.save(made, "PNG")
+    write_if_changed(folder / f"{place:04}.txt", caption.encode())
+    write_if_changed(folder / f"{place:04}.png", made.getvalue())
 
 
 def plain_settings(

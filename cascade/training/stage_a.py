@@ -14,9 +14,9 @@ from torch import Tensor
 from ..errors import InvalidConfig
 from ..models import StageA, StageAConfig
 from .config import Amount, NewPath, Pixels, Settings, TrainingConfig
-from .data import ImageSettings, OnChunk, Order, cached, open_images, to_images
+from .data import ImageSettings, OnChunk, cached, open_images, order_of, squares_only, to_images
 from .networks import model_config, new_network, recalibrate_batch_norm, sheet
-from .task import BaseTask, Modules, derive_seed, pick_device
+from .task import BaseTask, Modules, pick_device
 
 
 class StageASettings(Settings):
@@ -48,18 +48,18 @@ class StageATask(BaseTask):
         new_network(net, config.seed, "stage_a", self.device)
         fix_latent_scale(net)
         self.modules = {"stage_a": net}
-        source = open_images(settings.images)
+        source = open_images(squares_only(settings.images, "stage_a"))
         self.data = cached(settings.cache, "images", source, lambda p: {"images": p}, on_chunk=on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(source), derive_seed(config.seed, "order"), config.held_out)
+        self.order = order_of(self.data, config)
 
     def batch(self, index: int) -> Tensor:
         """Crops [B, 3, crop, crop]."""
         size, crop = self.settings.images.size, self.settings.crop
         rows = self.order.rows(index, self.config.batch_size)
         corners = np.random.default_rng((self.config.seed, index)).integers(0, size - crop + 1, (len(rows), 2))
-        images = self.data.arrays["images"]
-        crops = [images[r, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners, strict=True)]
+        images = self.data.rows("images", rows)
+        crops = [image[y : y + crop, x : x + crop] for image, (y, x) in zip(images, corners, strict=True)]
         return to_images(torch.from_numpy(np.stack(crops)).to(self.device))
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

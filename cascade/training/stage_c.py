@@ -22,10 +22,12 @@ from .data import (
     Cache,
     ImageSettings,
     OnChunk,
-    Order,
-    cached,
+    Streamed,
+    extents,
     fingerprint,
-    open_images,
+    order_of,
+    prepared,
+    scaled,
     to_images,
     to_pixels,
 )
@@ -42,8 +44,8 @@ from .networks import (
     to_finetune,
 )
 from .objective import DiffusionSettings, DiffusionTask, build_diffusion
-from .task import Modules, derive_seed, pick_device
-from .text import prompts_for_samples, text_conditions, tokenize_captions
+from .task import Modules, pick_device
+from .text import batch_texts, prompts_for_samples, text_conditions, tokenized
 
 
 class StageCSettings(Settings):
@@ -57,6 +59,9 @@ class StageCSettings(Settings):
     filters may be smaller than those of `model`. Without `train_text_encoder` and `train_image_encoder` these stay as
     they are.
     A batch holds batch_size / `repeats` images, each at `repeats` noise levels, and reads each caption once.
+    Captions longer than 75 tokens are read in up to `caption_chunks` parts. With `size_conditions` the network is told
+    how much an image was enlarged (`sca`) and which share of it is cut away (`crp`): 0 for what samples ask for.
+    `effnet_size` is that of a square image's latents; images of other shapes are scaled as much.
     """
 
     images: ImageSettings
@@ -75,6 +80,8 @@ class StageCSettings(Settings):
     repeats: Count = 1
     drop_caption: Share = 0.05
     drop_caption_with_image: Share = 0.05
+    caption_chunks: Count = 1
+    size_conditions: StrictBool = False
     keep_image: Share = 0.1
     diffusion: DiffusionSettings = DiffusionSettings()
     previewer: PathFromRoot | None = None
@@ -83,13 +90,15 @@ class StageCSettings(Settings):
 
 
 class StageCBatch(NamedTuple):
-    """latents [U, 16, h, w]; ids and mask [U, 1, 77]; images [K, 3, s, s] for the rows `with_image` [K] of the U."""
+    """latents [U, 16, h, w]; ids and mask [U, n, 77]; images [K, 3, s, s] for the rows `with_image` [K] of the U;
+    extents [U, 2], sca and crp."""
 
     latents: Tensor
     ids: Tensor
     mask: Tensor
     images: Tensor
     with_image: Tensor
+    extents: Tensor
 
 
 class StageCTask(DiffusionTask):
@@ -109,9 +118,8 @@ class StageCTask(DiffusionTask):
         size = int(self.image_encoder.config.image_size)
         self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
         self.seen = [self.data.source]
-        self.order = Order(len(self.data.captions), derive_seed(config.seed, "order"), config.held_out)
-        captions = [*self.data.captions, ""]
-        self.ids, self.mask, self.texts = tokenize_captions(TextEncoder(self.text_encoder), captions)
+        self.prompts = prompts_for_samples(settings.sample_prompts, self.data.captions)
+        self.order = order_of(self.data, config)
         self.diffusion = build_diffusion(settings.diffusion, self.modules["stage_c"], trained=True)
 
     def _network(self) -> Any:
@@ -165,14 +173,14 @@ class StageCTask(DiffusionTask):
         random = np.random.default_rng((self.config.seed, index))
         with_image = random.random(len(rows)) < settings.keep_image
         drop = np.where(with_image, settings.drop_caption_with_image, settings.drop_caption)
-        texts = np.where(random.random(len(rows)) < drop, len(self.texts) - 1, rows)
-        tokens = self.texts[torch.from_numpy(texts)]
+        dropped = random.random(len(rows)) < drop
+        texts = batch_texts(self.data, rows, (self.config.seed, index), dropped)
         return StageCBatch(
             self.data.take("latents", rows, self.device).float(),
-            self.ids[tokens],
-            self.mask[tokens],
+            *tokenized(TextEncoder(self.text_encoder), texts, settings.caption_chunks),
             to_images(self.data.take("small", rows[with_image], self.device)),
             torch.from_numpy(np.flatnonzero(with_image)).to(self.device),
+            extents(self.data, rows, self.device),
         )
 
     def loss(self, batch: StageCBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -183,7 +191,8 @@ class StageCTask(DiffusionTask):
         if len(batch.with_image):
             embeddings = ImageEncoder(self.image_encoder).encode(batch.images)
             images = images.index_copy(0, batch.with_image, embeddings.to(images.dtype))
-        conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images), repeats)
+        sca, crp = batch.extents.unbind(1) if self.settings.size_conditions else (None, None)
+        conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images, sca=sca, crp=crp), repeats)
         return self.diffusion_loss(
             lambda x, r: net.denoise(x, r, conditions), batch.latents.repeat_interleave(repeats, dim=0), generator
         )
@@ -194,7 +203,7 @@ class StageCTask(DiffusionTask):
             return None
         net: Any = modules["stage_c"]
         encoder = TextEncoder(modules.get("text_encoder", self.text_encoder))
-        prompts = prompts_for_samples(self.settings.sample_prompts, self.data.captions)
+        prompts = self.prompts
         # A text encoder that is not trained may be in halves, as Stage C then has to calculate.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.text_encoder.dtype == torch.bfloat16):
             cond, uncond = (
@@ -219,7 +228,7 @@ class LatentSettings(Protocol):
 
 def latents_and_small_images(
     settings: LatentSettings, precision: str, image_size: int, device: torch.device, on_chunk: OnChunk | None
-) -> Cache:
+) -> Cache | Streamed:
     """`latents` [N, 16, h, w] of the EfficientNet encoder and `small` [N, image_size, image_size, 3], uint8."""
     encoder = frozen(settings.effnet, device)
 
@@ -229,13 +238,23 @@ def latents_and_small_images(
         latents, small = [], []
         for part in np.array_split(pixels, max(1, len(pixels) // 64)):
             images = to_images(torch.from_numpy(part).to(device))
-            latents.append(encode_latents(encoder, images, settings.effnet_size))
+            size = scaled(images, settings.images.size, settings.effnet_size)
+            latents.append(encode_latents(encoder, images, size))
             # As CLIP's preprocessing shrinks: on the small image it then finds nothing left to do.
-            small.append(to_pixels(F.interpolate(images, (image_size, image_size), mode="bicubic", antialias=True)))
+            middle = _square(images)
+            small.append(to_pixels(F.interpolate(middle, (image_size, image_size), mode="bicubic", antialias=True)))
         return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
 
     key = f"{precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
-    return cached(settings.cache, "stage_c", open_images(settings.images), compute, key=key, on_chunk=on_chunk)
+    return prepared(settings.cache, "stage_c", settings.images, compute, key=key, on_chunk=on_chunk)
+
+
+def _square(images: Tensor) -> Tensor:
+    """The middle of images [B, 3, H, W] as [B, 3, s, s]."""
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[..., top : top + side, left : left + side]
 
 
 def images_in_batch(config: TrainingConfig) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+from .cache import shared
 from .captions import CaptionsSettings, CaptionsTask
 from .config import Settings, TrainingConfig
 from .controlnet import ControlNetSettings, ControlNetTask
@@ -51,6 +52,6 @@ def train(config: TrainingConfig, *, progress: ProgressBars | None = None) -> Ou
     """Run one training: compute what is cached, train, export. Raises as its task and as `fit`."""
     with joined() as processes, exclusive(config.output) if processes.first else nullcontext():
         bars = progress if processes.first else None
-        with processes.first_before_others():
+        with shared(processes):
             task = TASKS[config.task].task(config, bars(f"{config.task} images", "image") if bars else None)
         return fit(task, config, on_step=bars(config.task, "step") if bars else None)

@@ -5,27 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..conditioning import StageCInputs, TextEmbedding, TextEncoder
 from ..models import Conditions, StageC
+from .data import Cache, Streamed
 
 SAMPLES = 4
+_TEXTS = 1
+"""A part of a batch's seed."""
+LOOKED_AT = 1000
+"""Captions among which different ones are looked for."""
+FEW = 20_000
+"""Captions whose embeddings are kept: 5 kB each of the released text encoder's pooled ones."""
 _AT_ONCE = 256
 
 
-def tokenize_captions(encoder: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids [U, 1, 77], mask [U, 1, 77], row of each caption in them [N]); captions that are equal share a row."""
+def tokenized(encoder: TextEncoder, texts: Sequence[str], chunks: int = 1) -> tuple[Tensor, Tensor]:
+    """(ids [B, n, 77], mask [B, n, 77]) of at most so many chunks; the rest of a longer text is cut off."""
+    ids, mask = encoder.tokenize(texts)
+    return ids[:, :chunks], mask[:, :chunks]
+
+
+def tokenize_captions(encoder: TextEncoder, captions: Sequence[str], chunks: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids [U, n, 77], mask [U, n, 77], row of each caption in them [N]), n up to `chunks`; captions that are equal
+    share a row."""
     rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    ids, mask = encoder.tokenize(list(rows))
-    # A training uses one chunk; the rest of a longer caption is cut off.
-    return ids[:, :1], mask[:, :1], torch.tensor([rows[caption] for caption in captions])
+    return *tokenized(encoder, list(rows), chunks), torch.tensor([rows[caption] for caption in captions])
+
+
+def batch_texts(data: Cache | Streamed, rows: np.ndarray, seed: tuple[int, int], dropped: np.ndarray) -> list[str]:
+    """The texts of a batch's images, as they are seen this time; none where one is dropped [B]."""
+    texts = data.texts(rows, (*seed, _TEXTS))
+    return ["" if out else text for text, out in zip(texts, dropped, strict=True)]
 
 
 def prompts_for_samples(given: Sequence[str] | None, captions: Sequence[str]) -> tuple[str, ...]:
     """The prompts that samples are made of: those of the settings, else the first few captions that differ."""
-    return tuple(given) if given else tuple(dict.fromkeys(captions))[:SAMPLES]
+    return tuple(given) if given else tuple(dict.fromkeys(captions[:LOOKED_AT]))[:SAMPLES]
+
+
+def are_few(data: Cache | Streamed) -> bool:
+    """Whether every image has one text alone, and all of them fit into memory as embeddings."""
+    return isinstance(data, Cache) and not data.settings.random and len(data) <= FEW
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ...cascade.adapters import Lora, read_lora
 from ...cascade.errors import CascadeError, RunConflict, printable
-from ...cascade.files import write_atomically
+from ...cascade.files import write_atomically, write_if_changed
 from ...cascade.images import from_pillow, open_image, read_file, to_pillow
 from ...cascade.training import SETTINGS, TASKS, fit, parse_config
 from ...cascade.training.lock import exclusive, writing
@@ -154,15 +155,19 @@ def store_images(name: str, images: Tensor, captions: list[str]) -> Path:
         )
     place = folders.run_folder(name) / "images"
     with writing(place):
-        if place.exists():
-            for path in place.glob("[0-9][0-9][0-9][0-9]*.*"):
-                path.unlink()
-        place.mkdir(parents=True, exist_ok=True)
+        files: dict[str, bytes] = {}
         for number, image in enumerate(images):
-            to_pillow(image.movedim(-1, 0)).save(place / f"{number:04}.png")
+            made = io.BytesIO()
+            to_pillow(image.movedim(-1, 0)).save(made, "PNG")
+            files[f"{number:04}.png"] = made.getvalue()
             if captions:
                 text = captions[number] if len(captions) > 1 else captions[0]
-                (place / f"{number:04}.txt").write_text(printable(text), encoding="utf-8")
+                files[f"{number:04}.txt"] = printable(text).encode()
+        for path in place.glob("[0-9][0-9][0-9][0-9]*.*"):
+            if path.name not in files:
+                path.unlink()
+        for file, content in files.items():
+            write_if_changed(place / file, content)
     return place
 
 

@@ -84,18 +84,28 @@ def test_a_cache_is_made_once_and_named_by_what_it_depends_on(tmp_path: Path) ->
     cached(tmp_path, "x", source, compute, key="b")
     assert source.reads == 4
     images, captions = source.read(0, CHUNK + 3)
-    assert again.captions == captions
-    assert np.array_equal(first.arrays["mean"], images.mean(axis=(1, 2), dtype=np.float32))
+    assert list(again.captions) == captions
+    assert np.array_equal(first.rows("mean", np.arange(CHUNK + 3)), images.mean(axis=(1, 2), dtype=np.float32))
     assert torch.equal(again.take("first", np.array([4, 2])), torch.from_numpy(images[[4, 2], 0, 0]))
 
 
-def test_a_cache_that_failed_leaves_nothing(tmp_path: Path) -> None:
+def test_a_cache_that_failed_goes_on_behind_its_last_shard(tmp_path: Path) -> None:
+    whole, broken = Numbers(3 * CHUNK), Numbers(3 * CHUNK)
+    expected = cached(tmp_path / "whole", "x", whole, lambda pixels: {"images": pixels})
+
     def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        raise RuntimeError("out of memory")
+        if broken.reads == 2:
+            raise RuntimeError("out of memory")
+        return {"images": pixels}
 
     with pytest.raises(RuntimeError):
-        cached(tmp_path, "x", Numbers(2), compute)
-    assert list(tmp_path.iterdir()) == []
+        cached(tmp_path / "broken", "x", broken, compute)
+    broken.reads = 10
+    again = cached(tmp_path / "broken", "x", broken, compute)
+    assert broken.reads == 12
+    rows = np.arange(3 * CHUNK)
+    assert np.array_equal(again.rows("images", rows), expected.rows("images", rows))
+    assert list(again.captions) == list(expected.captions)
 
 
 def test_images_and_images_are_inverse() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def test_the_teacher_samples_as_the_library_does(folder: Path, stage: str) -> No
     with task.wiring.off():
         expected = sample(task.net.denoise, task._start(rows), task.teacher, cond=cond, uncond=uncond)
     assert task.teacher.guidance.cfg == 3.0
-    assert relative_error(torch.tensor(task.data.arrays["states"][:, -1]), expected) < 1e-2
+    assert relative_error(torch.tensor(task.data.rows("states", np.arange(len(task.data)))[:, -1]), expected) < 1e-2
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -133,12 +134,12 @@ def test_starts_are_those_of_a_run_and_between_them(folder: Path) -> None:
 def test_some_trajectories_start_from_another_image(folder: Path) -> None:
     more = {"from_image": 0.5, "effnet": "parts/effnet.safetensors", "teacher_steps": 8}
     task = build(folder, "stage_c", changes={"batch_size": 100}, **more)
-    latents, noise = task._latents(None).arrays["latents"], task._start(torch.arange(4).numpy())
+    latents, noise = task._latents(None).rows("latents", np.arange(4)), task._start(torch.arange(4).numpy())
     assert len(task.restarted) == len(task.first) == 4
     for row, first in enumerate(task.first):
         level = task.levels[first]
         expected = level.a * torch.tensor(latents[row + 1]).float() + level.b * noise[row]
-        assert relative_error(torch.tensor(task.from_images.arrays["states"][row, first]), expected) < 1e-2
+        assert relative_error(torch.tensor(task.from_images.rows("states", np.array([row]))[0, first]), expected) < 1e-2
     batch = task.batch(0)
     rows = batch.rows[batch.from_image]
     assert 30 < len(rows) < 70

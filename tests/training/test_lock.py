@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from cascade.errors import BrokenCheckpoint, CascadeError, FolderInUse, NotWritable
-from cascade.training.data import cached
+from cascade.training.cache import cached, verify
 from cascade.training.lock import LOCK_FILE, OWNER_FILE, exclusive
 from cascade.training.loop import fit
 from cascade.training.metrics import METRICS_FILE
@@ -165,7 +165,7 @@ def test_a_full_disk_while_a_cache_is_made(tmp_path: Path) -> None:
 
     with pytest.raises(NotWritable, match="cache: could not be written"), full_disk(5000):
         cached(tmp_path / "cache", "x", Numbers(4), compute)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not list((tmp_path / "cache").rglob("*.*"))
     assert len(cached(tmp_path / "cache", "x", Numbers(4), compute).captions) == 4
 
 
@@ -184,12 +184,19 @@ def test_what_a_killed_training_left_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / OWNER_FILE).exists()
 
 
-def damaged_caches() -> dict[str, Any]:
-    def captions(text: str) -> Any:
-        return lambda place: (place / "captions.json").write_text(text, encoding="utf-8")
+SHARD, INDEX = "0000000-00000.safetensors", "index.json"
 
-    def other_array(array: np.ndarray) -> Any:
-        return lambda place: np.save(place / "images.npy", array)
+
+def damaged_caches() -> dict[str, Any]:
+    def index(text: str) -> Any:
+        return lambda place: (place / INDEX).write_text(text, encoding="utf-8")
+
+    def changed(**values: Any) -> Any:
+        def change(place: Path) -> None:
+            data = json.loads((place / INDEX).read_text(encoding="utf-8"))
+            (place / INDEX).write_text(json.dumps({**data, **values}), encoding="utf-8")
+
+        return change
 
     def pipe(name: str) -> Any:
         def change(place: Path) -> None:
@@ -200,48 +207,53 @@ def damaged_caches() -> dict[str, Any]:
         return change
 
     def cut(place: Path) -> None:
-        data = (place / "images.npy").read_bytes()
-        (place / "images.npy").write_bytes(data[:-1])
+        data = (place / SHARD).read_bytes()
+        (place / SHARD).write_bytes(data[:-1])
+
+    def other_header(place: Path) -> None:
+        data = bytearray((place / SHARD).read_bytes())
+        data[8:16] = b"{{{{{{{{"
+        (place / SHARD).write_bytes(data)
 
     return {
-        "fewer captions": captions('["0"]'),
-        "more captions": captions(json.dumps(["x"] * 9)),
-        "captions of another type": captions("[1, 2, 3, 4]"),
-        "a table of captions": captions('{"a": 1}'),
-        "no JSON": captions("["),
-        "deep JSON": captions("[" * 100_000),
-        "fewer rows": other_array(np.zeros((3, 32, 32, 3), np.uint8)),
-        "a single number": other_array(np.zeros((), np.uint8)),
-        "a cut array": cut,
-        "no array": lambda place: (place / "images.npy").unlink(),
-        "a header that is no Python": lambda place: (place / "images.npy").write_bytes(
-            b"\x93NUMPY\x01\x00\x10\x00{'descr': (\x00    \n"
-        ),
-        "objects": lambda place: np.save(place / "images.npy", np.array([{}] * 4), allow_pickle=True),
-        "a pipe for captions": pipe("captions.json"),
-        "a pipe for an array": pipe("images.npy"),
-        "texts": other_array(np.zeros((4, 32, 32, 3), "S1")),
-        "numbers of another machine": other_array(np.zeros((4, 32, 32, 3), ">i2")),
-        "no captions": lambda place: (place / "captions.json").unlink(),
+        "no shards": changed(shards=[]),
+        "another version": changed(version=0),
+        "shards of another type": changed(shards=[1, 2]),
+        "a shard outside": changed(shards=[["../../x", {"32x32": 4}, 1, "0"]]),
+        "no JSON": index("["),
+        "a list": index("[]"),
+        "deep JSON": index("[" * 100_000),
+        "a cut shard": cut,
+        "a header that is no JSON": other_header,
+        "no shard": lambda place: (place / SHARD).unlink(),
+        "a pipe for an index": pipe(INDEX),
+        "a pipe for a shard": pipe(SHARD),
+        "no index": lambda place: (place / INDEX).unlink(),
     }
 
 
 @pytest.mark.parametrize("damage", damaged_caches().values(), ids=damaged_caches().keys())
-def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_is_mended(tmp_path: Path, damage: Any) -> None:
     def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
         return {"images": pixels}
 
-    source = Numbers(4)
-    good = cached(tmp_path, "x", source, compute)
-    expected = good.arrays["images"].copy()
-    del good
+    source, rows = Numbers(4), np.arange(4)
+    expected = cached(tmp_path, "x", source, compute).rows("images", rows)
     [place] = tmp_path.iterdir()
     damage(place)
     again = cached(tmp_path, "x", source, compute)
-    assert source.reads == 2
-    assert again.captions == ["0", "1", "2", "3"]
-    assert np.array_equal(again.arrays["images"], expected)
-    assert "this cache is damaged and made again" in caplog.text
+    assert list(again.captions) == ["0", "1", "2", "3"]
+    assert np.array_equal(again.rows("images", rows), expected)
+
+
+def test_a_changed_byte_is_found_when_it_is_looked_for(tmp_path: Path) -> None:
+    cached(tmp_path, "x", Numbers(4), lambda pixels: {"images": pixels})
+    [place] = tmp_path.iterdir()
+    assert verify(place) == []
+    data = bytearray((place / SHARD).read_bytes())
+    data[-5] ^= 1
+    (place / SHARD).write_bytes(data)
+    assert verify(place) == [SHARD]
 
 
 def test_a_state_is_checked_to_the_last_byte(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from cascade.conditioning import TextEncoder, tokenizer
 from cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidConfig, RunConflict
 from cascade.models import Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, TASKS, fit, parse_config
+from cascade.training.data import cached
 from cascade.training.folders import FolderImages
 from cascade.training.lora import LoraTask
 from cascade.training.lora_layers import Change
 from cascade.training.networks import sheet
 from tests import small
 from tests.support import relative_error
+from tests.training.test_folders import read
 
 WORD = "[heart]"
 PLAIN = {
@@ -383,16 +386,16 @@ def mixed(tmp_path: Path) -> Path:
     return place
 
 
-def test_unreadable_images_are_named_left_out_and_counted(mixed: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_are_named_left_out_and_counted(mixed: Path) -> None:
     source = FolderImages(mixed, 32)
-    assert len(source) == 2
+    images, captions = read(source)
     assert set(source.skipped) == {"cut.png", "page.jpg", "empty.webp"}
-    assert all(any(name in line for line in caplog.messages) for name in source.skipped)
-    images, captions = source.read(0, 2)
+    lines = source.problems(2)
+    assert all(any(name in line for line in lines) for name in source.skipped)
     assert (images.shape, images.dtype) == ((2, 32, 32, 3), np.uint8)
     assert captions == ["an owl at night", "good one"]
     assert source.uncaptioned == ["good_one.png"]
-    assert FolderImages(mixed, 32, "a thing").captions == ["an owl at night", "a thing"]
+    assert read(FolderImages(mixed, 32, "a thing"))[1] == ["an owl at night", "a thing"]
 
 
 def test_a_training_goes_on_with_the_good_ones(folder: Path, mixed: Path, tmp_path: Path) -> None:
@@ -411,7 +414,7 @@ def test_only_bad_images_are_refused(mixed: Path) -> None:
     for name in ("good_one.png", "deeper/captioned.jpg"):
         (mixed / name).unlink()
     with pytest.raises(InvalidConfig, match="none of its 3 images can be read"):
-        FolderImages(mixed, 32)
+        read(FolderImages(mixed, 32))
 
 
 def test_an_image_lies_upright_and_on_white(tmp_path: Path) -> None:
@@ -421,7 +424,7 @@ def test_an_image_lies_upright_and_on_white(tmp_path: Path) -> None:
     lying.paste("blue", (0, 0, 20, 20))
     lying.save(tmp_path / "lying.png", exif=exif)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "nothing.png")
-    images, _ = FolderImages(tmp_path, 32).read(0, 2)
+    images, _ = read(FolderImages(tmp_path, 32))
     assert (images[0, 2, 16] == (0, 0, 255)).all()
     assert (images[0, -3, 16] == (255, 0, 0)).all()
     assert (images[1] == 255).all()
@@ -435,26 +438,34 @@ def test_a_tar_holds_what_its_folder_holds(mixed: Path, tmp_path: Path) -> None:
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(info)
     source, plain = FolderImages(tmp_path / "shard-0.tar", 32), FolderImages(mixed, 32)
-    assert sorted(source.captions) == sorted(plain.captions)
+    (images, captions), (plain_images, plain_captions) = read(source), read(plain)
+    assert sorted(captions) == sorted(plain_captions)
     assert len(source.skipped) == 3
-    order = [source.captions.index(caption) for caption in plain.captions]
-    assert np.array_equal(source.read(0, 2)[0][order], plain.read(0, 2)[0])
+    assert np.array_equal(images[[captions.index(caption) for caption in plain_captions]], plain_images)
     (tmp_path / "bad.tar").write_bytes(b"x" * 600)
     with pytest.raises(InvalidConfig, match=r"bad\.tar"):
-        FolderImages(tmp_path / "bad.tar", 32)
+        read(FolderImages(tmp_path / "bad.tar", 32))
 
 
-def test_the_name_of_a_folder_follows_its_content(tmp_path: Path) -> None:
+def test_what_a_run_remembers_of_images_follows_from_their_content(tmp_path: Path) -> None:
+    """Not from their times: a folder that was copied is the same."""
     buffer = io.BytesIO()
     image(0).save(buffer, "PNG")
-    for name in ("a", "b"):
+    for number, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.png").write_bytes(buffer.getvalue())
-    first = FolderImages(tmp_path / "a", 32).name
-    assert FolderImages(tmp_path / "b", 32).name == first
-    assert FolderImages(tmp_path / "b", 64).name != first
+        os.utime(tmp_path / name / "x.png", (number, number))
+
+    def source(name: str, size: int = 32) -> str:
+        images = FolderImages(tmp_path / name, size)
+        return cached(tmp_path / "cache", "x", images, lambda pixels: {"images": pixels}).source
+
+    assert FolderImages(tmp_path / "a", 32).name != FolderImages(tmp_path / "b", 32).name
+    first = source("a")
+    assert source("b") == first
+    assert source("b", 64) != first
     (tmp_path / "b" / "x.txt").write_text("another caption", encoding="utf-8")
-    assert FolderImages(tmp_path / "b", 32).name != first
+    assert source("b") != first
 
 
 def test_a_label_of_megabytes_is_cut() -> None:
