@@ -10,14 +10,17 @@ if TYPE_CHECKING:
     from ..training import TrainingConfig
 
 
-def parsed(data: Mapping[str, Any], where: str, root: Path) -> TrainingConfig:
-    """Settings of ours or of the released training. Raises InvalidConfig, with every key that has no counterpart."""
+def parsed(data: Mapping[str, Any], where: str, root: Path, *, stream: bool | None = None) -> TrainingConfig:
+    """Settings of ours or of the released training. Raises InvalidConfig, with every key that has no counterpart.
+
+    stream: replaces the `stream` of a released training's file.
+    """
     from ..errors import InvalidConfig
     from ..training import SETTINGS, parse_config
     from ..training.reference import is_reference, translate
 
     if is_reference(data):
-        translation = translate(data, where)
+        translation = translate(data if stream is None else {**data, "stream": stream}, where)
         if translation.problems:
             problems = "; ".join(f"{line.key}: {line.becomes}" for line in translation.problems)
             raise InvalidConfig(f"{where}: {problems}. --check shows all keys")

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,41 +63,49 @@ def run(args: argparse.Namespace) -> int:
     from .. import training
     from ..errors import InvalidConfig
     from ..tiny import train as recipe
-    from ..training.config import read_value
 
     first = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    changes: dict[str, Any] = {}
-    for change in args.changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise InvalidConfig(f"--set {change}: expected KEY=VALUE")
-        changes[key] = read_value(value, f"--set {key}")
+    changes = read_changes(args.changes)
     if args.config in ("lora", "tiny") and training.launched():
         raise InvalidConfig(f"train {args.config}: torchrun is for files of settings; run this one without it")
     if args.check and args.config in ("lora", "tiny"):
         raise InvalidConfig(f"--check is for files of settings, not for train {args.config}")
     if args.config == "lora":
-        return _lora.run(args, changes, _progress)
+        return _lora.run(args, changes, progress_bar)
     _lora.refuse_options(args)
     if args.config == "tiny":
         parts = recipe.PARTS if args.part is None else (args.part,)
         folder = args.folder or Path("runs/tiny")
         run_recipe = recipe.train_tiny(
-            folder, parts=parts, smoke=args.smoke, changes=changes, install=args.install, progress=_progress
+            folder, parts=parts, smoke=args.smoke, changes=changes, install=args.install, progress=progress_bar
         )
         return 0 if run_recipe else STOPPED
     data = training.read_mapping(Path(args.config), changes)
     if args.check:
         return _check.run(data, args.config, args.folder or Path()) if first else 0
     config = _check.parsed(data, args.config, args.folder or Path())
-    outcome = training.train(config, progress=_progress)
+    outcome = training.train(config, progress=progress_bar)
     if first:
         print(f"{config.output}: {'complete' if outcome.complete else 'stopped'} at step {outcome.step}")
     return 0 if outcome.complete else STOPPED
 
 
-def _progress(title: str, unit: str) -> Callable[..., None]:
+def read_changes(given: Sequence[str]) -> dict[str, Any]:
+    """`--set` KEY=VALUE, several. Raises InvalidConfig."""
+    from ..errors import InvalidConfig
+    from ..training.config import read_value
+
+    changes: dict[str, Any] = {}
+    for change in given:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise InvalidConfig(f"--set {change}: expected KEY=VALUE")
+        changes[key] = read_value(value, f"--set {key}")
+    return changes
+
+
+def progress_bar(title: str, unit: str) -> Callable[..., None]:
     """A progress bar as a callback (done, total, metrics); without a terminal, a line a minute."""
     from tqdm import tqdm
 

@@ -1,8 +1,12 @@
 """Training: one loop for every task, from a file of settings to files that load_model reads.
 
 config     settings, read from a file and checked by pydantic
-data       images, their order, what is computed once from them
-folders    images, and edits of images, of one's own: a folder, or webdataset tars
+data       settings of images, pixels as tensors; what a training reads of its images
+listing    where images lie: folders, tars, lists; `remote`: s3:// and pipe:
+folders    images and edits as they are trained on; `buckets`: their shapes; `metadata`: captions and filters
+cache      what is computed once from them, in shards; `preparation` makes it before a training
+stream     images that are computed as they come
+order      which images a batch has
 loop       the loop (`fit`), with exact continuation
 schedule, average, signals   the learning rate, the average of the weights, how a run is stopped
 reference  the released training's files in our settings

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from ..errors import one_line
+from ..errors import BrokenCheckpoint, InvalidConfig, one_line
 from ..files import open_regular, remove_abandoned, write_atomically
 from .folders import FolderImages, Seen
 from .lock import writing
@@ -36,6 +36,8 @@ _TEXTS, _EXTENTS, _DIGESTS = "texts", "extents", "digests"
 _OPEN = 64
 """Shards that are held open."""
 _VERSION = 1
+CHECKED_BYTES = 1 << 28
+"""Of a cache that is checked at every start, in less than a second."""
 
 OnChunk = Callable[[int, int], None]
 Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -112,8 +114,14 @@ class Cache:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        file = safe_open(self.place / self.shards[number].file, framework="np")
-        texts = {size: json.loads(file.get_tensor(f"{_TEXTS}@{size}").tobytes()) for size in self.shards[number].rows}
+        path, sizes = self.place / self.shards[number].file, self.shards[number].rows
+        try:
+            file = safe_open(path, framework="np")
+            texts = {size: json.loads(file.get_tensor(f"{_TEXTS}@{size}").tobytes()) for size in sizes}
+        except _DAMAGED as error:
+            raise BrokenCheckpoint(
+                "this part of a cache is damaged; `python -m cascade prepare` mends it", path
+            ) from error
         self._open[number] = file, texts
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)
@@ -242,8 +250,10 @@ def cached(
     digest = hashlib.sha256(json.dumps([kind, source.name, key]).encode()).hexdigest()[:16]
     place = folder / f"{kind}-{digest}"
     captions = source.captions if isinstance(source, FolderImages) else CaptionSettings()
+    if len({*_shared.processes.gather(place.name)}) > 1:
+        raise InvalidConfig(f"{folder}: the processes see different images: names, sizes or times of files differ")
     found = _opened(place, captions)
-    if found is not None and _shared.check and _shared.processes.first and (wrong := verify(place)):
+    if found is not None and _shared.processes.first and _to_check(found) and (wrong := verify(place)):
         log.warning("%s: damaged, and made again: %s", place, ", ".join(wrong))
         found = None
     # All processes must decide alike: one may still look while another already writes.
@@ -301,9 +311,14 @@ def _opened(place: Path, captions: CaptionSettings) -> Cache | None:
         return Cache(place, captions)
     except FileNotFoundError:
         log.info("%s: this cache is not complete, and is continued", place)
-    except _DAMAGED as error:
+    except (*_DAMAGED, BrokenCheckpoint) as error:
         log.warning("%s: this cache is damaged and made again: %s", place, one_line(str(error)))
     return None
+
+
+def _to_check(cache: Cache) -> bool:
+    """Whether every byte is read before it is used: of small ones always."""
+    return _shared.check or sum(shard.length for shard in cache.shards) <= CHECKED_BYTES
 
 
 def verify(place: Path) -> list[str]:
@@ -425,7 +440,9 @@ def _computed(images: list[Seen], compute: Compute) -> tuple[dict[str, np.ndarra
 
 
 def _write_index(place: Path, work: Any) -> None:
-    """Raises InvalidConfig where no image could be read."""
+    """Raises InvalidConfig where a part is missing, or no image could be read."""
+    if missing := [number for number in range(len(work.parts)) if not _is_whole(place, number)]:
+        raise InvalidConfig(f"{place}: {len(missing)} parts are not there: is it on a disk that all processes see?")
     shards, told, size = [], [], getattr(work.source, "size", 0)
     content = hashlib.sha256(str(size).encode())
     for path in sorted(place.glob("*.safetensors")):

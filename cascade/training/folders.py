@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ from ..errors import InvalidConfig, InvalidImage, printable
 from ..images import open_image
 from ..images.pillow import FILE_BYTES
 from .buckets import Crop, Size, bucket_sizes, closest, show
-from .listing import BAD_TAR, CAPTION, CAPTION_BYTES, IMAGES, TAR, Member, OnImage, Part, Places, Sample
+from .listing import BAD_TAR, CAPTION, CAPTION_BYTES, IMAGES, TAR, Member, OnImage, Part, Places, RemotePart, Sample
 from .metadata import CaptionSettings, Filter
 
 log = logging.getLogger("cascade")
@@ -103,17 +105,18 @@ class FolderImages:
             yield from part.samples(scratch)
         except BAD_TAR as error:
             self._skip(part.name, error)
+            log.warning("%s: %s", part.name, self.skipped[part.name])
 
     def read(self, part: Part, scratch: Path = _NOWHERE) -> Iterator[Seen]:
-        """The images of a part that can be read and that the filters leave."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            waiting: list[Sample] = []
-            for sample in self.samples(part, scratch):
-                waiting.append(sample)
-                if len(waiting) == AT_ONCE:
-                    yield from self._together(pool, waiting)
-                    waiting = []
-            yield from self._together(pool, waiting)
+        """The images of a part that can be read and that the filters leave; `scratch` is removed after a remote one."""
+        samples = self.samples(part, scratch)
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                while some := list(itertools.islice(samples, AT_ONCE)):
+                    yield from self._together(pool, some)
+        finally:
+            if isinstance(part, RemotePart):
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _together(self, pool: ThreadPoolExecutor, samples: Sequence[Sample]) -> Iterator[Seen]:
         for sample, (seen, error) in zip(samples, pool.map(self._try, samples), strict=True):
@@ -353,6 +356,8 @@ _LYING = (5, 6, 7, 8)
 
 def _turned(image: Image.Image) -> Size:
     """The size of an image once it is upright."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return Size(image.height, image.width)  # asking Pillow for it would decode the image
     try:
         lies = image.getexif().get(0x0112) in _LYING
     except Exception as error:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import yaml
 
 from ..errors import InvalidConfig, InvalidImage, shown
-from .remote import expand, fetched, is_remote, listed
+from .remote import expand, fetch, is_remote, listed
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION, METADATA, TAR, LIST = ".txt", ".json", ".tar", ".jsonl"
@@ -130,8 +130,7 @@ class RemotePart:
     name: str
 
     def samples(self, scratch: Path) -> Iterator[Sample]:
-        with fetched(self.name, scratch) as path:
-            yield from _grouped(_in_tar(path, shown_name(self.name)))
+        return _grouped(_in_tar(fetch(self.name, scratch), shown_name(self.name)))
 
 
 @dataclass(frozen=True)
@@ -372,12 +371,16 @@ class _Headers(io.FileIO):
 def _in_tar(path: Path, name: str) -> Iterator[Member]:
     """Where the members of an uncompressed tar lie: they are then read without it. Raises BAD_TAR."""
     with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        end = 0
         for info in tar:
             if info.size < 0:
                 raise tarfile.ReadError("a member of less than 0 bytes")
             if info.isfile() and not info.issparse():
                 yield Member(shown_name(f"{name}/{info.name}"), path, info.offset_data, info.size)
             tar.members = []  # type: ignore[attr-defined]  # which else keeps them all
+            end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if path.stat().st_size < end + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends in the middle, without the mark of its end")
 
 
 def _grouped(members: Iterator[Member]) -> Iterator[Sample]:

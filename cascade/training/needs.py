@@ -17,8 +17,11 @@ from ..checkpoints.sources import open_tensors
 from ..errors import CascadeError
 from ..models import StageB, StageBConfig, StageC, StageCConfig
 from .config import TrainingConfig
+from .data import ImageSettings
+from .listing import missing_places
 from .lora_layers import Adapter, Wiring
 from .networks import model_config
+from .remote import missing_program
 
 _NEW = {"stage_c": (StageC, StageCConfig), "stage_b": (StageB, StageBConfig)}
 _FROZEN = ("stage_c", "text_encoder", "image_encoder", "stage_a", "effnet", "previewer")
@@ -42,6 +45,10 @@ class Needs(NamedTuple):
 def missing(config: TrainingConfig) -> list[str]:
     """Files and packages that are not there, each with its key."""
     lines = [f"{key}: {path}" for key, path in _inputs(config.settings) if not path.exists()]
+    for name, images in _images(config.settings):
+        lines += [f"{name}.path: {place}" for place in missing_places(images.places)]
+        program = missing_program(images.places)
+        lines += [] if program is None else [f"{name}.path: {program}"]
     for optimizer, package in {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}.items():
         if config.optimizer == optimizer and importlib.util.find_spec(package) is None:
             lines.append(f"optimizer: the package {package}")
@@ -77,6 +84,13 @@ def _inputs(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
             yield from _inputs(value, f"{prefix}{name}.")
         elif isinstance(value, Path) and name != "cache":
             yield f"{prefix}{name}", value
+
+
+def _images(section: BaseModel) -> Iterator[tuple[str, ImageSettings]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, ImageSettings):
+            yield name, value
 
 
 def _frozen(config: TrainingConfig) -> list[Path]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InvalidConfig, shown
+from .buckets import ratio
 from .config import put
+from .metadata import parse_filter
 
 _VERSIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "3.6B": ("stage_c", {}),
@@ -27,6 +29,13 @@ _VERSIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """model_version -> the stage, and the reference constructor's arguments of a new network."""
 
+RANDOM_RATIO = 0.05
+"""bucketeer_random_ratio, where a file does not have it."""
+# What the released functions of these names do: the second takes the original caption of a few images.
+_CAPTIONS: Mapping[tuple[str, ...], Mapping[str, float]] = {
+    ("txt", "identity"): {"txt": 1.0},
+    ("json", "captions_getter"): {"json.caption": 0.95, "json.old_caption.og_caption": 0.05},
+}
 _CLIP = {"text_encoder": "clip_text_model_name", "image_encoder": "clip_image_model_name"}
 _TASK_KEYS = {
     "shift": ("stage_b",),
@@ -138,7 +147,12 @@ class _Translator:
         if self.task == "stage_b":
             size = int(self.data["image_size"])
             self.put("TASK.effnet_sizes", list(range(size // 2, size, 32)), "0.5 to 1 of image_size")
-            self.say("plain noise, in place of the released pyramid noise")
+            self.put("TASK.effnet_resize", "nearest")
+            self.put("TASK.pyramid_noise", True)
+        if self.data.get("stream") is None:
+            self.put("TASK.images.stream", True, "images are encoded as they come; --set stream=false: once, before")
+        if self.data.get("multi_aspect_ratio") is None:
+            self.put("TASK.images.crop", "smart")
         if self.task == "stage_c":
             self.put("TASK.train_text_encoder", False)
             self.put("TASK.train_image_encoder", False)
@@ -188,13 +202,7 @@ class _Translator:
 
     def webdataset(self, value: Any) -> None:
         paths = [str(path) for path in (value if isinstance(value, list) else [value])]
-        remote = [path for path in paths if path.startswith(("s3:", "pipe:"))]
-        if remote:
-            self.problem(f"{remote[0]} is not read: copy the tars here, and name their folder")
-        elif len(paths) > 1:
-            self.problem("several places are not read: put the tars into one folder, and name that")
-        else:
-            self.put("TASK.images.path", paths[0].removeprefix("file:"))
+        self.put("TASK.images.path", paths[0] if len(paths) == 1 else paths)
 
     def generator(self, value: Any) -> None:
         self.put("TASK.start" if self.task in ("stage_c", "stage_b") else "TASK.stage_c", str(value))
@@ -226,16 +234,47 @@ class _Translator:
             self.say("off")
 
     def aspect_ratios(self, value: Any) -> None:
-        self.problem("images of several shapes are not trained yet, only squares; --set multi_aspect_ratio=null")
+        if self.task == "controlnet":
+            self.problem("a ControlNet is trained on squares; --set multi_aspect_ratio=null")
+            return
+        try:
+            ratios = [ratio(each) and each for each in value]
+        except (TypeError, ValueError) as error:
+            self.problem(f"{shown(value)}: {error}")
+            return
+        self.put("TASK.images.aspect_ratios", ratios)
+        share = self.data.get("bucketeer_random_ratio")
+        self.put("TASK.images.random_ratio", RANDOM_RATIO if share is None else share)
+        self.put("TASK.images.crop", "random", "as the released buckets")
+
+    def random_ratio(self, value: Any) -> None:
+        used = self.data.get("multi_aspect_ratio") is not None
+        self.say("with multi_aspect_ratio" if used else "not used without multi_aspect_ratio")
 
     def filters(self, value: Any) -> None:
-        self.problem("images are not filtered by their metadata yet: leave others out of the folder")
+        found = []
+        for each in value if isinstance(value, list) else [value]:
+            if not isinstance(each, list) or len(each) != 2:
+                self.problem(f"{shown(each)}: [key, 'lambda ...'] is expected")
+                return
+            keys, text = each
+            try:
+                parse_filter(keys, str(text))
+            except (TypeError, ValueError) as error:
+                self.problem(str(error))
+                return
+            found.append([keys, text])
+        self.put("TASK.images.filters", found, "read as comparisons, never run")
 
     def captions(self, value: Any) -> None:
-        if isinstance(value, list) and [str(each) for each in value] == ["txt", "identity"]:
+        keys = _CAPTIONS.get(tuple(map(str, value)) if isinstance(value, list) else ())
+        if keys is None:
+            known = " and ".join(str(list(each)) for each in _CAPTIONS)
+            self.problem(f"{shown(value)}: known are {known}; write a file of ours with images.captions for others")
+        elif keys == {"txt": 1.0}:
             self.say("captions are the .txt files")
         else:
-            self.problem(f"{shown(value)}: captions are read from .txt files only")
+            self.put("TASK.images.captions.keys", dict(keys))
 
     def control_filter(self, value: Any) -> None:
         if value == "IdentityFilter":
@@ -303,6 +342,7 @@ def _refuses(text: str) -> Handler:
 
 
 _HANDLERS: Mapping[str, Handler] = {
+    "stream": _to("TASK.images.stream"),
     "experiment_id": _says("the folder below output_path"),
     "output_path": _Translator.output,
     "checkpoint_path": _says("not used: the state lies beside the samples"),
@@ -332,7 +372,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "dropout": _refuses("no training has dropout in its networks yet"),
     "image_size": _Translator.image_size,
     "multi_aspect_ratio": _Translator.aspect_ratios,
-    "bucketeer_random_ratio": _says("not used without multi_aspect_ratio"),
+    "bucketeer_random_ratio": _Translator.random_ratio,
     "captions_getter": _Translator.captions,
     "dataset_filters": _Translator.filters,
     "webdataset_path": _Translator.webdataset,

@@ -12,8 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +26,7 @@ S3, PIPE = "s3://", "pipe:"
 TRIES = 3
 PAUSE = 2.0
 """Seconds before another try; twice as many before the next."""
-PLACES = 1_000_000
+PLACES = 100_000
 """That braces may stand for."""
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
@@ -78,16 +77,6 @@ def listed(place: str) -> list[tuple[str, str]]:
     if not tars:
         raise InvalidConfig(f"{place}: no .tar is there")
     return sorted(tars)
-
-
-@contextmanager
-def fetched(place: str, folder: Path) -> Iterator[Path]:
-    """A copy of a remote tar, which is removed afterwards. Raises InvalidConfig, NotWritable."""
-    path = fetch(place, folder)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def fetch(place: str, folder: Path) -> Path:

@@ -152,7 +152,8 @@ def use_image(case: Case) -> None:
             assert from_pillow(image).ndim == 4
     except InvalidImage:
         pass
-    FolderImages(case.path.parent, 32).read(0, 1)
+    source = FolderImages(case.path.parent, 32)
+    source.problems(sum(1 for part in source.parts() for _ in source.read(part)))
 
 
 NAMES = (
@@ -257,9 +258,10 @@ def checked(data: bytearray, block: int) -> None:
 
 def use_folder(case: Case) -> None:
     source = FolderImages(case.path, 32)
-    images, captions = source.read(0, len(source))
-    assert images.shape == (len(source), 32, 32, 3)
-    assert all(text == text.encode().decode() for text in captions)
+    seen = [each for part in source.parts() for each in source.read(part)]
+    lines = source.problems(len(seen))
+    assert all(each.pixels.shape == (32, 32, 3) for each in seen)
+    assert all(text == text.encode().decode() for text in [*lines, *(each.texts[0] or "" for each in seen)])
 
 
 CLASSES = (

@@ -135,7 +135,7 @@ def test_edits_of_a_tar(tmp_path: Path) -> None:
 def test_a_training_of_ones_own_edits(folder: Path, tmp_path: Path) -> None:
     path = edits(tmp_path, {**EDIT, **{name.replace("owl", "cat"): data for name, data in EDIT.items()}})
     task = build(folder, images={"source": "edits", "path": str(path), "size": SIZE})
-    assert task.data.captions == ["make it green"] * 2
+    assert list(task.data.captions) == ["make it green"] * 2
     assert not torch.equal(task.batch(0).latents, task.batch(0).sources)
 
 

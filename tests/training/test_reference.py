@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -16,12 +18,14 @@ from cascade.cli import main
 from cascade.errors import InvalidConfig
 from cascade.models import Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, parse_config
+from cascade.training.data import open_images
 from cascade.training.needs import trained_parameters
 from cascade.training.reference import is_reference, translate
 from cascade.training.state import load_state
 from tests import small
 
 RATIOS = ["1/1", "1/2", "2/3", "9/16"]
+FILTERS = [["width", "lambda w: w >= 70"], ["height", "lambda h: h >= 50"]]
 COMMON: dict[str, Any] = {
     "experiment_id": "first",
     "checkpoint_path": "checkpoints",
@@ -44,7 +48,7 @@ COMMON: dict[str, Any] = {
 STAGE_C = {**COMMON, "model_version": "3.6B", "previewer_checkpoint_path": "models/previewer.safetensors"}
 CONTROL = {**STAGE_C, "controlnet_blocks": [0, 4, 8, 12], "captions_getter": ["txt", "identity"]}
 FILES: dict[str, dict[str, Any]] = {
-    "finetune_c": {**STAGE_C, "adaptive_loss_weight": True},
+    "finetune_c": {**STAGE_C, "adaptive_loss_weight": True, "multi_aspect_ratio": RATIOS},
     "finetune_c_v": {**STAGE_C, "edm_objective": True, "ema_start_iters": 8, "ema_iters": 4, "ema_beta": 0.9},
     "finetune_b": {
         **COMMON,
@@ -59,8 +63,17 @@ FILES: dict[str, dict[str, Any]] = {
         "rank": 4,
         "train_tokens": [["[fernando]", "^dog</w>"]],
         "use_fsdp": False,
+        "multi_aspect_ratio": RATIOS,
+        "bucketeer_random_ratio": 0.5,
     },
-    "canny": {**CONTROL, "controlnet_filter": "CannyFilter", "controlnet_filter_params": {"resize": 224}},
+    "canny": {
+        **CONTROL,
+        "controlnet_filter": "CannyFilter",
+        "controlnet_filter_params": {"resize": 224},
+        "dataset_filters": FILTERS,
+        "controlnet_bottleneck_mode": "simple",
+        "webdataset_path": ["images.tar", "more-{0..1}.tar"],
+    },
     "inpainting": {
         **CONTROL,
         "controlnet_filter": "InpaintFilter",
@@ -88,15 +101,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("stage_a", "text_encoder", "image_encoder"):
         save_model(small.part(kind), models / f"{kind}.safetensors")
     save_model(initialize(Previewer(PreviewerConfig(width=8))).eval(), models / "previewer.safetensors")
-    with tarfile.open(folder / "images.tar", "w") as tar:
-        for number in range(6):
+    for name, sizes in (("images", SIZES), ("more-0", SIZES[:2]), ("more-1", SIZES[2:])):
+        write_tar(folder / f"{name}.tar", sizes)
+    return folder
+
+
+SIZES = [(80, 64)] * 3 + [(64, 128), (60, 120), (120, 60)]
+
+
+def write_tar(path: Path, sizes: list[tuple[int, int]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number, size in enumerate(sizes):
             made = BytesIO()
-            Image.new("RGB", (80, 64), (40 * number, 90, 20)).save(made, "PNG")
-            for name, data in ((f"{number}.png", made.getvalue()), (f"{number}.txt", b"a photo of [fernando]")):
-                member = tarfile.TarInfo(name)
+            Image.new("RGB", size, (40 * number, 90, 20)).save(made, "PNG")
+            old = json.dumps({"og_caption": "an old caption"})
+            said = {"width": size[0], "height": size[1], "caption": "a caption", "old_caption": old}
+            files = {"png": made.getvalue(), "txt": b"a photo of [fernando]", "json": json.dumps(said).encode()}
+            for ending, data in files.items():
+                member = tarfile.TarInfo(f"{number}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, BytesIO(data))
-    return folder
 
 
 def write(folder: Path, name: str, **changes: Any) -> Path:
@@ -105,6 +129,8 @@ def write(folder: Path, name: str, **changes: Any) -> Path:
     values = {**FILES[name], "experiment_id": name, **changes}
     if name == "finetune_b":
         values["generator_checkpoint_path"] = "models/stage_b.safetensors"
+    if name == "canny":
+        values["controlnet_blocks"] = [0, 2]
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
@@ -137,6 +163,32 @@ def test_what_all_trainings_share() -> None:
         ("finetune_c", {"start": "models/generator.safetensors", "diffusion": {"loss_weight": "adaptive"}}),
         ("finetune_c_v", {"diffusion": {"target": "v"}, "train_text_encoder": False, "effnet_size": 64}),
         ("finetune_b", {"effnet_sizes": [32], "diffusion": {"loss_weight": "adaptive", "shift": 4}}),
+        ("finetune_b", {"pyramid_noise": True, "effnet_resize": "nearest"}),
+        (
+            "finetune_c",
+            {
+                "images": {
+                    "stream": True,
+                    "size": 64,
+                    "aspect_ratios": RATIOS,
+                    "random_ratio": 0.05,
+                    "crop": "random",
+                    "path": "file:images.tar",
+                }
+            },
+        ),
+        (
+            "canny",
+            {
+                "images": {
+                    "stream": True,
+                    "crop": "smart",
+                    "size": 64,
+                    "filters": FILTERS,
+                    "path": ["images.tar", "more-{0..1}.tar"],
+                }
+            },
+        ),
         ("lora", {"target_modules": ["attention"], "rank": 4, "alpha": 1.0, "formats": ["released"]}),
         ("lora", {"tokens": [{"text": "[fernando]", "initializer": "^dog</w>"}]}),
         ("canny", {"stage_c": "models/generator.safetensors", "hint_size": 64}),
@@ -197,12 +249,10 @@ def test_check_tells_memory_disk_and_what_is_missing(folder: Path, capsys: pytes
     ("name", "changes"),
     [
         ("finetune_c", {"updatse": 3}),
-        ("finetune_c", {"multi_aspect_ratio": RATIOS}),
+        ("finetune_c", {"multi_aspect_ratio": ["1/0"]}),
         ("finetune_c", {"shift": 4}),
-        ("finetune_c", {"webdataset_path": ["s3://bucket/a"]}),
-        ("finetune_c", {"webdataset_path": ["a.tar", "b.tar"]}),
-        ("finetune_c", {"dataset_filters": [["width", "lambda w: w >= 768"]]}),
-        ("finetune_c", {"captions_getter": ["json", "captions_getter"]}),
+        ("finetune_c", {"dataset_filters": [["width", "lambda w: __import__('os').remove(w)"]]}),
+        ("finetune_c", {"captions_getter": ["json", "lambda x: x"]}),
         ("finetune_c", {"dtype": "bfloat16"}),
         ("finetune_c", {"batch_size": 1}),
         ("lora", {"train_tokens": [[3, None]]}),
@@ -233,15 +283,33 @@ def test_what_every_file_has_must_be_there() -> None:
         translate({**STAGE_C, "lr": None, "updates": None}, "f")
 
 
-@pytest.mark.parametrize("name", ["finetune_c", "finetune_b", "lora"])
+def test_what_is_elsewhere_is_missing_and_no_problem(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(folder, "finetune_c", webdataset_path=["s3://bucket/a", "none-{00..01}.tar", "pipe:cat images.tar"])
+    assert main(["train", "--check", str(path), "--folder", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert [f"images.path: {folder / f'none-0{n}.tar'}" in out for n in range(3)] == [True, True, False]
+    assert ("the program aws, for s3://bucket/a" in out) == (shutil.which("aws") is None)
+
+
+def test_captions_of_the_released_functions(folder: Path) -> None:
+    values = translate({**FILES["finetune_c"], "captions_getter": ["json", "captions_getter"]}, "f").values
+    keys = values["stage_c"]["images"]["captions"]["keys"]
+    assert keys == {"json.caption": 0.95, "json.old_caption.og_caption": 0.05}
+    settings = parse_config(values, SETTINGS, where="f", root=folder).settings.images
+    [part, *_] = open_images(settings).parts()
+    seen = next(open_images(settings).read(part))
+    assert seen.texts == ["a caption", "an old caption"]
+
+
+@pytest.mark.parametrize("name", ["finetune_c", "finetune_b", "lora", "canny"])
 def test_they_train(folder: Path, name: str) -> None:
     path = write(folder, name)
     assert main(["train", str(path), "--folder", str(folder), "--set", "save_every=20"]) == 0
     state = load_state(folder / "runs" / name)
     assert state is not None
     assert (state["step"], state["finished"]) == (20, True)
-    made = {"finetune_c": "stage_c", "finetune_b": "stage_b", "lora": "lora"}[name]
+    made = {"finetune_c": "stage_c", "finetune_b": "stage_b", "lora": "lora", "canny": "controlnet_canny"}[name]
     file = folder / "runs" / name / f"{made}.safetensors"
     assert file.exists()
-    if name != "lora":
+    if name.startswith("finetune"):
         assert load_model(file).config == small.part(made).config
