@@ -31,7 +31,7 @@ from tests import small
 from tests.support import relative_error
 from tests.training.test_processes import torchrun
 
-SHAPES = [(96, 64), (64, 96), (64, 64), (128, 64)]
+SHAPES = [(128, 64), (64, 128), (64, 64), (120, 60)]
 RATIOS = ["1/1", "2/3", "1/2"]
 
 
@@ -410,10 +410,7 @@ def test_stage_b_and_lora_train_on_shapes_of_their_own(folder: Path, streamed: b
     for task, values in (("stage_b", stage_b), ("lora", lora)):
         config = parse_config(settings(task, f"run-{task}", values, sample_every=8), SETTINGS, where="t", root=folder)
         built = TASKS[task].task(config)
-        assert {tuple(built.batch(index).latents.shape[-2:]) for index in range(12)} >= {
-            (16, 16),
-            (8, 20),
-        } or task == "lora"
+        assert len({tuple(built.batch(index).latents.shape[-2:]) for index in range(12)}) > 1
         assert fit(built, config).complete
 
 
