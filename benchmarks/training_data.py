@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from cascade.training.cache import cached
 from cascade.training.data import ImageSettings, open_images
 from cascade.training.order import Order
