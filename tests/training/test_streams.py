@@ -407,6 +407,7 @@ def test_stage_b_and_lora_train_on_shapes_of_their_own(folder: Path, streamed: b
     }
     random = {**images, "captions": {"keys": {"txt": 1, "json.tags": 1}}}
     lora = {**parts, "images": random, "stage_c": "stage_c.safetensors", "rank": 2, "caption_chunks": 2}
+    lora["effnet_size"] = 64
     for task, values in (("stage_b", stage_b), ("lora", lora)):
         config = parse_config(settings(task, f"run-{task}", values, sample_every=8), SETTINGS, where="t", root=folder)
         built = TASKS[task].task(config)
