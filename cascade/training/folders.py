@@ -255,13 +255,13 @@ class FolderEdits:
         texts = [str(places)] if isinstance(places, Path | str) else list(places)
         shown, problems = ", ".join(texts), list[str]()
         found = Places(texts, self.on_image, lambda name, error: problems.append(f"{name}: {error}"))
-        edits: dict[str, dict[str, Member]] = {}
+        edits: dict[tuple[Path, str], dict[str, Member]] = {}
         for member in found.members():
             self._sort_in(member, edits)
         digest = hashlib.sha256(f"edits {size}".encode())
-        for stem in sorted(edits):
+        for (_, stem), edit in edits.items():
             try:
-                problems += self._add(stem, edits[stem], digest)
+                problems += self._add(stem, edit, digest)
             except (InvalidImage, OSError) as error:
                 problems.append(f"{stem}: {error}")
         what = f"an edit is three files: NAME{SOURCE}.png, NAME{TARGET}.png and the instruction in NAME{CAPTION}"
@@ -274,14 +274,16 @@ class FolderEdits:
         log.info("%s: %d edits", shown, len(self.pairs))
 
     @staticmethod
-    def _sort_in(member: Member, edits: dict[str, dict[str, Member]]) -> None:
+    def _sort_in(member: Member, edits: dict[tuple[Path, str], dict[str, Member]]) -> None:
+        """By folder or tar, as several may have the same names."""
+        place = member.path.parent if member.length is None else member.path
         stem, dot, ending = member.name.rpartition(".")
         ending = (dot + ending).lower()
         part = next((part for part in (SOURCE, TARGET) if ending in IMAGES and stem.endswith(part)), None)
         if part is not None:
-            edits.setdefault(stem.removesuffix(part), {})[part] = member
+            edits.setdefault((place, stem.removesuffix(part)), {})[part] = member
         elif ending == CAPTION:
-            edits.setdefault(stem, {})[CAPTION] = member
+            edits.setdefault((place, stem), {})[CAPTION] = member
 
     def _add(self, stem: str, edit: Mapping[str, Member], digest: Any) -> Iterator[str]:
         """Take an edit, or say what it lacks. Raises InvalidImage, OSError."""

@@ -284,6 +284,10 @@ class StreamOrder:
             self.data.decode(plan.visits)
         return self.data.load(plans[0].visits)
 
+    def names(self, index: int, count: int) -> list[str]:
+        """Of the images of batch number `index`."""
+        return [self.data.list_of(visit.part)[visit.place][0].image.name for visit in self._plan(index, count).visits]
+
     def _plan(self, index: int, count: int) -> Planned:
         if index in self._plans and len(self._plans[index].visits) == count:
             return self._plans[index]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import InvalidConfig, RunConflict
 from ..models.stack import Stack
 from .config import TrainingConfig
+from .stream import StreamOrder
 
 Modules = Mapping[str, nn.Module]
 
@@ -104,7 +105,10 @@ class BaseTask:
         order = getattr(self, "order", None)
         if order is None:
             return f"micro-batch {index}"
-        rows = order.rows(index, getattr(self, "count", self.config.batch_size))
+        count = getattr(self, "count", self.config.batch_size)
+        if isinstance(order, StreamOrder):
+            return f"micro-batch {index}, with the images {', '.join(order.names(index, count))}"
+        rows = order.rows(index, count)
         return f"micro-batch {index}, with the images number {', '.join(str(int(row)) for row in rows)}"
 
     @contextmanager

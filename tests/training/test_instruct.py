@@ -132,6 +132,23 @@ def test_edits_of_a_tar(tmp_path: Path) -> None:
     check(FolderEdits(tmp_path / "edits.tar", 32))
 
 
+def test_edits_of_several_folders_of_the_same_names(tmp_path: Path) -> None:
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+        edits(place, EDIT)
+    (places[1] / "owl.target.png").write_bytes(png("blue"))
+    images, texts = FolderEdits([str(tmp_path / "{a,b}")], 32).read(0, 2)
+    assert len(texts) == 2
+    assert images[:, 5, 60].tolist() == [[0, 128, 0], [0, 0, 255]]
+
+
+def test_a_tar_of_edits_that_ends_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "edits.tar").write_bytes(b"owl" * 400)
+    with pytest.raises(InvalidConfig, match=r"edits\.tar: .*an edit is three files"):
+        FolderEdits(edits(tmp_path, EDIT), 32)
+
+
 def test_a_training_of_ones_own_edits(folder: Path, tmp_path: Path) -> None:
     path = edits(tmp_path, {**EDIT, **{name.replace("owl", "cat"): data for name, data in EDIT.items()}})
     task = build(folder, images={"source": "edits", "path": str(path), "size": SIZE})

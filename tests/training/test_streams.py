@@ -108,6 +108,7 @@ def test_a_batch_follows_from_its_number(tmp_path: Path, tars: Path) -> None:
         texts, images = forward[index]
         assert seen(later, index) == texts
         assert torch.equal(later.data.take("images", later.rows(index, 4)), images)
+        assert [Path(name).stem for name in later.names(index, 4)] == [f"{int(text):04}" for text in texts]
 
 
 def test_streams_share_the_tars(tmp_path: Path, tars: Path) -> None:
