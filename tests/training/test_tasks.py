@@ -445,7 +445,8 @@ def test_repeats_share_conditions_and_not_noise(folder: Path) -> None:
         for name, module in twice.modules.items():
             module.load_state_dict(task.modules[name].state_dict())
         latents, ids, mask, images = (x.repeat_interleave(2, dim=0) for x in batch[:4])
-        loss, _ = twice.loss(type(batch)(latents, ids, mask, images, torch.arange(4)), generator())
+        extents = batch.extents.repeat_interleave(2, dim=0)
+        loss, _ = twice.loss(type(batch)(latents, ids, mask, images, torch.arange(4), extents), generator())
     assert relative_error(loss, expected) < 1e-5
 
 
