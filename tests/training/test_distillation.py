@@ -134,7 +134,7 @@ def test_starts_are_those_of_a_run_and_between_them(folder: Path) -> None:
 def test_some_trajectories_start_from_another_image(folder: Path) -> None:
     more = {"from_image": 0.5, "effnet": "parts/effnet.safetensors", "teacher_steps": 8}
     task = build(folder, "stage_c", changes={"batch_size": 100}, **more)
-    latents, noise = task._latents(None).rows("latents", np.arange(4)), task._start(torch.arange(4).numpy())
+    latents, noise = task._latents(None).rows("latents", np.arange(5)), task._start(torch.arange(4).numpy())
     assert len(task.restarted) == len(task.first) == 4
     for row, first in enumerate(task.first):
         level = task.levels[first]
