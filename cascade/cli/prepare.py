@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import training
-    from ..tiny import image_sources  # noqa: F401  registers them
+    from ..tiny import train as _  # noqa: F401  registers its images, and what tiny:KIND means
     from ..training.preparation import prepare
     from . import _train_check as check
     from .train import progress_bar, read_changes
