@@ -73,12 +73,14 @@ def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
     assert main(["train", "tiny", "--smoke", "--folder", str(folder), "--install", str(target)]) == 0
     kinds = ["effnet", "image_encoder", "previewer", "stage_a", "stage_b", "stage_c", "text_encoder"]
     controls = [*(f"controlnet_{name}" for name in tiny.CONTROLNETS), tiny.GUIDES]
-    assert sorted(p.stem for p in target.iterdir()) == sorted([*kinds, *controls, *tiny.TURBO, "lora_heart"])
+    assert sorted(p.stem for p in target.iterdir()) == sorted(
+        [*kinds, *controls, *tiny.TURBO, tiny.INSTRUCT, "lora_heart"]
+    )
     for name in [*kinds, *controls]:
         made, shipped = (load_model(path) for path in (target / f"{name}.safetensors", tiny.path(name)))
         assert type(made) is type(shipped), name
         assert all(value.isfinite().all() for value in made.state_dict().values()), name
-    for kind in [*kinds, *controls, *tiny.TURBO, "lora"]:
+    for kind in [*kinds, *controls, *tiny.TURBO, tiny.INSTRUCT, "lora"]:
         trained = recipe.trained_or_shipped(kind, folder)
         assert trained.is_relative_to(folder)
         assert trained.read_bytes() == (target / trained.name).read_bytes(), "installed is what was trained last"

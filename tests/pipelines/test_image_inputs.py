@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cascade import models
 from cascade.conditioning import StageBInputs
-from cascade.diffusion import Guidance
+from cascade.diffusion import RELEASED_DIFFUSION, Guidance
 from cascade.errors import InvalidImage, InvalidSize
 from cascade.images import effnet_input, fit, psnr
 from cascade.pipelines import (
@@ -73,7 +73,7 @@ def test_a_start_is_noised_at_the_samplers_own_level_or_as_released() -> None:
             start=Start(latents=latents, as_released=as_released),
         )
         a, b = (float(GDF[f"{name}_shift{shift}"][at]) for name in "ab")
-        found, kept = _started(plan, epsilon)
+        found, kept = _started(plan, epsilon, RELEASED_DIFFUSION)
         assert kept is None
         assert relative_error(found, a * latents + b * epsilon) < 1e-5
 
