@@ -40,14 +40,17 @@ class StyleAligned(InInterval, AttentionController):
     def _attend(self, call: NetworkCall, block: AttentionCall) -> Tensor:
         own, parts = block.k.shape[1] - call.tokens.count, len(call.with_prompt)
         q, k, v = (x.unflatten(0, (parts, -1)) for x in (block.q, block.k, block.v))
-        first, first_v = k[:, :1, :own].expand_as(k[:, :, :own]), v[:, :1, :own].expand_as(v[:, :, :own])
-        keys = torch.cat([first, _as_first(k[:, :, :own]), k[:, :, own:]], dim=2).flatten(0, 1)
-        values = torch.cat([first_v, v], dim=2).flatten(0, 1)
-        aligned = block.attend(_as_first(q).flatten(0, 1), keys, values, block.heads)
-        plain = block.plain()
-        mixed = torch.lerp(plain, aligned, self.weight) if self.weight != 1 else aligned
-        mixed, plain = (x.unflatten(0, (parts, -1)) for x in (mixed, plain))
-        return torch.cat([plain[:, :1], mixed[:, 1:]], dim=1).flatten(0, 1)
+        keys = torch.cat([k[:, :1, :own].expand_as(k[:, :, :own]), _as_first(k[:, :, :own]), k[:, :, own:]], dim=2)
+        values = torch.cat([v[:, :1, :own].expand_as(v[:, :, :own]), v], dim=2)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            found = block.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), block.heads)
+            return found.unflatten(0, (parts, -1))
+
+        others = attend(_as_first(q)[:, 1:], keys[:, 1:], values[:, 1:])
+        if self.weight != 1:
+            others = torch.lerp(attend(q[:, 1:], k[:, 1:], v[:, 1:]), others, self.weight)
+        return torch.cat([attend(q[:, :1], k[:, :1], v[:, :1]), others], dim=1).flatten(0, 1)
 
 
 def _as_first(x: Tensor) -> Tensor:
