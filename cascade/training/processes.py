@@ -81,15 +81,6 @@ class Processes:
         if self.size > 1:
             dist.barrier(group=_control())
 
-    @contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        """The first process runs the block, then the others: what it writes, they read."""
-        if not self.first:
-            self.wait()
-        yield
-        if self.first:
-            self.wait()
-
 
 _groups: dict[str, Any] = {}
 

@@ -97,10 +97,11 @@ DIES = """
 import os, signal, sys
 import cascade.tiny.image_sources
 from cascade.training import SETTINGS, TASKS, fit, read_config
+from cascade.training.cache import shared
 from cascade.training.processes import joined
 config = read_config(sys.argv[1], SETTINGS, root=sys.argv[2])
 with joined() as processes:
-    with processes.first_before_others():
+    with shared(processes):
         task = TASKS[config.task].task(config)
     last = lambda step, steps, metrics: step == 7 and processes.rank == 1 and os.kill(os.getpid(), signal.SIGKILL)
     fit(task, config, on_step=last)
