@@ -122,7 +122,7 @@ def _canny(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
 def _colors(image: Tensor, scene: Scene) -> bool:
     seen = describe(image)
     return seen.background == scene.background and sorted(item.color for item in seen.items) == sorted(
-        item.color for item in scene.items
+        str(item.color) for item in scene.items
     )
 
 

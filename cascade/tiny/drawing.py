@@ -25,7 +25,8 @@ HUE, GRAY = 0.035, 0.03
 
 # Lengths are parts of the image's side; a radius is that of the circle, the other shapes look about as large.
 RADIUS = {"small": (0.115, 0.14), "large": (0.205, 0.24), None: (0.14, 0.18)}
-CENTER, SIDE, SIDE_OF_PAIR = 0.5, 0.315, 0.26
+RADIUS_OF_THREE = (0.125, 0.15)
+CENTER, SIDE, SIDE_OF_PAIR, SIDE_OF_THREE = 0.5, 0.315, 0.26, 0.23
 AWAY = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "center": (0, 0)}
 WANDER = 0.025
 TILT = np.radians(7.0)
@@ -57,6 +58,8 @@ def draw(scene: Scene, rng: np.random.Generator, *, size: int = 256) -> np.ndarr
     scene = grammar.complete(scene, rng)
     assert scene.background is not None
     background = color_near(scene.background, rng)
+    if len(scene.items) == 3:
+        return paint(background, [place_of_three(item, scene, rng) for item in scene.items], size)
     side = SIDE_OF_PAIR if len(scene.items) == 2 else SIDE
     return paint(background, [place(item, side, rng) for item in scene.items], size)
 
@@ -95,7 +98,16 @@ def place(item: Item, side: float, rng: np.random.Generator) -> Placed:
     center = middle_of(item.place, side) + rng.uniform(-WANDER, WANDER, 2)
     radius = rng.uniform(*RADIUS[item.size])
     tilt = rng.uniform(-TILT, TILT)
-    return Placed(item.shape, center, radius, tilt, color_near(item.color, rng))
+    return Placed(str(item.shape), center, radius, tilt, color_near(str(item.color), rng))
+
+
+def place_of_three(item: Item, scene: Scene, rng: np.random.Generator) -> Placed:
+    """The same for one of three, which stand in a triangle: those at the sides away from the third."""
+    third = next(each.place for each in scene.items if each.place in ("top", "bottom"))
+    placed = place(item, SIDE_OF_THREE, rng)
+    down = np.asarray(AWAY["bottom" if third == "top" else "top"]) * (CENTER - SIDE_OF_THREE) * 0.7
+    center = placed.center if item.place == third else placed.center + down
+    return placed._replace(center=center, radius=rng.uniform(*RADIUS_OF_THREE))
 
 
 def middle_of(place: str | None, side: float = SIDE) -> np.ndarray:

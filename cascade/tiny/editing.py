@@ -215,7 +215,7 @@ def _mapped(case: _Case) -> Iterator[Judged]:
         scene = grammar.sample(rng)
         if len(scene.items) == 1 and scene.background and grammar.fits(scene):
             break
-    prompt, word = grammar.write(scene), scene.items[0].shape
+    prompt, word = grammar.write(scene), str(scene.items[0].shape)
     made, maps = word_maps(case.parts, prompt, [word], seeds=case.seeds, settings=case.settings)
     shape, found = foreground(made.images[0]), (maps[word][0, 0] > CUT).numpy()
     case.show(prompt, made.images[0], maps[word][0].expand(3, -1, -1))

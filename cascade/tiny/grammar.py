@@ -2,8 +2,10 @@
 
     a {size} {color} {shape} on a {color} background, {place}
     a {color} {shape} on the left and a {color} {shape} on the right, {color} background
+    shapes on a {color} background
 
-Size, place and background may be left out (then any); two shapes may also stand at the top and at the bottom.
+Size, place, background and the color of a single shape may be left out (then any), and "shape" is any of the shapes.
+Two shapes may also stand at the top and at the bottom; "shapes" are two or three.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ T = TypeVar("T")
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star")
+ANY = "shape"
 SIZES = ("small", "large")
 PLACES = ("left", "right", "top", "bottom", "center")
 PAIRS = (("left", "right"), ("top", "bottom"))
+SEVERAL = (*PAIRS, ("left", "right", "top"), ("left", "right", "bottom"))
+"""Where `shapes` stand."""
 
 # How often `sample` draws two shapes, and how often it leaves a part of a one-shape caption out.
 TWO_SHAPES, NO_SIZE, NO_PLACE, NO_BACKGROUND = 0.4, 0.25, 0.25, 0.15
@@ -32,17 +37,18 @@ FORM_OF_TWO = "a {color} {shape} on the left and a {color} {shape} on the right,
 
 @dataclass(frozen=True)
 class Item:
-    """One shape. `size` or `place` None: the caption does not say. In a pair the size is always None."""
+    """One shape. None: the caption does not say. Of several shapes the size is always None."""
 
-    color: str
-    shape: str
+    color: str | None
+    shape: str | None
     size: str | None = None
     place: str | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says: one item, or two that stand left and right or top and bottom, and the background."""
+    """What a caption says: one item, two that stand left and right or top and bottom, or some (no items); and the
+    background. A complete one may have three items."""
 
     items: tuple[Item, ...]
     background: str | None = None
@@ -50,11 +56,13 @@ class Scene:
 
 def write(scene: Scene) -> str:
     """The caption of a scene; the inverse of `parse`."""
+    if not scene.items:
+        return f"{ANY}s" + (f" on {_article(scene.background)} background" if scene.background else "")
     if len(scene.items) == 2:
-        sides = [f"{_article(item.color)} {item.shape} on the {item.place}" for item in scene.items]
+        sides = [f"{_article(str(item.color))} {item.shape} on the {item.place}" for item in scene.items]
         return " and ".join(sides) + (f", {scene.background} background" if scene.background else "")
     (item,) = scene.items
-    words = " ".join(word for word in (item.size, item.color, item.shape) if word)
+    words = " ".join(word for word in (item.size, item.color, item.shape or ANY) if word)
     on = f" on {_article(scene.background)} background" if scene.background else ""
     return _article(words) + on + (f", {item.place}" if item.place else "")
 
@@ -62,7 +70,7 @@ def write(scene: Scene) -> str:
 def mention(scene: Scene, rng: np.random.Generator) -> str:
     """A word or two for something in the scene, as negative prompts say it: a color, a shape, or both."""
     item = _choice(rng, scene.items)
-    words = [item.color, item.shape, f"{item.color} {item.shape}"]
+    words = [str(item.color), str(item.shape), f"{item.color} {item.shape}"]
     return _choice(rng, (*words, scene.background) if scene.background else tuple(words))
 
 
@@ -75,7 +83,7 @@ def _any(words: tuple[str, ...], name: str) -> str:
 
 
 _ONE = re.compile(
-    rf"an? ({_any(SIZES, 'size')} )?{_any(COLORS, 'color')} {_any(SHAPES, 'shape')}"
+    rf"an? ({_any(SIZES, 'size')} )?({_any(COLORS, 'color')} )?{_any((*SHAPES, ANY), 'shape')}"
     rf"( on an? {_any(COLORS, 'background')} background)?( ?, ?{_any(PLACES, 'place')})?"
 )
 _TWO = re.compile(
@@ -83,6 +91,7 @@ _TWO = re.compile(
     rf" and an? {_any(COLORS, 'color2')} {_any(SHAPES, 'shape2')} on the {_any(PLACES, 'place2')}"
     rf"( ?, ?{_any(COLORS, 'background')} background)?"
 )
+_SOME = re.compile(rf"{ANY}s( on an? {_any(COLORS, 'background')} background)?")
 
 
 def parse(caption: str) -> Scene | None:
@@ -92,8 +101,10 @@ def parse(caption: str) -> Scene | None:
     """
     text = _normal(caption)
     if found := _ONE.fullmatch(text):
-        item = Item(found["color"], found["shape"], found["size"], found["place"])
-        return Scene((item,), found["background"])
+        shape = None if found["shape"] == ANY else found["shape"]
+        return Scene((Item(found["color"], shape, found["size"], found["place"]),), found["background"])
+    if found := _SOME.fullmatch(text):
+        return Scene((), found["background"])
     found = _TWO.fullmatch(text)
     if found is None or (found["place"], found["place2"]) not in PAIRS:
         return None
@@ -109,10 +120,10 @@ def hint(caption: str) -> str | None:
         return None
     scene = parse(text)
     if scene is not None:
-        if any(item.color == scene.background for item in scene.items):
+        if scene.background and any(item.color == scene.background for item in scene.items):
             return "A shape in the color of its background cannot be seen."
         return None
-    known = {*COLORS, *SHAPES, *SIZES, *PLACES, "a", "an", "on", "and", "the", "background"}
+    known = {*COLORS, *SHAPES, ANY, f"{ANY}s", *SIZES, *PLACES, "a", "an", "on", "and", "the", "background"}
     unknown = list(dict.fromkeys(word for word in re.findall(r"[^\s,.]+", text) if word not in known))
     if unknown:
         words = ", ".join(repr(word) for word in unknown[:4])
@@ -143,6 +154,8 @@ def fits(scene: Scene, *, unseen: bool = False) -> bool:
 
 
 def _fits(item: Item, background: str, unseen: bool = False) -> bool:
+    if item.color is None or item.shape is None:
+        return item.color != background
     return item.color != background and (unseen or not held_out(item.color, item.shape, background))
 
 
@@ -160,13 +173,25 @@ def sample(rng: np.random.Generator) -> Scene:
 
 
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with its left-out parts chosen at random (in a pair the sizes stay None)."""
-    items = scene.items
+    """The scene with its left-out parts chosen at random (of several shapes the sizes stay None)."""
+    items = scene.items or tuple(Item(None, None, place=place) for place in _choice(rng, SEVERAL))
     if len(items) == 1:
         item = items[0]
         size, place = item.size or _choice(rng, SIZES), item.place or _choice(rng, PLACES)
         items = (replace(item, size=size, place=place),)
+    if any(item.color is None or item.shape is None for item in items):
+        return _colored(items, scene.background, rng)
     return Scene(items, scene.background or _background(rng, items))
+
+
+def _colored(items: tuple[Item, ...], background: str | None, rng: np.random.Generator) -> Scene:
+    """The items with colors and shapes that fit the background."""
+    while True:
+        filled = (replace(item, color=item.color or _choice(rng, COLORS)) for item in items)
+        every = tuple(replace(item, shape=item.shape or _choice(rng, SHAPES)) for item in filled)
+        scene = Scene(every, background or _choice(rng, COLORS))
+        if fits(scene):
+            return scene
 
 
 def _background(rng: np.random.Generator, items: tuple[Item, ...]) -> str:

@@ -3,6 +3,7 @@
 tiny: shapes with captions of the grammar. tiny_hearts: a shape that the tiny cascade does not have, with a learned
 token in the captions. tiny_with_hearts: shapes, and a heart in place of some of them. tiny_flat: broad flat images and
 those of the grammar, without captions. tiny_instructions: an image before and after each of many edits in words.
+tiny_references: an image that is shown and one that a caption describes together with it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..errors import InvalidConfig
 from ..training.data import IMAGE_SOURCES, ImageSettings
-from . import drawing, flat, hearts, instructions
+from . import drawing, flat, hearts, instructions, references
 
 HEART_INTERVAL = 4
 """In `tiny_with_hearts`, images 0, 4, 8, ... show a heart."""
@@ -58,6 +59,7 @@ KINDS: dict[str, Callable[..., Batch]] = {
     "tiny_with_hearts": _shapes_and_hearts,
     "tiny_flat": flat.batch,
     "tiny_instructions": instructions.batch,
+    "tiny_references": references.batch,
 }
 IMAGE_SOURCES.update({kind: partial(TinyImages, kind, make) for kind, make in KINDS.items()})
 

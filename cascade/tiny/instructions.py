@@ -100,7 +100,7 @@ def _changed(placed: Placed, item: Item, wanted: Item, rng: np.random.Generator)
         shape=wanted.shape,
         center=drawing.middle_of(wanted.place) + away,
         radius=new_low + (placed.radius - low) / (high - low) * (new_high - new_low),
-        color=placed.color if wanted.color == item.color else drawing.color_near(wanted.color, rng),
+        color=placed.color if wanted.color == item.color else drawing.color_near(str(wanted.color), rng),
     )
 
 

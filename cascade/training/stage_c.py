@@ -53,6 +53,8 @@ class StageCSettings(Settings):
     `image`, the transformers configs of the two CLIP towers; the files are `start`, `text_encoder` and `image_encoder`.
     A tower that comes from a file and is not trained is not exported.
 
+    Where `images` are pairs (`source: edits`), the image encoder sees the first image of each and Stage C learns the
+    second: what the caption does not say is taken from the first.
     The image embedding is given for `keep_image` of the images and zeros for the others. Captions are left out with
     probability `drop_caption`, with an image embedding `drop_caption_with_image`: there the image alone must do.
     `encoders` is a folder of a text and an image encoder of the same sizes to start from, `start` a Stage C whose
@@ -229,8 +231,9 @@ class LatentSettings(Protocol):
 def latents_and_small_images(
     settings: LatentSettings, precision: str, image_size: int, device: torch.device, on_chunk: OnChunk | None
 ) -> Cache | Streamed:
-    """`latents` [N, 16, h, w] of the EfficientNet encoder and `small` [N, image_size, image_size, 3], uint8."""
-    encoder = frozen(settings.effnet, device)
+    """`latents` [N, 16, h, w] of the EfficientNet encoder and `small` [N, image_size, image_size, 3], uint8; of pairs,
+    these are the second and the first image."""
+    encoder, side = frozen(settings.effnet, device), settings.images.size
 
     @torch.no_grad()
     @torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -238,10 +241,11 @@ def latents_and_small_images(
         latents, small = [], []
         for part in np.array_split(pixels, max(1, len(pixels) // 64)):
             images = to_images(torch.from_numpy(part).to(device))
-            size = scaled(images, settings.images.size, settings.effnet_size)
+            shown, images = images.chunk(2, dim=-1) if images.shape[-2:] == (side, 2 * side) else (images, images)
+            size = scaled(images, side, settings.effnet_size)
             latents.append(encode_latents(encoder, images, size))
             # As CLIP's preprocessing shrinks: on the small image it then finds nothing left to do.
-            middle = _square(images)
+            middle = _square(shown)
             small.append(to_pixels(F.interpolate(middle, (image_size, image_size), mode="bicubic", antialias=True)))
         return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 
@@ -18,9 +20,12 @@ from cascade.checkpoints import load_model, save_model
 from cascade.conditioning import TextEncoder
 from cascade.errors import InvalidConfig, RunConflict
 from cascade.models import Previewer, PreviewerConfig, initialize
+from cascade.tiny import references
 from cascade.training import SETTINGS, TASKS, fit, parse_config, read_config
+from cascade.training.data import to_images
 from cascade.training.loop import Trainer
 from cascade.training.metrics import read_metrics
+from cascade.training.networks import encode_latents
 from cascade.training.state import load_state
 from cascade.training.text import pooled_captions
 from tests import small
@@ -420,6 +425,23 @@ def test_stage_c_drops_captions_and_images(folder: Path) -> None:
         without_text = [bool(torch.equal(ids, empty[0])) for ids in batch.ids]
         assert without_text == [row in batch.with_image.tolist() for row in range(2)]
         assert len(batch.images) == len(batch.with_image)
+
+
+def test_of_pairs_stage_c_sees_the_first_and_learns_the_second(folder: Path) -> None:
+    settings = {"count": 12, "seed": 1, "size": 64}
+    pairs = build(folder, "stage_c", keep_image=1.0, images={"source": "tiny_references", **settings})
+    images, captions = references.batch(1, 12, size=64)
+    batch = pairs.batch(0)
+    rows = pairs.order.rows(0, len(batch.latents))
+    shown, learned = np.split(images[rows], 2, axis=2)
+    assert [pairs.data.captions[int(row)] for row in rows] == [captions[row] for row in rows]
+    size = batch.images.shape[-1]
+    small_ones = F.interpolate(to_images(torch.from_numpy(shown)), (size, size), mode="bicubic", antialias=True)
+    torch.testing.assert_close(batch.images, small_ones.clamp(0, 1), atol=1 / 255, rtol=0)
+    encoder = load_model(folder / "parts" / "effnet.safetensors")
+    with torch.no_grad():
+        latents = encode_latents(encoder, to_images(torch.from_numpy(learned)), 64)
+    torch.testing.assert_close(batch.latents, torch.from_numpy(latents).float(), atol=0.01, rtol=0.01)
 
 
 @pytest.mark.parametrize("keep_image", [0.0, 1.0])
