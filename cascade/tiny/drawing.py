@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ AWAY = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "cen
 WANDER = 0.025
 TILT = np.radians(7.0)
 EDGE = 1.5  # pixels from all background to all shape
+DISTINCT = 60.0  # of 255, in one channel at least: two colors that are told apart
 # How often a training caption is only a word or two for something in the image, so that negative prompts are known.
 MENTIONS = 0.06
 
@@ -85,6 +87,30 @@ def batch(seed: int, n: int, *, start: int = 0, size: int = 256) -> Drawings:
         only_mention = rng.random() < MENTIONS
         captions.append(grammar.mention(scenes[-1], rng) if only_mention else grammar.write(scene))
     return Drawings(images, captions, scenes)
+
+
+def batch_in_any_colors(seed: int, n: int, *, start: int = 0, size: int = 256) -> tuple[np.ndarray, list[str]]:
+    """Training images `start` to `start + n` of a seed with captions; every second one shows one shape in any two
+    colors, of which its caption says nothing, so that shapes are known by their outlines."""
+    images = np.empty((n, size, size, 3), np.uint8)
+    captions = []
+    for i in range(start, start + n):
+        if i % 2:
+            images[i - start], caption = _in_any_colors(np.random.default_rng((seed, i, 4)), size)
+        else:
+            made = batch(seed, 1, start=i, size=size)
+            images[i - start], [caption] = made.images[0], made.captions
+        captions.append(caption)
+    return images, captions
+
+
+def _in_any_colors(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+    item = Item(None, *(rng.choice(words) for words in (grammar.SHAPES, grammar.SIZES, grammar.PLACES)))
+    placed = place(replace(item, color=grammar.COLORS[0]), SIDE, rng)
+    background, color = 255 * rng.random((2, 3), np.float32)
+    while np.abs(color - background).max() < DISTINCT:
+        color = 255 * rng.random(3, np.float32)
+    return paint(background, [placed._replace(color=color)], size), grammar.write(Scene((item,)))
 
 
 def color_near(name: str, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,8 @@
 tiny: shapes with captions of the grammar. tiny_hearts: a shape that the tiny cascade does not have, with a learned
 token in the captions. tiny_with_hearts: shapes, and a heart in place of some of them. tiny_flat: broad flat images and
 those of the grammar, without captions. tiny_instructions: an image before and after each of many edits in words.
-tiny_references: an image that is shown and one that a caption describes together with it.
+tiny_references: an image that is shown and one that a caption describes together with it. tiny_any_colors: shapes with
+captions of the grammar, half of them in other colors than its.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ KINDS: dict[str, Callable[..., Batch]] = {
     "tiny_flat": flat.batch,
     "tiny_instructions": instructions.batch,
     "tiny_references": references.batch,
+    "tiny_any_colors": drawing.batch_in_any_colors,
 }
 IMAGE_SOURCES.update({kind: partial(TinyImages, kind, make) for kind, make in KINDS.items()})
 

@@ -68,3 +68,17 @@ def test_area_of_shapes() -> None:
     for shape, distance in drawing.DISTANCES.items():
         area = np.clip(0.5 - distance(x, x.T, radius), 0, 1).sum()
         assert area == pytest.approx(expected[shape], rel=0.01)
+
+
+def test_every_second_of_any_colors_is_known_by_its_outline_alone() -> None:
+    images, captions = drawing.batch_in_any_colors(6, 12)
+    scenes = [grammar.parse(caption) for caption in captions[1::2]]
+    assert all(scene and scene.background is None and scene.items[0].color is None for scene in scenes)
+    plain = drawing.batch(6, 12)
+    assert np.array_equal(images[::2], plain.images[::2])
+    assert captions[::2] == plain.captions[::2]
+    colors = {tuple(image[0, 0]) for image in images[1::2]}
+    assert len(colors) == 6
+    again, texts = drawing.batch_in_any_colors(6, 3, start=4)
+    assert np.array_equal(again, images[4:7])
+    assert texts == captions[4:7]
