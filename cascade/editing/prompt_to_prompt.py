@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..diffusion.interval import ROUNDING
 from ..diffusion.settings import NoiseLevel
 from ..errors import InvalidSettings
 from ..models import AroundAttention, AttentionCall
@@ -74,7 +75,7 @@ class PromptToPrompt(AttentionController):
 
     def around(self, call: NetworkCall) -> AroundAttention | None:
         strength = self.strength
-        acting = call.percent < max(strength.text, strength.image, strength.pooled)
+        acting = _is_in_first(max(strength.text, strength.image, strength.pooled), call)
         if True not in call.with_prompt or not (acting or strength.blend or self.weights is not None):
             return None
         return lambda block: self._attend(call, block)
@@ -103,7 +104,7 @@ class PromptToPrompt(AttentionController):
 
     def _blended(self, call: NetworkCall, k: Tensor, v: Tensor, half: int) -> tuple[Tensor, Tensor]:
         """Keys and values with the source's pooled tokens for the target too, in the first part of the run."""
-        if call.percent >= self.strength.pooled:
+        if not _is_in_first(self.strength.pooled, call):
             return k, v
         pooled = slice(k.shape[1] - call.tokens.pooled - call.tokens.images, k.shape[1] - call.tokens.images)
         k, v = k.clone(), v.clone()
@@ -116,9 +117,9 @@ class PromptToPrompt(AttentionController):
         places: of the text tokens.
         """
         image, text, rest = target[..., : places.start], target[..., places], target[..., places.stop :]
-        if call.percent < self.strength.image:
+        if _is_in_first(self.strength.image, call):
             image = source[..., : places.start]
-        if call.percent < self.strength.text:
+        if _is_in_first(self.strength.text, call):
             mapping, new = (x.to(text) for x in (self.alignment.mapping, self.alignment.new))
             text = torch.lerp(source[..., places] @ mapping.T, text, new)
             rest = source[..., places.stop :]
@@ -143,3 +144,8 @@ class LocalBlend:
             return x0
         source, target = x0.chunk(2)
         return torch.cat([source, torch.lerp(source, target, resize(mask, x0.shape[-2:]).to(x0))])
+
+
+def _is_in_first(part: float, call: NetworkCall) -> bool:
+    """Whether a call is in the first part of the run; a step at its very end is not, however its percent is rounded."""
+    return call.percent < part - ROUNDING
