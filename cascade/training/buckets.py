@@ -30,12 +30,14 @@ class Shown(NamedTuple):
     """The part of an image that is trained on.
 
     pixels: uint8 [h, w, 3]. enlarged: how much of its size is enlargement, log2 and at least 0. cut: the share of the
-    area that is not shown.
+    area that is not shown. down, right: how far the part lies from the top and the left, each 0 to 1.
     """
 
     pixels: np.ndarray
     enlarged: float
     cut: float
+    down: float = 0.5
+    right: float = 0.5
 
 
 def ratio(value: str | float) -> float:
@@ -69,6 +71,16 @@ def closest(original: Size, sizes: Sequence[Size]) -> int:
     return int(np.argmin([abs(shape - size.width / size.height) for size in sizes]))
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, on white where it is transparent, as RGB."""
+    ImageOps.exif_transpose(image, in_place=True)
+    turned = image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return turned.convert("RGB")
+
+
 def show(image: Image.Image, size: Size, crop: Crop, random: np.random.Generator) -> Shown:
     """Cut the largest part of the shape of `size` out of an RGB image, and resize it.
 
@@ -79,7 +91,13 @@ def show(image: Image.Image, size: Size, crop: Crop, random: np.random.Generator
     down, right = _place(image, shares, crop, random)
     fitted = ImageOps.fit(image, (size.width, size.height), Image.Resampling.LANCZOS, centering=(right, down))
     enlarged = math.log2(size.height / (image.height * shares[0]))
-    return Shown(np.asarray(fitted), max(0.0, enlarged), 1 - shares[0] * shares[1])
+    return Shown(np.asarray(fitted), max(0.0, enlarged), 1 - shares[0] * shares[1], down, right)
+
+
+def show_alike(image: Image.Image, size: Size, shown: Shown) -> np.ndarray:
+    """uint8 [h, w, ...]: of an image of the same shape as another, the part that is shown of that, at this size."""
+    resample = Image.Resampling.LANCZOS
+    return np.asarray(ImageOps.fit(image, (size.width, size.height), resample, centering=(shown.right, shown.down)))
 
 
 def _place(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import BrokenCheckpoint, InvalidConfig, one_line
 from ..files import open_regular, remove_abandoned, write_atomically
-from .folders import FolderImages, Seen
+from .folders import FolderImages, Seen, stacked
 from .lock import writing
 from .metadata import CaptionSettings
 from .processes import Processes
@@ -74,8 +74,12 @@ class Cache:
 
     Rows are numbered by size, the most frequent one first, and within a size as the images lie in the shards.
 
-    source: names the content. problems: lines about images that were left out.
+    source: names the content. problems: lines about images that were left out. repeats, loss_weights: of each place
+    that was given; empty where all images count alike.
     """
+
+    repeats: Sequence[int] = ()
+    loss_weights: Sequence[float] = ()
 
     def __init__(self, place: Path, settings: CaptionSettings) -> None:
         """Raises one of _DAMAGED where something is not there or is no such cache."""
@@ -86,6 +90,7 @@ class Cache:
         self.place, self.settings = place, settings
         self.source, self.problems = str(index["source"]), [str(line) for line in index["problems"]]
         self.shards = [Shard(*each) for each in index["shards"]]
+        self._places = [int(each) for each in index.get("places", [0] * len(self.shards))]
         for shard in self.shards:
             if (place / shard.file).stat().st_size != shard.length:
                 raise ValueError(f"{shard.file} has another size than it was written with")
@@ -166,6 +171,26 @@ class Cache:
         random = np.random.default_rng(tuple(seed))
         return [self.settings.choose(self.texts_of(row), random) for row in rows.tolist()]
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of this name."""
+        shard, size, _ = self._find(0)
+        return f"{name}@{size}" in self._shard(shard)[0].keys()  # noqa: SIM118  it is no mapping
+
+    def weights(self, rows: np.ndarray) -> np.ndarray | None:
+        """[n]: how much the losses of some rows count; None where all count alike."""
+        if not self.loss_weights:
+            return None
+        return np.array([self.loss_weights[self._places[self._find(row)[0]]] for row in rows.tolist()], np.float32)
+
+    def all_repeats(self) -> np.ndarray | None:
+        """How often each row is seen in an epoch; None for once."""
+        if not self.repeats:
+            return None
+        each = np.array([self.repeats[place] for place in self._places])
+        return np.concatenate(
+            [np.repeat(each, [shard.rows.get(size, 0) for shard in self.shards]) for size in self.sizes]
+        )
+
     def extents(self, rows: np.ndarray) -> np.ndarray:
         """[n, 2]: how much of each image's size is enlargement, log2, and which share of it is cut away."""
         return self.rows(_EXTENTS, rows)
@@ -212,6 +237,9 @@ class _Drawn:
     def finish(self, digest: str, rows: int, told: Sequence[Any]) -> tuple[str, list[str]]:
         return self.source.name, []
 
+    def place_of(self, part: int) -> int:
+        return 0
+
 
 class _Found:
     """Files that people have."""
@@ -229,6 +257,9 @@ class _Found:
         for each in (self.listing, *told):
             self.source.tell(each)
         return f"folder-{digest[:16]}", self.source.problems(rows)
+
+    def place_of(self, part: int) -> int:
+        return self.source.place_of[part]
 
 
 def cached(
@@ -429,7 +460,7 @@ def _computed(images: list[Seen], compute: Compute) -> tuple[dict[str, np.ndarra
         by_size.setdefault("x".join(map(str, np.shape(seen.pixels)[:2])) or "0", []).append(seen)
     tensors: dict[str, np.ndarray] = {}
     for size, group in by_size.items():
-        made = dict(compute(np.stack([seen.pixels for seen in group])))
+        made = {**compute(np.stack([seen.pixels for seen in group])), **stacked(group)}
         texts = json.dumps([seen.texts for seen in group]).encode()
         made[_TEXTS] = np.frombuffer(texts, np.uint8)
         made[_EXTENTS] = np.array([(seen.enlarged, seen.cut) for seen in group], np.float32)
@@ -443,7 +474,7 @@ def _write_index(place: Path, work: Any) -> None:
     """Raises InvalidConfig where a part is missing, or no image could be read."""
     if missing := [number for number in range(len(work.parts)) if not _is_whole(place, number)]:
         raise InvalidConfig(f"{place}: {len(missing)} parts are not there: is it on a disk that all processes see?")
-    shards, told, size = [], [], getattr(work.source, "size", 0)
+    shards, places, told, size = [], [], [], getattr(work.source, "size", 0)
     content = hashlib.sha256(str(size).encode())
     for path in sorted(place.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
@@ -451,10 +482,11 @@ def _write_index(place: Path, work: Any) -> None:
             for each in sorted(header["rows"]):
                 _add_content(content, file, each)
         shards.append(Shard(path.name, header["rows"], path.stat().st_size, fingerprint(path)))
+        places.append(work.place_of(int(path.name[:7])))
         told += [header["told"]] if header["told"] else []
     rows = sum(sum(shard.rows.values()) for shard in shards)
     source, problems = work.finish(content.hexdigest(), rows, told)
-    index = {"version": _VERSION, "source": source, "problems": problems, "shards": shards}
+    index = {"version": _VERSION, "source": source, "problems": problems, "shards": shards, "places": places}
     write_atomically(place / INDEX_FILE, lambda path: path.write_text(json.dumps(index), encoding="utf-8"))
 
 

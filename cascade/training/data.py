@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, StrictBool, ValidationInfo
 from torch import Tensor
 
 from ..errors import InvalidConfig
+from .beside import NOTHING, Beside
 from .buckets import Crop, ratio
 from .cache import (
     CHUNK,
@@ -26,9 +27,9 @@ from .cache import (
     fingerprint,
     shared,
 )
-from .config import Count, Pixels, Seed, Settings, Several, Share, TrainingConfig, _to_path
+from .config import Amount, Count, Pixels, Seed, Settings, Several, Share, TrainingConfig, _to_path
 from .folders import FolderEdits, FolderImages
-from .listing import OnImage
+from .listing import MASK, OnImage
 from .metadata import CaptionSettings, FilterSettings, parse_filter
 from .order import BucketOrder, Order
 from .processes import Processes
@@ -49,6 +50,7 @@ __all__ = [
     "cached",
     "extents",
     "fingerprint",
+    "importance",
     "open_images",
     "order_of",
     "prepared",
@@ -80,6 +82,14 @@ def _a_ratio(value: str | float) -> str | float:
 Ratio = Annotated[str | float, AfterValidator(_a_ratio)]
 
 
+class PlaceSettings(Settings):
+    """A place whose images are seen `repeats` times as often, and whose loss counts `loss_weight`."""
+
+    path: Place
+    repeats: Count = 1
+    loss_weight: Amount = 1.0
+
+
 class ImageSettings(Settings):
     """Which images, and how they are shown: as squares of `size` pixels, or with `aspect_ratios` at the nearest of
     these shapes, of about the same area. `random_ratio` of them get any of the shapes. `crop` says which part is shown
@@ -91,12 +101,14 @@ class ImageSettings(Settings):
     which one is false are left out. `edits` are pairs of images, before and after, with an instruction each, in folders
     and tars at `path`. A source that makes its images makes `count` from `seed`.
 
+    With `masks` the loss counts where `owl.mask.png` beside `owl.png` is white, in part where it is gray.
+
     With `stream` nothing is computed before the training: images are read and encoded as they come, `shuffle` tars (or
     parts of 256 files) mixed at a time.
     """
 
     source: str = "folder"
-    path: Place | Several[Place] | None = None
+    path: Place | Several[Place | PlaceSettings] | None = None
     caption: str | None = None
     captions: CaptionSettings = CaptionSettings()
     filters: tuple[FilterSettings, ...] = ()
@@ -106,6 +118,7 @@ class ImageSettings(Settings):
     aspect_ratios: Several[Ratio] | None = None
     random_ratio: Share = 0.0
     crop: Crop = "center"
+    masks: StrictBool = False
     stream: StrictBool = False
     shuffle: Count = 4
 
@@ -118,15 +131,26 @@ class ImageSettings(Settings):
 
     @property
     def places(self) -> list[str]:
-        return [] if self.path is None else [self.path] if isinstance(self.path, str) else list(self.path)
+        paths = [] if self.path is None else [self.path] if isinstance(self.path, str) else self.path
+        return [each.path if isinstance(each, PlaceSettings) else each for each in paths]
+
+    @property
+    def place_settings(self) -> list[PlaceSettings]:
+        """Of each of `places`; empty where none has any."""
+        paths = [] if self.path is None or isinstance(self.path, str) else list(self.path)
+        if not any(isinstance(each, PlaceSettings) for each in paths):
+            return []
+        return [each if isinstance(each, PlaceSettings) else PlaceSettings(path=each) for each in paths]
 
 
-def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> FolderImages:
+def _open_folder(settings: ImageSettings, on_image: OnImage | None = None, beside: Beside = NOTHING) -> FolderImages:
     if settings.path is None:
         raise InvalidConfig("images: the source folder needs a path")
     described = settings.model_dump(
         mode="json", include={"captions", "filters", "aspect_ratios", "random_ratio", "crop"}
     )
+    if settings.place_settings:
+        described["places"] = settings.places  # their order counts, too
     return FolderImages(
         settings.places,
         settings.size,
@@ -138,6 +162,7 @@ def _open_folder(settings: ImageSettings, on_image: OnImage | None = None) -> Fo
         captions=settings.captions,
         filters=[parse_filter(*each) for each in settings.filters],
         described=json.dumps(described),
+        beside=beside._replace(mask=settings.masks),
     )
 
 
@@ -151,20 +176,26 @@ IMAGE_SOURCES: dict[str, Callable[[ImageSettings], Any]] = {"folder": _open_fold
 """Name -> what opens such images. Whoever has images of another kind adds them here before settings are read."""
 
 
-def open_images(settings: ImageSettings, on_image: OnImage | None = None) -> ImageSource | FolderImages:
+def open_images(
+    settings: ImageSettings, on_image: OnImage | None = None, beside: Beside = NOTHING
+) -> ImageSource | FolderImages:
     """Raises InvalidConfig for settings that the source lacks, and for a place that is not there.
 
-    `on_image` is called for each file of a folder that is looked at; an exception in it ends the work.
+    `beside` is what is read in addition to images and texts. `on_image` is called for each file of a folder that is looked at; an exception in it ends the work.
     """
     if settings.source == "folder":
-        return _open_folder(settings, on_image)
+        return _open_folder(settings, on_image, beside)
+    if any(beside) or settings.masks or settings.place_settings:
+        raise InvalidConfig(f"images: the source {settings.source} has no masks, hints or faces, and no places")
     return IMAGE_SOURCES[settings.source](settings)
 
 
 def squares_only(settings: ImageSettings, task: str) -> ImageSettings:
-    """Raises InvalidConfig where images of several shapes, or a stream, are asked for in a training that has none."""
-    for name in ("aspect_ratios", "stream"):
-        if getattr(settings, name):
+    """Raises InvalidConfig where images of several shapes, a stream, or losses that count differently are asked for in
+    a training that has none."""
+    asked = {name: getattr(settings, name) for name in ("aspect_ratios", "stream", "masks")}
+    for name, value in {**asked, "repeats or loss_weight": settings.place_settings}.items():
+        if value:
             raise InvalidConfig(f"{task}: images: {name} is not possible in this training")
     return settings
 
@@ -178,14 +209,19 @@ def prepared(
     key: str = "",
     on_chunk: OnChunk | None = None,
     on_image: OnImage | None = None,
+    beside: Beside = NOTHING,
 ) -> Cache | Streamed:
     """What `compute` makes of the images: from a cache in `folder` that is made if need be, or as they come."""
-    source = open_images(settings, on_image)
+    source = open_images(settings, on_image, beside)
     if not settings.stream:
-        return cached(folder, kind, source, compute, key=key, on_chunk=on_chunk)
-    if not isinstance(source, FolderImages):
+        data: Any = cached(folder, kind, source, compute, key=key, on_chunk=on_chunk)
+    elif isinstance(source, FolderImages):
+        data = Streamed(source, compute, folder / "stream", settings.shuffle)
+    else:
         raise InvalidConfig(f"images: stream: images of the source {settings.source} are drawn, not read")
-    return Streamed(source, compute, folder / "stream", settings.shuffle)
+    if places := settings.place_settings:
+        data.repeats, data.loss_weights = [each.repeats for each in places], [each.loss_weight for each in places]
+    return data
 
 
 def order_of(data: Cache | Streamed, config: TrainingConfig) -> Order | BucketOrder | StreamOrder:
@@ -194,8 +230,8 @@ def order_of(data: Cache | Streamed, config: TrainingConfig) -> Order | BucketOr
     if isinstance(data, Streamed):
         return StreamOrder(data, seed, config.held_out, config.accumulation * Processes().size)
     if len(data.counts) == 1:
-        return Order(len(data), seed, config.held_out)
-    return BucketOrder(data.counts, seed, config.held_out)
+        return Order(len(data), seed, config.held_out, data.all_repeats())
+    return BucketOrder(data.counts, seed, config.held_out, data.all_repeats())
 
 
 def to_images(images: Tensor) -> Tensor:
@@ -217,6 +253,19 @@ def scaled(images: Tensor, size: int, wanted: int, factor: int = 32) -> tuple[in
 def extents(data: Cache | Streamed, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """[n, 2]: how much of each image's size is enlargement, log2, and which share of it is cut away."""
     return torch.from_numpy(data.extents(rows)).to(device)
+
+
+def importance(data: Cache | Streamed, rows: np.ndarray, latents: Tensor) -> Tensor | None:
+    """How much the loss of some images counts, [n], or with masks at each position of `latents` [n, c, h, w],
+    [n, 1, h, w]; None where everything counts alike."""
+    weights = data.weights(rows)
+    found = None if weights is None else torch.from_numpy(weights).to(latents.device)
+    if not data.has(MASK):
+        return found
+    masks = data.take(MASK, rows, latents.device)[:, None].float() / 255
+    height, width = latents.shape[-2:]
+    shown = resize(masks, (height, width))
+    return shown if found is None else shown * found[:, None, None, None]
 
 
 def to_halves(values: Tensor) -> np.ndarray:

@@ -11,15 +11,17 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import InvalidConfig, InvalidImage, printable
 from ..images import open_image
 from ..images.pillow import FILE_BYTES
-from .buckets import Crop, Size, bucket_sizes, closest, show
+from .beside import NOTHING, Beside, read_beside
+from .buckets import Crop, Size, bucket_sizes, closest, show, upright
 from .listing import BAD_TAR, CAPTION, CAPTION_BYTES, IMAGES, TAR, Member, OnImage, Part, Places, RemotePart, Sample
 from .metadata import CaptionSettings, Filter
 
@@ -37,8 +39,8 @@ SOURCE, TARGET = ".source", ".target"
 
 class Seen(NamedTuple):
     """An image as a training sees it: uint8 [h, w, 3], its texts (see CaptionSettings), how much of its size is
-    enlargement and which share of it is cut away, the SHA-256 of its file, and whether it has a
-    caption of its own."""
+    enlargement and which share of it is cut away, the SHA-256 of its file, whether it has a caption of its own, and
+    arrays of what lies beside it (see `read_beside`)."""
 
     pixels: np.ndarray
     texts: list[str | None]
@@ -46,6 +48,12 @@ class Seen(NamedTuple):
     cut: float = 0.0
     digest: bytes = b""
     captioned: bool = True
+    beside: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def stacked(images: Sequence[Seen]) -> dict[str, np.ndarray]:
+    """What lies beside images of one size, with a row for each."""
+    return {name: np.stack([seen.beside[name] for seen in images]) for name in images[0].beside}
 
 
 class FolderImages:
@@ -57,6 +65,7 @@ class FolderImages:
 
     name: of names, sizes and times of the files, and of the settings; the content is not looked at.
     sizes: the sizes at which images are shown; see `bucket_sizes`. `random_ratio` of the images get any of them.
+    beside: what is read in addition.
     on_image: called for each file and image that is looked at.
 
     Raises:
@@ -76,12 +85,13 @@ class FolderImages:
         captions: CaptionSettings | None = None,
         filters: Sequence[Filter] = (),
         described: str = "",
+        beside: Beside = NOTHING,
     ) -> None:
         self.size, self.caption, self.on_image = size, caption, on_image or (lambda: None)
         self.sizes = bucket_sizes(size, ratios)
         self.random_ratio = random_ratio
         self.crop: Crop = crop
-        self.captions, self.filters = captions or CaptionSettings(), filters
+        self.captions, self.filters, self.beside = captions or CaptionSettings(), filters, beside
         self.skipped: dict[str, str] = {}
         self.uncaptioned: list[str] = []
         self.odd: list[str] = []
@@ -89,11 +99,15 @@ class FolderImages:
         texts = [str(places)] if isinstance(places, Path | str) else list(places)
         self.shown = texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more"
         self.places = Places(texts, self.on_image, self._skip)
-        whole = json.dumps([self.places.stamp, size, caption, described])
+        whole = json.dumps([self.places.stamp, size, caption, described, *([beside] if any(beside) else [])])
         self.name = f"folder-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
+    place_of: Sequence[int] = ()
+    """Of each part, the number of its place among those that were given; known once `parts` was called."""
+
     def parts(self) -> list[Part]:
-        found = self.places.parts()
+        pairs = self.places.numbered_parts()
+        found, self.place_of = [part for part, _ in pairs], [number for _, number in pairs]
         if not found:
             unread = "".join(f"; {name}: {reason}" for name, reason in list(self.skipped.items())[:SHOWN])
             raise InvalidConfig(f"{self.shown}: no images there ({', '.join(IMAGES)}, or {TAR} with such){unread}")
@@ -141,21 +155,26 @@ class FolderImages:
         Raises InvalidImage, OSError.
         """
         data = sample.image.read(FILE_BYTES)
-        with open_image(data, self.size if len(self.sizes) == 1 else None) as image:
+        # Boxes of faces are in pixels of the whole image.
+        smaller = self.size if len(self.sizes) == 1 and not self.beside.faces else None
+        with open_image(data, smaller) as image:
             metadata = self._metadata(sample, image) if self._needs_metadata(sample) else {}
             if not all(passes(metadata) for passes in self.filters):
                 return None
-            upright = _upright(image)
+            lying = upright(image)
+            whole = Size(lying.height, lying.width)
             if bucket is None:
-                bucket = self._bucket(Size(upright.height, upright.width), random)
-            shown = show(upright, self.sizes[bucket], self.crop, random)
+                bucket = self._bucket(whole, random)
+            shown = show(lying, self.sizes[bucket], self.crop, random)
+        beside = read_beside(sample, self.beside, whole, self.sizes[bucket], self.size, shown)
         texts = self._texts(sample, metadata)
         captioned = any(text is not None for text in texts)
         if not captioned:
             self.uncaptioned.append(sample.image.name)
             words = " ".join(Path(sample.image.name).stem.replace("_", " ").split())
             texts[0] = words if self.caption is None else self.caption
-        return Seen(shown.pixels, texts, shown.enlarged, shown.cut, hashlib.sha256(data).digest(), captioned)
+        digest = hashlib.sha256(data + beside.digest).digest()
+        return Seen(shown.pixels, texts, shown.enlarged, shown.cut, digest, captioned, beside.arrays)
 
     def look(self, sample: Sample) -> int | None:
         """The bucket of an image, from its header; None where a filter leaves it out. Raises InvalidImage, OSError."""
@@ -321,7 +340,7 @@ class FolderEdits:
     def _square(self, data: bytes) -> np.ndarray:
         """uint8 [size, size, 3]. Raises InvalidImage."""
         with open_image(data, self.size) as image:
-            return show(_upright(image), Size(self.size, self.size), "center", np.random.default_rng(0)).pixels
+            return show(upright(image), Size(self.size, self.size), "center", np.random.default_rng(0)).pixels
 
 
 def _line_of(member: Member) -> tuple[str | None, bool]:
@@ -340,16 +359,6 @@ def _line_of(member: Member) -> tuple[str | None, bool]:
 
 def _number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, on white where it is transparent, as RGB."""
-    ImageOps.exif_transpose(image, in_place=True)
-    upright = image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return upright.convert("RGB")
 
 
 _LYING = (5, 6, 7, 8)

@@ -25,6 +25,9 @@ from .remote import expand, fetch, is_remote, listed
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION, METADATA, TAR, LIST = ".txt", ".json", ".tar", ".jsonl"
 LISTED = (*IMAGES, CAPTION, METADATA, TAR)
+HINT, MASK, FACES = "hint", "mask", "faces"
+MARKS = {HINT: IMAGES, MASK: IMAGES, FACES: (METADATA,)}
+"""What else may lie beside `owl.png`: `owl.hint.png`, `owl.mask.png`, `owl.faces.json`; mark -> endings of its file."""
 ENTRIES = 20_000_000
 """Files and folders that are looked at; a whole disk has more."""
 CAPTION_BYTES = 1 << 16
@@ -69,11 +72,14 @@ class Member:
 
 
 class Sample(NamedTuple):
-    """An image with what lies beside it: a text, and metadata, which a list has in itself."""
+    """An image with what lies beside it: a text, metadata, which a list has in itself, and files of MARKS."""
 
     image: Member
     text: Member | None = None
     metadata: Member | Mapping[str, Any] | None = None
+    hint: Member | None = None
+    mask: Member | None = None
+    faces: Member | None = None
 
 
 class Part(Protocol):
@@ -88,10 +94,11 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class FilesPart:
-    """Files of a folder, by their names in it."""
+    """Images of a folder, by their names in it; marked: name without ending -> mark -> name of its file."""
 
     root: Path
     names: Sequence[str]
+    marked: Mapping[str, Mapping[str, str]]
 
     @property
     def name(self) -> str:
@@ -100,8 +107,12 @@ class FilesPart:
     def samples(self, scratch: Path) -> Iterator[Sample]:
         for name in self.names:
             path = self.root / name
+            marked = self.marked.get(name.rpartition(".")[0], {})
             yield Sample(
-                Member(shown_name(name), path), _beside(path, CAPTION, self.root), _beside(path, METADATA, self.root)
+                Member(shown_name(name), path),
+                _beside(path, CAPTION, self.root),
+                _beside(path, METADATA, self.root),
+                **{mark: Member(shown_name(each), self.root / each) for mark, each in marked.items()},
             )
 
 
@@ -185,14 +196,27 @@ def _entry(entry: Any, path: Path) -> Sample:
     text = next((entry[key] for key in _TEXT_KEYS if isinstance(entry.get(key), str)), None)
     file = path.parent / name
     beside = _beside(file, CAPTION, file.parent) if text is None else None
-    return Sample(Member(shown_name(name), file), beside, entry if text is None else {**entry, "txt": text})
+    marked = {mark: entry[mark] for mark in MARKS if isinstance(entry.get(mark), str)}
+    return Sample(
+        Member(shown_name(name), file),
+        beside,
+        entry if text is None else {**entry, "txt": text},
+        **{mark: Member(shown_name(each), path.parent / each) for mark, each in marked.items()},
+    )
+
+
+def _marked(name: str) -> tuple[str, str] | None:
+    """(name without mark and ending, mark) of a file of MARKS, None of another."""
+    stem, _, ending = name.rpartition(".")
+    base, _, mark = stem.rpartition(".")
+    return (base, mark) if base and f".{ending.lower()}" in MARKS.get(mark, ()) else None
 
 
 class Places:
     """All parts of some places: paths of folders, tars and lists, with braces, and remote ones.
 
     count: files with an ending that counts. stamp: a digest of their names, sizes and times, whose order does not
-    matter. on_skip: told the name of a folder that cannot be listed.
+    matter. on_skip: told the name of a folder that cannot be listed, and of a hint or a mask without its image.
 
     Raises InvalidConfig: a place is not there, or too much is.
     """
@@ -200,9 +224,10 @@ class Places:
     def __init__(self, places: Sequence[str], on_image: OnImage, on_skip: Callable[[str, Exception], None]) -> None:
         self.on_image, self.on_skip = on_image, on_skip
         try:
-            self.places = [each for place in places for each in _all(place)]
+            found = [(each, number) for number, place in enumerate(places) for each in _all(place)]
         except ValueError as error:
             raise InvalidConfig(str(error)) from error
+        self.places, self._given = [each for each, _ in found], [number for _, number in found]
         self._remote = {place: listed(place) for place in self.places if is_remote(place)}
         self.count, total = 0, 0
         for line in self._stamps():
@@ -227,7 +252,12 @@ class Places:
 
     def parts(self) -> list[Part]:
         """In an order that follows from the names."""
-        return [part for place in self.places for part in self._of(place)]
+        return [part for part, _ in self.numbered_parts()]
+
+    def numbered_parts(self) -> list[tuple[Part, int]]:
+        """The parts, each with the number of the place that was given for it."""
+        pairs = zip(self.places, self._given, strict=True)
+        return [(part, number) for place, number in pairs for part in self._of(place)]
 
     def _of(self, place: str) -> Iterator[Part]:
         path = Path(place)
@@ -235,18 +265,32 @@ class Places:
             yield from (RemotePart(tar) for tar, _ in self._remote[place])
         elif path.is_dir():
             names = sorted((name for name, _ in self._files(path)), key=lambda name: name.replace(os.sep, "\0"))
-            wanted = (name for name in names if Path(name).suffix.lower() in (*IMAGES, TAR))
+            marked = self._marked(names)
+            wanted = (name for name in names if Path(name).suffix.lower() in (*IMAGES, TAR) and _marked(name) is None)
             for is_tar, group in itertools.groupby(wanted, lambda name: Path(name).suffix.lower() == TAR):
                 if is_tar:
                     yield from (TarPart(path / name, shown_name(Path(name).as_posix())) for name in group)
                 else:
-                    yield from (FilesPart(path, some) for some in _slices(group))
+                    yield from (FilesPart(path, some, marked) for some in _slices(group))
         elif path.suffix.lower() == TAR:
             yield TarPart(path, shown_name(path.name))
         elif path.suffix.lower() == LIST:
             yield from _lines(path)
         else:
             yield from (EntriesPart(path, some) for some in _slices(_json_list(path)))
+
+    def _marked(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Name of an image without its ending -> mark -> name of its file. Those without an image are told."""
+        found: dict[str, dict[str, str]] = {}
+        for name in names:
+            if (marked := _marked(name)) is not None:
+                found.setdefault(marked[0], {})[marked[1]] = name
+        if found:
+            images = {name.rpartition(".")[0] for name in names if Path(name).suffix.lower() in IMAGES}
+            for stem in found.keys() - images:
+                for name in found[stem].values():
+                    self.on_skip(shown_name(name), InvalidImage(f"there is no image {shown_name(stem)} beside it"))
+        return found
 
     def members(self) -> Iterator[Member]:
         """All files with an ending that counts, and those in tars, of folders and tars of this machine.
@@ -393,7 +437,9 @@ def _grouped(members: Iterator[Member]) -> Iterator[Sample]:
         for member in members:
             stem, dot, ending = member.name.rpartition(".")
             ending = (dot + ending).lower()
-            if ending in (CAPTION, METADATA):
+            if (marked := _marked(member.name)) is not None:
+                beside.setdefault(marked[0], {})[marked[1]] = member
+            elif ending in (CAPTION, METADATA):
                 beside.setdefault(stem, {})[ending] = member
             elif ending in IMAGES:
                 images.append((stem, member))
@@ -401,6 +447,6 @@ def _grouped(members: Iterator[Member]) -> Iterator[Sample]:
         broken = error
     for stem, image in images:
         found = beside.get(stem, {})
-        yield Sample(image, found.get(CAPTION), found.get(METADATA))
+        yield Sample(image, found.get(CAPTION), found.get(METADATA), *(found.get(mark) for mark in MARKS))
     if broken is not None:
         raise broken

@@ -47,6 +47,7 @@ from .data import (
     Streamed,
     cached,
     fingerprint,
+    importance,
     order_of,
     prepared,
     scaled,
@@ -165,7 +166,8 @@ def defaults_for(stage_c: Path) -> Defaults:
 
 
 class LoraBatch(NamedTuple):
-    """latents [B, 16, h, w]; texts: rows of captions [B], or tokens and mask [B, n, 2, 77]; importance [B]."""
+    """latents [B, 16, h, w]; texts: rows of captions [B], or tokens and mask [B, n, 2, 77]; importance [B] or
+    [B, 1, h, w]."""
 
     latents: Tensor
     texts: Tensor
@@ -409,13 +411,24 @@ class LoraTask(DiffusionTask):
     def batch(self, index: int) -> LoraBatch:
         count = self.config.batch_size
         images = [(self.data, self.order.rows(index, count))]
-        importance = torch.ones(count, device=self.device)
         if self.class_data is not None and self.class_order is not None:
             images.append((self.class_data, self.class_order.rows(index, count)))
-            importance = torch.cat([importance, importance * self.settings.class_loss_weight])
-        latents = torch.cat([data.take("latents", rows, self.device).float() for data, rows in images])
+        parts = [data.take("latents", rows, self.device).float() for data, rows in images]
+        latents = torch.cat(parts)
         random = np.random.default_rng((self.config.seed, index)).random(len(latents))
-        return LoraBatch(latents, self._texts(images, index, random < self.settings.drop_caption), importance)
+        texts = self._texts(images, index, random < self.settings.drop_caption)
+        return LoraBatch(latents, texts, self._importance(images, parts))
+
+    def _importance(self, images: Sequence[tuple[Any, np.ndarray]], latents: Sequence[Tensor]) -> Tensor:
+        """How much the images, and behind them those of the class, count."""
+        found = []
+        for (data, rows), part, weight in zip(images, latents, (1.0, self.settings.class_loss_weight), strict=False):
+            own = importance(data, rows, part)
+            found.append((torch.ones(len(part), device=part.device) if own is None else own) * weight)
+        if all(each.dim() == 1 for each in found):
+            return torch.cat(found)
+        maps = [each.reshape(len(each), 1, *(each.shape[2:] or (1, 1))) for each in found]
+        return torch.cat([each.expand(-1, -1, *latents[0].shape[-2:]) for each in maps])
 
     def _texts(self, images: Sequence[tuple[Any, np.ndarray]], index: int, dropped: np.ndarray) -> Tensor:
         """Texts of images, as `_embed` takes them; none where one is dropped [B]."""

@@ -94,8 +94,8 @@ class DiffusionTask(BaseTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted squared error of `predict(noised, r)` at random noise levels for x0 [B, ...].
 
-        `importance` [B] says how much each counts, where that differs. `retarget(noised, r, target)` exchanges what is
-        to be predicted.
+        `importance` [B], or [B, 1, h, w] for positions, says how much each counts, where that differs.
+        `retarget(noised, r, target)` exchanges what is to be predicted.
 
         The times of a batch are one from each of B equal parts of (0, 1], which makes the gradient less noisy than
         independent ones do (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
@@ -112,7 +112,10 @@ class DiffusionTask(BaseTask):
         step = diffusion.training_batch(x0, t, epsilon, shift=settings.shift, loss_shift=settings.loss_shift)
         target = step.target if retarget is None else retarget(step.noised, step.r, step.target)
         prediction = predict(step.noised, step.r)
-        errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+        squares = (prediction.float() - target.float()).square()
+        if importance is not None and importance.dim() > 1:
+            squares, importance = squares * importance, None
+        errors = squares.flatten(1).mean(dim=1)
         if self._adaptive or self._validating:
             self._losses.append((step.log_snr.cpu(), errors.detach().cpu()))
         weight = step.weight if importance is None else step.weight * importance

@@ -16,16 +16,20 @@ _HELD_OUT = 1 << 40
 class Order:
     """All images once an epoch, each epoch in its own order; any position can be asked for.
 
-    `held_out` of them, chosen by the seed, are left out. Raises InvalidConfig where none is left.
+    `held_out` of them, chosen by the seed, are left out. `repeats` says how often an epoch has each.
+    Raises InvalidConfig where none is left.
     """
 
-    def __init__(self, length: int, seed: int, held_out: int = 0) -> None:
+    def __init__(self, length: int, seed: int, held_out: int = 0, repeats: np.ndarray | None = None) -> None:
         if held_out >= length:
             raise InvalidConfig(f"held_out: {held_out} of {length} images leaves none to train on")
-        self.length, self.seed = length - held_out, seed
+        self.seed = seed
         self.epochs: dict[int, np.ndarray] = {}
         shuffled = np.random.default_rng((seed, _HELD_OUT)).permutation(length) if held_out else np.arange(length)
         self.images, self.left_out = np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+        if repeats is not None:
+            self.images = np.repeat(self.images, repeats[self.images])
+        self.length = len(self.images)
 
     def held_out(self) -> Order:
         """The order of the images that are left out here."""
@@ -50,9 +54,10 @@ class BucketOrder:
 
     The sizes take turns by chance, each as often as its images want: over the epochs every image is seen equally often.
     A size with fewer images than a batch has some of them twice in it, and such a batch comes the more rarely.
+    `repeats` says how often an epoch has each image.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int, held_out: int = 0) -> None:
+    def __init__(self, counts: Sequence[int], seed: int, held_out: int = 0, repeats: np.ndarray | None = None) -> None:
         self.seed = seed
         chosen = Order(sum(counts), seed, held_out).left_out
         edges = np.cumsum([0, *counts])
@@ -62,6 +67,8 @@ class BucketOrder:
             np.setdiff1d(np.arange(a, b), out, assume_unique=True)
             for (a, b), out in zip(ranges, self._left_out, strict=True)
         ]
+        if repeats is not None:
+            images = [np.repeat(each, repeats[each]) for each in images]
         self.orders = [_of(each, seed) for each in images if len(each)]
 
     def held_out(self) -> BucketOrder:

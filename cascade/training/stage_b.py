@@ -25,6 +25,7 @@ from .data import (
     Streamed,
     extents,
     fingerprint,
+    importance,
     order_of,
     prepared,
     scaled,
@@ -69,12 +70,14 @@ class StageBSettings(Settings):
 
 
 class StageBBatch(NamedTuple):
-    """latents [B, 4, h, w], effnet [B, 16, h', w'] with zeros where dropped, clip [B, 1, c], sca [B]."""
+    """latents [B, 4, h, w], effnet [B, 16, h', w'] with zeros where dropped, clip [B, 1, c], sca [B]; importance as
+    `importance` gives it."""
 
     latents: Tensor
     effnet: Tensor
     clip: Tensor
     sca: Tensor
+    importance: Tensor | None
 
 
 class StageBTask(DiffusionTask):
@@ -177,7 +180,8 @@ class StageBTask(DiffusionTask):
         latents = self.data.take("latents", rows, self.device).float()
         without_text = random.random(len(rows)) < settings.drop_caption
         clip = self._clip(rows, without_text, (self.config.seed, index))
-        return StageBBatch(latents, effnet, clip, extents(self.data, rows, self.device)[:, 0])
+        sca = extents(self.data, rows, self.device)[:, 0]
+        return StageBBatch(latents, effnet, clip, sca, importance(self.data, rows, latents))
 
     def loss(self, batch: StageBBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         net: Any = self.modules["stage_b"]
@@ -188,7 +192,9 @@ class StageBTask(DiffusionTask):
             effnet = effnet + self.settings.effnet_noise * noise * kept
         sca = batch.sca if self.settings.size_conditions else None
         conditions = net.conditions(effnet, batch.clip, size=batch.latents.shape[-2:], sca=sca)
-        return self.diffusion_loss(lambda x, r: net.denoise(x, r, conditions), batch.latents, generator)
+        return self.diffusion_loss(
+            lambda x, r: net.denoise(x, r, conditions), batch.latents, generator, batch.importance
+        )
 
     def noise(self, x0: Tensor, generator: torch.Generator) -> Tensor:
         noise = super().noise(x0, generator)

@@ -25,6 +25,7 @@ from .data import (
     Streamed,
     extents,
     fingerprint,
+    importance,
     order_of,
     prepared,
     scaled,
@@ -93,7 +94,7 @@ class StageCSettings(Settings):
 
 class StageCBatch(NamedTuple):
     """latents [U, 16, h, w]; ids and mask [U, n, 77]; images [K, 3, s, s] for the rows `with_image` [K] of the U;
-    extents [U, 2], sca and crp."""
+    extents [U, 2], sca and crp; importance as `importance` gives it."""
 
     latents: Tensor
     ids: Tensor
@@ -101,6 +102,7 @@ class StageCBatch(NamedTuple):
     images: Tensor
     with_image: Tensor
     extents: Tensor
+    importance: Tensor | None
 
 
 class StageCTask(DiffusionTask):
@@ -177,12 +179,14 @@ class StageCTask(DiffusionTask):
         drop = np.where(with_image, settings.drop_caption_with_image, settings.drop_caption)
         dropped = random.random(len(rows)) < drop
         texts = batch_texts(self.data, rows, (self.config.seed, index), dropped)
+        latents = self.data.take("latents", rows, self.device).float()
         return StageCBatch(
-            self.data.take("latents", rows, self.device).float(),
+            latents,
             *tokenized(TextEncoder(self.text_encoder), texts, settings.caption_chunks),
             to_images(self.data.take("small", rows[with_image], self.device)),
             torch.from_numpy(np.flatnonzero(with_image)).to(self.device),
             extents(self.data, rows, self.device),
+            importance(self.data, rows, latents),
         )
 
     def loss(self, batch: StageCBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -196,7 +200,10 @@ class StageCTask(DiffusionTask):
         sca, crp = batch.extents.unbind(1) if self.settings.size_conditions else (None, None)
         conditions = repeat_conditions(net.conditions(text.hidden, text.pooled, images, sca=sca, crp=crp), repeats)
         return self.diffusion_loss(
-            lambda x, r: net.denoise(x, r, conditions), batch.latents.repeat_interleave(repeats, dim=0), generator
+            lambda x, r: net.denoise(x, r, conditions),
+            batch.latents.repeat_interleave(repeats, dim=0),
+            generator,
+            None if batch.importance is None else batch.importance.repeat_interleave(repeats, dim=0),
         )
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:

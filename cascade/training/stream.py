@@ -27,7 +27,7 @@ from torch import Tensor
 from ..errors import InvalidConfig, InvalidImage
 from ..files import write_atomically
 from .cache import Compute
-from .folders import FolderImages, Seen
+from .folders import FolderImages, Seen, stacked
 from .listing import Member, RemotePart, Sample, TarPart
 from .lock import writing
 from .processes import Processes
@@ -66,8 +66,12 @@ class Planned(NamedTuple):
 class Streamed:
     """The counterpart of a Cache for images that are computed as they come.
 
-    source: names the images; their content is not known. shuffle: parts that are mixed at a time.
+    source: names the images; their content is not known. shuffle: parts that are mixed at a time. repeats,
+    loss_weights: of each place that was given; empty where all images count alike.
     """
+
+    repeats: Sequence[int] = ()
+    loss_weights: Sequence[float] = ()
 
     def __init__(self, images: FolderImages, compute: Compute, folder: Path, shuffle: int) -> None:
         self.images, self.compute, self.shuffle = images, compute, shuffle
@@ -101,7 +105,7 @@ class Streamed:
                 with writing(self.folder):
                     text = json.dumps(lines)
                     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-            self._lists[part] = [(_sample(*line[:3]), int(line[3])) for line in lines]
+            self._lists[part] = [(_sample(*line[:3], *line[4:]), int(line[3])) for line in lines]
             while len(self._lists) > 4 * self.shuffle:
                 self._lists.popitem(last=False)
         self._lists.move_to_end(part)
@@ -127,6 +131,7 @@ class Streamed:
             None if sample.text is None else _described(sample.text),
             _described(metadata) if isinstance(metadata, Member) else metadata,
             bucket,
+            *(None if each is None else _described(each) for each in sample[3:]),
         ]
 
     def _note(self, name: str, error: Exception) -> None:
@@ -187,7 +192,7 @@ class Streamed:
             reason = self.images.skipped.get(names[0], "left out by a filter")
             raise InvalidConfig(f"none of the {len(visits)} images of a batch can be read; {names[0]}: {reason}")
         self._seen = [good[place % len(good)] if seen is None else seen for place, seen in enumerate(found)]
-        self._arrays = self.compute(np.stack([seen.pixels for seen in self._seen]))
+        self._arrays = {**self.compute(np.stack([seen.pixels for seen in self._seen])), **stacked(self._seen)}
         rows = [visit.row for visit in visits]
         self._loaded = {row: place for place, row in enumerate(rows)}
         return np.array(rows)
@@ -203,6 +208,21 @@ class Streamed:
         """The texts of some rows, as they are seen this time."""
         random = np.random.default_rng(tuple(seed))
         return [self.settings.choose(self._seen[place].texts, random) for place in self._places(rows)]
+
+    def has(self, name: str) -> bool:
+        """Whether there is an array of this name, of the batch that was loaded last."""
+        return name in self._arrays
+
+    def weights(self, rows: np.ndarray) -> np.ndarray | None:
+        """[n]: how much the losses of some rows count; None where all count alike."""
+        if not self.loss_weights:
+            return None
+        places = [self.images.place_of[row >> 40] for row in rows.tolist()]
+        return np.array([self.loss_weights[place] for place in places], np.float32)
+
+    def repeats_of(self, part: int) -> int:
+        """How often each image of a part is seen in an epoch."""
+        return self.repeats[self.images.place_of[part]] if self.repeats else 1
 
     def extents(self, rows: np.ndarray) -> np.ndarray:
         """[n, 2]: how much of each image's size is enlargement, log2, and which share of it is cut away."""
@@ -244,11 +264,12 @@ def _described(member: Member) -> list[Any]:
     return [member.name, str(member.path), member.start, member.length]
 
 
-def _sample(image: list[Any], text: list[Any] | None, metadata: Any) -> Sample:
+def _sample(image: list[Any], text: list[Any] | None, metadata: Any, *marked: list[Any] | None) -> Sample:
     return Sample(
         _member(image),
         None if text is None else _member(text),
         _member(metadata) if isinstance(metadata, list) else metadata,
+        *(None if each is None else _member(each) for each in marked),
     )
 
 
@@ -331,10 +352,11 @@ class StreamOrder:
     def _mixed(self, parts: Sequence[int], stream: int, epoch: int, start: int) -> Iterator[Visit]:
         buckets = [np.array([bucket for _, bucket in self.data.list_of(part)], np.int64) for part in parts]
         skip = [self.count_held_out if part == 0 else 0 for part in parts]
-        owner = np.concatenate(
-            [np.full(max(0, len(b) - n), i) for i, (b, n) in enumerate(zip(buckets, skip, strict=True))]
-        )
-        place = np.concatenate([np.arange(n, max(n, len(b))) for b, n in zip(buckets, skip, strict=True)])
+        seen = [
+            np.tile(np.arange(n, max(n, len(b))), self.data.repeats_of(part))
+            for part, b, n in zip(parts, buckets, skip, strict=True)
+        ]
+        owner, place = np.repeat(np.arange(len(seen)), [len(each) for each in seen]), np.concatenate(seen)
         random = np.random.default_rng((self.seed, epoch, stream, start))
         ratio, sizes = self.data.images.random_ratio, len(self.data.images.sizes)
         for each in random.permutation(len(owner)).tolist():
