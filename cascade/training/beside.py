@@ -29,21 +29,22 @@ ALIKE = 0.03
 class Beside(NamedTuple):
     """What is read beside each image.
 
-    hint: pixels a side of a square image's, None for no hints; gray: of one channel. mask: where there is one.
+    hint, faces: pixels a side of a square image's, None for none; gray: the hint has one channel. mask: of the loss.
     """
 
     hint: int | None = None
     gray: bool = False
     mask: bool = False
-    faces: bool = False
+    faces: int | None = None
 
 
 NOTHING = Beside()
 
 
 class Found(NamedTuple):
-    """arrays: uint8 `hint` [h, w, 3] or [h, w], uint8 `mask` [h, w], float32 `faces` [8, 4 + 512], boxes in pixels of
-    what is shown of the image, zeros where there is none. digest: of the files."""
+    """arrays: uint8 `hint` [h, w, 3] or [h, w], uint8 `mask` [h, w], float32 `faces` [8, 2 + 4 + 512]: height and width
+    of a hint of them, box in its pixels (left, top, right, bottom) and embedding; zeros where there is none. digest: of
+    the files."""
 
     arrays: Mapping[str, np.ndarray]
     digest: bytes
@@ -66,10 +67,10 @@ def read_beside(sample: Sample, wanted: Beside, whole: Size, size: Size, square:
             data = sample.mask.read(FILE_BYTES)
             digest.update(data)
             arrays[MASK] = _cut(data, MASK, whole, small, shown, gray=True)
-    if wanted.faces:
+    if wanted.faces is not None:
         data = _bytes_of(sample.faces, FACES, ".json", FACES_BYTES)
         digest.update(data)
-        arrays[FACES] = _placed(_faces(data), whole, size, shown)
+        arrays[FACES] = _placed(_faces(data), whole, hint_size(size, square, wanted.faces), shown)
     return Found(arrays, digest.digest() if arrays else b"")
 
 
@@ -117,7 +118,7 @@ def _faces(data: bytes) -> list[tuple[list[float], list[float]]]:
 
 
 def _placed(faces: Sequence[tuple[list[float], list[float]]], whole: Size, size: Size, shown: Shown) -> np.ndarray:
-    """[STORED_FACES, 4 + EMBEDDING]: the largest faces that are inside what is shown, embeddings of length 1."""
+    """[STORED_FACES, 2 + 4 + EMBEDDING]: the largest faces that are inside what is shown, embeddings of length 1."""
     height = min(whole.height, whole.width * size.height / size.width)
     width = min(whole.width, whole.height * size.width / size.height)
     left, top = (whole.width - width) * shown.right, (whole.height - height) * shown.down
@@ -131,6 +132,8 @@ def _placed(faces: Sequence[tuple[list[float], list[float]]], whole: Size, size:
             unit = np.array(embedding) / max(float(np.linalg.norm(embedding)), 1e-12)
             found.append((area, np.concatenate([inside, unit])))
     rows = [row for _, row in sorted(found, key=lambda pair: -pair[0])[:STORED_FACES]]
-    made = np.zeros((STORED_FACES, 4 + EMBEDDING), np.float32)
-    made[: len(rows)] = rows if rows else 0
+    made = np.zeros((STORED_FACES, 2 + 4 + EMBEDDING), np.float32)
+    made[:, :2] = size
+    if rows:
+        made[: len(rows), 2:] = rows
     return made

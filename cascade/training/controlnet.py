@@ -15,9 +15,23 @@ from ..conditioning import TextEncoder
 from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
+from .backbones import start_backbone
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
-from .data import Cache, ImageSettings, OnChunk, Streamed, fingerprint, order_of, prepared, to_images
-from .filters import REFERENCE_NAMES, build_filter
+from .data import (
+    Cache,
+    ImageSettings,
+    OnChunk,
+    Streamed,
+    fingerprint,
+    importance,
+    order_of,
+    prepared,
+    scaled,
+    to_images,
+)
+from .filters import COMPUTED, REFERENCE_NAMES, build_filter
+from .listing import OnImage
+from .lora import SMALL_WIDTH
 from .networks import (
     encode_latents,
     for_training,
@@ -48,11 +62,14 @@ class ReferenceSettings(Settings):
 class ControlNetSettings(Settings):
     """`stage_c` and `text_encoder` are the networks that are to be controlled, `effnet` the encoder of the latents.
 
-    `filter` names the kind of hint: canny, inpainting or super_resolution, with `filter_params` (`resize`; `threshold`
-    and `p_outpaint`; `scale_factor`). The reference's names are accepted too, and so is `reference` in place of filter,
-    filter_params and model: the `controlnet_*` lines of a released training's file.
+    `filter` names the kind of hint, `filter_params` are its own: canny (`resize`), inpainting (`threshold`,
+    `p_outpaint`, `masks`), super_resolution (`scale_factor`), stored (`channels`): images beside the images, and
+    identity (`max_faces`, `p_drop`, `p_full`): faces beside them. The reference's names are accepted too, and so is
+    `reference` in place of filter, filter_params and model: the `controlnet_*` lines of a released training's file.
+    What `model` does not say is as released, for this Stage C; see `default_model`.
 
-    `start` is a ControlNet of the same sizes to go on from, trained for this Stage C or for one like it.
+    `start` is a ControlNet of the same sizes to go on from, trained for this Stage C or for one like it. `backbone` is
+    a file whose EfficientNet a new one of the released sizes starts with; see `start_backbone`.
 
     Hints are made at `hint_size` pixels (for super resolution, of images of that size shrunk). A batch holds
     batch_size / `repeats` images, each at `repeats` noise levels, and reads each hint and caption once.
@@ -66,6 +83,7 @@ class ControlNetSettings(Settings):
     effnet_size: Pixels = 192
     hint_size: Pixels = 192
     start: PathFromRoot | None = None
+    backbone: PathFromRoot | None = None
     filter: str | None = None
     filter_params: Mapping[str, Any] = {}
     model: Mapping[str, Any] = {}
@@ -78,19 +96,26 @@ class ControlNetSettings(Settings):
 
 
 class ControlBatch(NamedTuple):
-    """latents [U, 16, h, w], hints [U, c, H, W], ids and mask [U, 1, 77]."""
+    """latents [U, 16, h, w], hints [U, c, H, W], ids and mask [U, 1, 77]; importance as `importance` gives it."""
 
     latents: Tensor
     hints: Tensor
     ids: Tensor
     mask: Tensor
+    importance: Tensor | None
 
 
 class ControlNetTask(DiffusionTask):
-    """Trains `controlnet_FILTER` on cached latents and hints; its projections begin at zero."""
+    """Trains `controlnet_FILTER` on cached latents and hints; its projections begin at zero.
 
-    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
-        self.config, self.settings = config, config.settings
+    on_image: called for each file and image that is looked at; an exception in it ends the work.
+    problems: lines about images that were left out.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, on_chunk: OnChunk | None = None, on_image: OnImage | None = None
+    ) -> None:
+        self.config, self.settings, self.on_image = config, config.settings, on_image
         settings: ControlNetSettings = config.settings
         self.count = images_in_batch(config)
         self.device = pick_device(config.device)
@@ -105,18 +130,21 @@ class ControlNetTask(DiffusionTask):
         self.modules = {self.name: new_network(net, config.seed, self.name, self.device)}
         if settings.start is not None:
             _go_on(self.modules[self.name], settings.start, self.device)
+        else:
+            start_backbone(net, settings.backbone)
         self.data = self._cache(encoder, on_chunk)
+        self.problems = self.data.problems
         self.seen = [self.data.source]
         self.order = order_of(self.data, config)
         self.diffusion = build_diffusion(settings.diffusion, self.stage_c)
 
     def _config(self, model: Mapping[str, Any]) -> ControlNetConfig:
-        """The network's config; its width and hint channels follow from Stage C and the filter where not given."""
+        """The network's config; what is not given follows from Stage C and the filter."""
         width = self.stage_c.config.levels[0].width
-        if set(model) != {"reference"}:
-            model = {"width": width, "in_channels": self.filter.channels, **model}
-        config = model_config(ControlNetConfig, model, "controlnet: model")
         blocks = len(self.stage_c.blocks(ResBlock))
+        if set(model) != {"reference"}:
+            model = {**default_model(width, blocks, self.filter.channels, model.get("backbone")), **model}
+        config = model_config(ControlNetConfig, model, "controlnet: model")
         wrong = {
             f"width is {config.width}, Stage C's {width}": config.width != width,
             f"in_channels is {config.in_channels}, the filter gives {self.filter.channels}": config.in_channels
@@ -133,16 +161,29 @@ class ControlNetTask(DiffusionTask):
         @torch.no_grad()
         def compute(pixels: np.ndarray) -> dict[str, np.ndarray]:
             latents, hints = [], []
+            computes = self.filter.kept == COMPUTED
             for part in np.array_split(pixels, max(1, len(pixels) // 64)):
                 images = to_images(torch.from_numpy(part).to(self.device))
-                latents.append(encode_latents(encoder, images, settings.effnet_size))
-                hints.append(self.filter.compute(images))
-            return {"latents": np.concatenate(latents), "hints": np.concatenate(hints)}
+                size = scaled(images, settings.images.size, settings.effnet_size)
+                latents.append(encode_latents(encoder, images, size))
+                hints += [self.filter.compute(images)] if computes else []
+            return {"latents": np.concatenate(latents), **({COMPUTED: np.concatenate(hints)} if computes else {})}
 
         key = f"{fingerprint(settings.effnet)}-{settings.effnet_size}-{self.filter.key}"
-        if settings.images.aspect_ratios:
-            raise InvalidConfig("controlnet: images: aspect_ratios is not possible in this training")
-        return prepared(settings.cache, "controlnet", settings.images, compute, key=key, on_chunk=on_chunk)
+        return prepared(
+            settings.cache,
+            "controlnet",
+            settings.images,
+            compute,
+            key=key,
+            on_chunk=on_chunk,
+            on_image=self.on_image,
+            beside=self.filter.beside,
+        )
+
+    def _hints(self, rows: np.ndarray, random: np.random.Generator) -> Tensor:
+        """The hints of some images, as they are seen this time."""
+        return self.filter.hint(self.data.take(self.filter.kept, rows, self.device), random)
 
     def batch(self, index: int) -> ControlBatch:
         settings = self.settings
@@ -150,10 +191,9 @@ class ControlNetTask(DiffusionTask):
         random = np.random.default_rng((self.config.seed, index))
         dropped = random.random(len(rows)) < settings.drop_caption
         texts = batch_texts(self.data, rows, (self.config.seed, index), dropped)
+        latents = self.data.take("latents", rows, self.device).float()
         return ControlBatch(
-            self.data.take("latents", rows, self.device).float(),
-            self.filter.hint(self.data.take("hints", rows, self.device), random),
-            *tokenized(self.text, texts),
+            latents, self._hints(rows, random), *tokenized(self.text, texts), importance(self.data, rows, latents)
         )
 
     def loss(self, batch: ControlBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -169,6 +209,7 @@ class ControlNetTask(DiffusionTask):
             lambda x, r: self.stage_c.denoise(x, r, conditions, control=control),
             batch.latents.repeat_interleave(repeats, dim=0),
             generator,
+            None if batch.importance is None else batch.importance.repeat_interleave(repeats, dim=0),
         )
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
@@ -177,19 +218,58 @@ class ControlNetTask(DiffusionTask):
             return None
         rows = self.data.first(SHOWN)
         count = len(rows)
-        hints = self.filter.hint(self.data.take("hints", rows, self.device), np.random.default_rng(0))
+        hints = self._hints(rows, np.random.default_rng(0))
         control = modules[self.name](hints)
         cond, uncond = (
             {"conditions": text_conditions(self.stage_c, self.text.encode(texts)), "control": control}
             for texts in (self.data.captions[:count], [""] * count)
         )
         latents = self.sample_stage_c(self.stage_c.denoise, count, cond=cond, uncond=uncond)
-        shown = self.previewer(hints) if hints.shape[1] == 16 else hints[:, :3].expand(-1, 3, -1, -1)
-        return sheet([shown, self.previewer(latents)], labels=self.data.captions[:count])
+        return sheet([self._shown(hints), self.previewer(latents)], labels=self.data.captions[:count])
+
+    def _shown(self, hints: Tensor) -> Tensor:
+        """Hints as images [B, 3, h, w]."""
+        match hints.shape[1]:
+            case 16:
+                return self.previewer(hints)
+            case 512:
+                return hints.any(dim=1, keepdim=True).float().expand(-1, 3, -1, -1)
+            case _:
+                return hints[:, :3].expand(-1, 3, -1, -1)
 
     def finish(self, modules: Modules) -> None:
         net = modules[self.name]
         recalibrate_batch_norm(net, [lambda i=i: net(self.batch(i).hints) for i in range(32)])
+
+
+_SMALL: Mapping[str, Mapping[str, Any]] = {
+    "effnet": {
+        "features": 96,
+        "stem": 8,
+        "stages": [
+            {"fused": True, "expansion": 1, "stride": 2, "width": 16, "depth": 1},
+            {"fused": True, "expansion": 2, "stride": 2, "width": 32, "depth": 1},
+            {"fused": True, "expansion": 2, "stride": 2, "width": 48, "depth": 1},
+            {"fused": False, "expansion": 4, "stride": 2, "width": 64, "depth": 2},
+        ],
+    },
+    "large": {"features": 128, "inside": [256, 96], "depth": 3},
+    "simple": {},
+}
+"""Sizes of each backbone for a small Stage C: those of the tiny cascade's."""
+CONTROLLED = 4
+"""Blocks at the start and at the end of Stage C that get a residual, as released."""
+
+
+def default_model(width: int, blocks: int, channels: int, backbone: str | None = None) -> dict[str, Any]:
+    """The sizes of a ControlNet for a Stage C of this width and number of residual blocks, and hints of so many
+    channels: as released, and for a small Stage C as the tiny cascade's."""
+    kind = backbone or {16: "large", 512: "simple"}.get(channels, "effnet")
+    apart = blocks // 16
+    chosen = [apart * n for n in range(CONTROLLED)] + [blocks - 1 - apart * n for n in reversed(range(CONTROLLED))]
+    sizes = _SMALL.get(kind, {}) if width <= SMALL_WIDTH else {}
+    numbers = chosen if apart else list(range(blocks))
+    return {"width": width, "in_channels": channels, "backbone": kind, "blocks": numbers, **sizes}
 
 
 def _go_on(net: Any, path: Path, device: torch.device) -> None:
@@ -208,6 +288,7 @@ def _described(settings: ControlNetSettings) -> tuple[str, Mapping[str, Any], Ma
     if settings.filter or settings.filter_params or settings.model:
         raise InvalidConfig("controlnet: reference stands in place of filter, filter_params and model")
     found = settings.reference
-    model = {"blocks": found.controlnet_blocks, "backbone": found.controlnet_bottleneck_mode}
-    given = {name: value for name, value in model.items() if value is not None}
-    return found.controlnet_filter, found.controlnet_filter_params or {}, given
+    model: dict[str, Any] = {"backbone": found.controlnet_bottleneck_mode or "effnet"}
+    if found.controlnet_blocks is not None:
+        model["blocks"] = found.controlnet_blocks
+    return found.controlnet_filter, found.controlnet_filter_params or {}, model

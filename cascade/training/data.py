@@ -181,7 +181,8 @@ def open_images(
 ) -> ImageSource | FolderImages:
     """Raises InvalidConfig for settings that the source lacks, and for a place that is not there.
 
-    `beside` is what is read in addition to images and texts. `on_image` is called for each file of a folder that is looked at; an exception in it ends the work.
+    `beside` is what is read in addition to images and texts. `on_image` is called for each file of a folder that is
+    looked at; an exception in it ends the work.
     """
     if settings.source == "folder":
         return _open_folder(settings, on_image, beside)

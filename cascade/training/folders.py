@@ -156,7 +156,7 @@ class FolderImages:
         """
         data = sample.image.read(FILE_BYTES)
         # Boxes of faces are in pixels of the whole image.
-        smaller = self.size if len(self.sizes) == 1 and not self.beside.faces else None
+        smaller = self.size if len(self.sizes) == 1 and self.beside.faces is None else None
         with open_image(data, smaller) as image:
             metadata = self._metadata(sample, image) if self._needs_metadata(sample) else {}
             if not all(passes(metadata) for passes in self.filters):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidConfig, shown
 from .buckets import ratio
 from .config import put
+from .filters import REFERENCE_NAMES
 from .metadata import parse_filter
 
 _VERSIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -234,9 +235,6 @@ class _Translator:
             self.say("off")
 
     def aspect_ratios(self, value: Any) -> None:
-        if self.task == "controlnet":
-            self.problem("a ControlNet is trained on squares; --set multi_aspect_ratio=null")
-            return
         try:
             ratios = [ratio(each) and each for each in value]
         except (TypeError, ValueError) as error:
@@ -277,10 +275,12 @@ class _Translator:
             self.put("TASK.images.captions.keys", dict(keys))
 
     def control_filter(self, value: Any) -> None:
-        if value == "IdentityFilter":
-            self.problem("a ControlNet of faces is not trained yet")
+        known = REFERENCE_NAMES.get(value)
+        if known is None:
+            self.problem(f"{shown(value)}: known are {', '.join(REFERENCE_NAMES)}; store hints beside the images")
         else:
-            self.put("TASK.reference.controlnet_filter", value)
+            why = "faces are read from NAME.faces.json beside each image" if known == "identity" else ""
+            self.put("TASK.reference.controlnet_filter", value, why)
 
     def modules(self, value: Any) -> None:
         if value == [".attn"]:

@@ -32,6 +32,7 @@ from .data import (
     to_images,
     to_pixels,
 )
+from .listing import OnImage
 from .networks import (
     encode_latents,
     for_training,
@@ -106,9 +107,15 @@ class StageCBatch(NamedTuple):
 
 
 class StageCTask(DiffusionTask):
-    """Trains `stage_c`, and `text_encoder` and `image_encoder` with it, on cached latents."""
+    """Trains `stage_c`, and `text_encoder` and `image_encoder` with it, on cached latents.
 
-    def __init__(self, config: TrainingConfig, on_chunk: OnChunk | None = None) -> None:
+    on_image: called for each file and image that is looked at; an exception in it ends the work.
+    problems: lines about images that were left out.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, on_chunk: OnChunk | None = None, on_image: OnImage | None = None
+    ) -> None:
         self.config, self.settings = config, config.settings
         settings: StageCSettings = config.settings
         self.count = images_in_batch(config)
@@ -120,7 +127,8 @@ class StageCTask(DiffusionTask):
             load_encoders(settings.encoders, self.text_encoder, self.image_encoder)
         self.previewer = None if settings.previewer is None else frozen(settings.previewer, self.device)
         size = int(self.image_encoder.config.image_size)
-        self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk)
+        self.data = latents_and_small_images(settings, config.precision, size, self.device, on_chunk, on_image)
+        self.problems = self.data.problems
         self.seen = [self.data.source]
         self.prompts = prompts_for_samples(settings.sample_prompts, self.data.captions)
         self.order = order_of(self.data, config)
@@ -236,7 +244,12 @@ class LatentSettings(Protocol):
 
 
 def latents_and_small_images(
-    settings: LatentSettings, precision: str, image_size: int, device: torch.device, on_chunk: OnChunk | None
+    settings: LatentSettings,
+    precision: str,
+    image_size: int,
+    device: torch.device,
+    on_chunk: OnChunk | None,
+    on_image: OnImage | None = None,
 ) -> Cache | Streamed:
     """`latents` [N, 16, h, w] of the EfficientNet encoder and `small` [N, image_size, image_size, 3], uint8; of pairs,
     these are the second and the first image."""
@@ -257,7 +270,7 @@ def latents_and_small_images(
         return {"latents": np.concatenate(latents), "small": np.concatenate(small)}
 
     key = f"{precision}-{fingerprint(settings.effnet)}-{settings.effnet_size}-{image_size}"
-    return prepared(settings.cache, "stage_c", settings.images, compute, key=key, on_chunk=on_chunk)
+    return prepared(settings.cache, "stage_c", settings.images, compute, key=key, on_chunk=on_chunk, on_image=on_image)
 
 
 def _square(images: Tensor) -> Tensor:

@@ -39,8 +39,14 @@ TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{n
 HIGH_RES = ("model_patches", "controlnet")
 """Folders of high-res guides."""
 
-ADAPTERS = {"lora": ("loras",), "embedding": ("embeddings", "loras"), **dict.fromkeys(tiny.TURBO, ("loras",))}
-"""What is added to networks: LoRAs, those for a few steps, and learned tokens, which may be in LoRAs too."""
+ADAPTERS = {
+    "lora": ("loras",),
+    "controlnet": CONTROLNETS,
+    "embedding": ("embeddings", "loras"),
+    **dict.fromkeys(tiny.TURBO, ("loras",)),
+}
+"""What is added to networks: LoRAs, those for a few steps, ControlNets, and learned tokens, which may be in LoRAs
+too."""
 
 
 TRAINING_FOLDERS = "training_folders"

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...cascade.adapters import Lora, read_lora
 from ...cascade.errors import CascadeError, RunConflict, printable
 from ...cascade.files import write_atomically, write_if_changed
 from ...cascade.images import from_pillow, open_image, read_file, to_pillow
@@ -32,9 +31,9 @@ LINES = 60
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training: its LoRA, loss and samples as the host's images [1, H, W, 3], lines about the run."""
+    """The result of a training: its file, loss and samples as the host's images [1, H, W, 3], lines about the run."""
 
-    lora: Lora
+    file: Path
     loss: Tensor
     samples: Tensor
     report: str
@@ -49,41 +48,44 @@ def image_stamp(name: str) -> tuple[object, ...] | None:
 
 
 @contextmanager
-def run_of(name: str) -> Iterator[None]:
-    """The training of this name, alone: its names are checked, and its folder is held.
+def run_of(kind: str, name: str) -> Iterator[None]:
+    """The training of this name, alone: its names are checked, and its folder is held. `kind` is that of its file.
 
     Raises:
         CascadeError: a name that no file can have, or another process trains there.
     """
-    folders.new_file("lora", name)
+    folders.new_file(kind, name)
     with exclusive(folders.run_folder(name)):
         yield
 
 
-def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
-    """Run a LoRA training, or continue the one of this name, and copy the file to the folder of LoRAs.
+def train(kind: str, name: str, data: dict[str, Any], *, made: str, restart: bool) -> Trained:
+    """Run a training, or continue the one of this name, and copy its file to the folder of its kind.
 
     Args:
+        kind: of the file.
         name: of the file, and of the folder that keeps the state.
-        data: keys of a training file, without task, output and device.
+        data: keys of a training file, without output and device.
+        made: the file that the training writes, without its ending.
         restart: delete the run of this name first.
 
     Raises:
         CascadeError: settings or images with which it cannot run.
         InterruptProcessingException: it was stopped; its state is saved.
     """
-    target, output = folders.new_file("lora", name), folders.run_folder(name)
-    if target.exists() and not (output / "lora.safetensors").exists():
+    target, output = folders.new_file(kind, name), folders.run_folder(name)
+    source = output / f"{made}.safetensors"
+    if target.exists() and not source.exists():
         raise CascadeError(
-            f"{target.name} is in models/loras already, and there is no training of this name that wrote it: give the "
-            "LoRA another name, or move that file."
+            f"{target.name} is in models/{folders.of_kind(kind)[0]} already, and there is no training of this name "
+            "that wrote it: give another name, or move that file."
         )
     if restart and output.exists():
         _delete_run(output)
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
     device = str(comfy.model_management.get_torch_device())
-    whole = {"task": "lora", "output": str(output), "device": device, **data}
+    whole = {"output": str(output), "device": device, **data}
     # A training seeds the global generators, which other nodes use too.
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         try:
@@ -93,8 +95,8 @@ def train_lora(name: str, data: dict[str, Any], *, restart: bool) -> Trained:
             comfy.model_management.soft_empty_cache()
     # Loaded networks may have the old file mapped: it is replaced, never changed in place.
     with writing(target.parent):
-        write_atomically(target, lambda path: shutil.copyfile(output / "lora.safetensors", path))
-    return Trained(read_lora(target), _image(plot_loss(output)), _last_samples(output), f"{target}\n{report}")
+        write_atomically(target, lambda path: shutil.copyfile(source, path))
+    return Trained(target, _image(plot_loss(output)), _last_samples(output), f"{target}\n{report}")
 
 
 def _last_samples(output: Path) -> Tensor:
@@ -107,7 +109,7 @@ def _last_samples(output: Path) -> Tensor:
 
 
 def _run(whole: Mapping[str, Any]) -> str:
-    config = parse_config(whole, SETTINGS, where="Train LoRA", root=Path())
+    config = parse_config(whole, SETTINGS, where=f"training of {whole['task']}", root=Path())
     bar = comfy.utils.ProgressBar(config.steps)
 
     def look(*_: int) -> None:
@@ -117,19 +119,20 @@ def _run(whole: Mapping[str, Any]) -> str:
         bar.update_absolute(step, steps)
 
     try:
-        task = TASKS["lora"].task(config, on_chunk=look, on_image=look)
+        task = TASKS[config.task].task(config, on_chunk=look, on_image=look)
         outcome = fit(task, config, on_step=on_step, should_stop=comfy.model_management.processing_interrupted)
     except RunConflict as error:
-        raise CascadeError(f"{error} Or set existing_run to 'restart', or give the LoRA another name.") from error
+        raise CascadeError(f"{error} Or set existing_run to 'restart', or give another name.") from error
     # Its state is saved, and the next run continues from there.
     comfy.model_management.throw_exception_if_processing_interrupted()
     loss = outcome.metrics.get("loss")
     settings = config.settings
     rates = f"learning rate {config.learning_rate:g}"
-    if settings.tokens:
+    if config.task == "lora" and settings.tokens:
         rates += f", of the token {settings.token_learning_rate:g}"
+    about = "about " if settings.images.aspect_ratios else ""
     lines = [
-        f"{len(task.data.captions)} images at {settings.images.size} x {settings.images.size}",
+        f"{len(task.data.captions)} images at {about}{settings.images.size} x {settings.images.size}",
         f"{outcome.step} steps" + ("" if loss is None else f", loss {loss:.4g}"),
         rates,
     ]
