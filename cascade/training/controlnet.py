@@ -16,6 +16,7 @@ from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
 from .backbones import start_backbone
+from .beside import EMBEDDING
 from .config import Count, NewPath, PathFromRoot, Pixels, Settings, Several, Share, TrainingConfig, Whole
 from .data import (
     Cache,
@@ -225,17 +226,8 @@ class ControlNetTask(DiffusionTask):
             for texts in (self.data.captions[:count], [""] * count)
         )
         latents = self.sample_stage_c(self.stage_c.denoise, count, cond=cond, uncond=uncond)
-        return sheet([self._shown(hints), self.previewer(latents)], labels=self.data.captions[:count])
-
-    def _shown(self, hints: Tensor) -> Tensor:
-        """Hints as images [B, 3, h, w]."""
-        match hints.shape[1]:
-            case 16:
-                return self.previewer(hints)
-            case 512:
-                return hints.any(dim=1, keepdim=True).float().expand(-1, 3, -1, -1)
-            case _:
-                return hints[:, :3].expand(-1, 3, -1, -1)
+        shown = self.previewer(hints) if hints.shape[1] == latents.shape[1] else _as_image(hints)
+        return sheet([shown, self.previewer(latents)], labels=self.data.captions[:count])
 
     def finish(self, modules: Modules) -> None:
         net = modules[self.name]
@@ -270,6 +262,12 @@ def default_model(width: int, blocks: int, channels: int, backbone: str | None =
     sizes = _SMALL.get(kind, {}) if width <= SMALL_WIDTH else {}
     numbers = chosen if apart else list(range(blocks))
     return {"width": width, "in_channels": channels, "backbone": kind, "blocks": numbers, **sizes}
+
+
+def _as_image(hints: Tensor) -> Tensor:
+    """Hints [B, c, h, w] as images [B, 3, h, w]: of embeddings, where they are."""
+    shown = hints.any(dim=1, keepdim=True).float() if hints.shape[1] == EMBEDDING else hints[:, :3]
+    return shown.expand(-1, 3, -1, -1)
 
 
 def _go_on(net: Any, path: Path, device: torch.device) -> None:

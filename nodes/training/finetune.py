@@ -90,7 +90,7 @@ def _finetune_rows() -> list[Row]:
         row(io.Int, "accumulation", "accumulation", "Batches per step: as a larger batch, in the memory of one.",
              default=4, min=1, max=1024),
         row(io.Float, "learning_rate", "learning_rate", "0: by the size of the model: 1e-5 for the released models, "
-             "5e-4 for the tiny cascade.", **RATE),
+             "1e-4 for the tiny cascade.", **RATE),
         resolution_row(),
         seed_row(),
         checkpointing_row(),
@@ -110,7 +110,7 @@ def _finetune_rows() -> list[Row]:
 def finetune_settings(inputs: dict[str, Any]) -> dict[str, Any]:
     """As `lora_settings`."""
     path = folders.find("stage_c", inputs["unet_name"])
-    values = by_size({**inputs, "learning_rate": inputs["learning_rate"] or (5e-4 if is_small(path) else 1e-5)}, path)
+    values = by_size({**inputs, "learning_rate": inputs["learning_rate"] or (1e-4 if is_small(path) else 1e-5)}, path)
     section = {
         "effnet_size": latent_pixels(values["resolution"]),
         "train_text_encoder": False,

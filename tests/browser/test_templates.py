@@ -16,7 +16,11 @@ LAPTOP, DESKTOP = {"width": 1440, "height": 900}, {"width": 1920, "height": 1080
 READABLE = "app.canvas.ds.scale * LiteGraph.NODE_TEXT_SIZE >= app.canvas.min_font_size_for_lod"
 """Whether the page draws the texts of nodes at its zoom."""
 GROUP_TITLE = 34
-SHORT = {"CascadeTrainLora": {"steps": 2, "batch_size": 1, "class_folder": ""}}
+SHORT = {
+    "CascadeTrainLora": {"steps": 2, "batch_size": 1, "class_folder": ""},
+    "CascadeTrainControlNet": {"steps": 2, "batch_size": 1},
+    "CascadeFinetune": {"steps": 2, "batch_size": 1},
+}
 """Widgets to choose so that a run takes seconds."""
 NOT_RUN = {"Face Identity"}
 """Stops with a message: it needs a face detector."""

@@ -24,7 +24,7 @@ KEEP = ("--cache-lru", "50")
 """Of the host's command line: networks stay loaded from prompt to prompt, or most of the time would go into loading."""
 STOPPED = 30
 """Seconds from the stop button to the end of a prompt, on a busy machine."""
-SLOW = ("Large Image (no extra files)", "Train a LoRA")
+SLOW = ("Large Image (no extra files)", "Train a LoRA", "Train a ControlNet", "Finetune a model")
 """Templates that take long on a CPU; trainings are sent with small networks."""
 PARTS = {"unet_name": "stage_c", "clip_name": "text_encoder", "encoder_name": "effnet"}
 TINY = "tiny cascade (included)"

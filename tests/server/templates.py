@@ -12,7 +12,7 @@ from tests.server.serving import Server
 
 TINY = [name for name in NAMES if name not in ELSEWHERE]
 """Templates that need no other files."""
-TRAINING = "CascadeTrainLora"
+TRAINING = ("CascadeTrainLora", "CascadeTrainControlNet", "CascadeFinetune")
 
 
 class _Classes(dict[str, Any]):
@@ -33,6 +33,6 @@ def prompts(server: Server, *, steps: int) -> dict[str, Prompt]:
             inputs = node["inputs"]
             if "steps" in inputs:
                 inputs["steps"] = steps
-            if node["class_type"] == TRAINING:
+            if node["class_type"] in TRAINING:
                 inputs["existing_run"] = "restart"
     return found
