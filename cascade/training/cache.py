@@ -335,6 +335,11 @@ def shared(processes: Processes, *, check: bool = False) -> Iterator[list[Cache]
         _shared = before
 
 
+def shared_processes() -> Any:
+    """Those that make caches together now."""
+    return _shared.processes
+
+
 def _opened(place: Path, captions: CaptionSettings) -> Cache | None:
     if not place.exists():
         return None

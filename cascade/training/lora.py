@@ -26,6 +26,7 @@ from ..conditioning import TextEncoder, tokenizer
 from ..conditioning.text import TextEmbedding
 from ..errors import InvalidConfig, InvalidName
 from ..files import check_name
+from .class_images import generate_missing
 from .config import (
     Amount,
     Count,
@@ -101,7 +102,8 @@ class LoraSettings(Settings):
     With `class_images` each batch holds as many images of the class, whose loss counts `class_loss_weight`: the class
     keeps its meaning (Ruiz et al. 2023, DreamBooth, section 3.3). `class_target` is what they are trained towards: the
     images, or what the network predicted for them before the training (Li and Hoiem 2016, "Learning without
-    forgetting", section 3), which changes the class less.
+    forgetting", section 3), which changes the class less. With `class_prompts` those that are missing in its folder are
+    generated first, up to `class_count`, which needs `stage_b` and `stage_a`.
 
     The encoder gets images at `effnet_size`, three quarters of their size where it is not given, as for the released
     Stage C. `name` is the file's, to which further `formats` are added.
@@ -130,6 +132,10 @@ class LoraSettings(Settings):
     tokens: Several[TokenSettings] | None = None
     token_learning_rate: Amount | None = None
     class_images: ImageSettings | None = None
+    class_prompts: Several[str] | None = None
+    class_count: Count = 200
+    stage_b: PathFromRoot | None = None
+    stage_a: PathFromRoot | None = None
     class_loss_weight: Amount = 1.0
     class_target: Literal["images", "network"] = "images"
     drop_caption: Share = 0.05
@@ -204,6 +210,8 @@ class LoraTask(DiffusionTask):
         self.config, self.settings, self.on_image = config, config.settings, on_image
         settings: LoraSettings = config.settings
         self.device = pick_device(config.device)
+        if settings.class_prompts is not None:
+            generate_missing(settings, self.device, on_image)
         self.net = for_training(self._network(settings.stage_c, "stage_c"), self.device, config)
         self.adapter, self.base_tokenizer = Adapter(), tokenizer()
         self.wiring = Wiring(self.adapter)

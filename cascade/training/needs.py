@@ -89,7 +89,7 @@ def _inputs(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
 def _images(section: BaseModel) -> Iterator[tuple[str, ImageSettings]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, ImageSettings):
+        if isinstance(value, ImageSettings) and not (name == "class_images" and section.class_prompts):  # made then
             yield name, value
 
 

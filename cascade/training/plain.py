@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from ..files import write_atomically, write_if_changed
-from ..images import to_pillow
-from ..pipelines import Parts, Settings, generate
+from ..files import write_atomically
+from ..pipelines import Parts
+from .class_images import make_class_images, write_image
 from .config import parse_config, put
 from .folders import FolderImages
 from .loop import Outcome
@@ -24,8 +23,6 @@ from .lora import defaults_for, is_small
 from .tasks import SETTINGS, ProgressBars, train
 
 log = logging.getLogger("cascade")
-
-OnImage = Callable[[int, int], None]
 
 SETTINGS_FILE = "settings.yaml"
 _ABOUT_SETTINGS = """\
@@ -134,39 +131,13 @@ def prepare_images(path: Path, folder: Path, size: int, token: str | None) -> li
         text = seen.texts[0] or ""
         words = text if seen.captioned else re.sub(r"[\W_]*\(?\d+\)?$", "", text).replace("-", " ")
         captions.append(words if token is None else with_token(words, token))
-        _write(folder, len(captions) - 1, Image.fromarray(seen.pixels), captions[-1])
+        write_image(folder, len(captions) - 1, Image.fromarray(seen.pixels), captions[-1])
     for line in source.problems(len(captions)):
         log.warning("%s", line)
     for old in folder.glob("[0-9][0-9][0-9][0-9].*"):
         if int(old.stem) >= len(captions):
             old.unlink()
     return captions
-
-
-def make_class_images(
-    parts: Parts, prompts: Sequence[str], folder: Path, *, size: int, at_once: int = 1, on_image: OnImage | None = None
-) -> None:
-    """Let the model generate an image for each prompt into `folder`, with the caption beside it. What is there stays.
-
-    Seeds are the images' numbers. `at_once` of them are generated together. Raises as `pipelines.generate`.
-    """
-    settings = Settings(width=size, height=size)
-    missing = [place for place in range(len(prompts)) if not (folder / f"{place:04}.png").exists()]
-    for first in range(0, len(missing), at_once):
-        places = missing[first : first + at_once]
-        made = generate(parts, [prompts[place] for place in places], seeds=places, settings=settings).images
-        for place, image in zip(places, made, strict=True):
-            _write(folder, place, to_pillow(image), prompts[place])
-        if on_image is not None:
-            on_image(len(prompts) - len(missing) + first + len(places), len(prompts))
-
-
-def _write(folder: Path, place: int, image: Image.Image, caption: str) -> None:
-    """The caption first: an image that is there has its caption."""
-    made = io.BytesIO()
-    image.save(made, "PNG")
-    write_if_changed(folder / f"{place:04}.txt", caption.encode())
-    write_if_changed(folder / f"{place:04}.png", made.getvalue())
 
 
 def plain_settings(

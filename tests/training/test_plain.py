@@ -10,12 +10,13 @@ from PIL import Image
 from cascade import tiny
 from cascade.errors import InvalidConfig
 from cascade.pipelines import Parts
-from cascade.training import SETTINGS, parse_config
+from cascade.training import SETTINGS, TASKS, parse_config
+from cascade.training.class_images import make_class_images
 from cascade.training.lora import LoraSettings
+from cascade.training.needs import missing
 from cascade.training.plain import (
     NETWORKS,
     PlainLora,
-    make_class_images,
     plain_settings,
     prepare_images,
     with_token,
@@ -69,6 +70,28 @@ def test_class_images_that_are_there_stay(tmp_path: Path) -> None:
     assert (tmp_path / "0000.png").stat().st_mtime_ns == first
     assert [(tmp_path / f"000{i}.txt").read_text(encoding="utf-8") for i in range(3)] == prompts
     assert done == [(3, 3)]
+
+
+def test_missing_class_images_are_generated_for_a_settings_file(tmp_path: Path) -> None:
+    files = {kind: str(tiny.path(kind)) for kind in ("stage_c", "text_encoder", "effnet", "stage_b", "stage_a")}
+    section = {
+        "images": {"source": "tiny", "count": 2, "seed": 1, "size": 64},
+        "class_images": {"path": "class", "size": 64},
+        "class_prompts": ["a red circle", "a blue square"],
+        "class_count": 3,
+        "cache": "cache",
+        **files,
+    }
+    plain = {"task": "lora", "output": "run", "steps": 1, "batch_size": 1, "device": "cpu"}
+    config = parse_config({**plain, "lora": section}, SETTINGS, where="test", root=tmp_path)
+    assert missing(config) == []
+    task = TASKS["lora"].task(config)
+    assert sorted(path.name for path in (tmp_path / "class").glob("*.png")) == ["0000.png", "0001.png", "0002.png"]
+    assert sorted(task.class_data.captions) == ["a blue square", "a red circle", "a red circle"]
+    without = {key: value for key, value in section.items() if key not in ("stage_a", "stage_b")}
+    config = parse_config({**plain, "lora": without}, SETTINGS, where="test", root=tmp_path)
+    with pytest.raises(InvalidConfig, match="stage_b and stage_a are needed"):
+        TASKS["lora"].task(config)
 
 
 @pytest.mark.parametrize("token", [None, "[moon]"])
