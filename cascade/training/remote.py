@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import InvalidConfig, one_line
+from ..errors import InvalidConfig, NotWritable, one_line
 from ..files import write_atomically
 from .lock import writing
 
@@ -26,6 +26,8 @@ S3, PIPE = "s3://", "pipe:"
 TRIES = 3
 PAUSE = 2.0
 """Seconds before another try; twice as many before the next."""
+ROOM = 1 << 20
+"""Bytes that are free on a disk that is not full."""
 PLACES = 100_000
 """That braces may stand for."""
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
@@ -101,7 +103,7 @@ def fetch(place: str, folder: Path) -> Path:
 
 
 def _run(command: str | list[str], place: str, output: IO[bytes] | None = None) -> bytes:
-    """What a command writes, or nothing where it goes to `output`. Raises InvalidConfig."""
+    """What a command writes, or nothing where it goes to `output`. Raises InvalidConfig, NotWritable."""
     said = ""
     for attempt in itertools.count(1):
         try:
@@ -118,6 +120,9 @@ def _run(command: str | list[str], place: str, output: IO[bytes] | None = None) 
         if result.returncode == 0:
             return result.stdout or b""
         said = one_line(result.stderr.decode("utf-8", "replace").strip() or f"status {result.returncode}")[-300:]
+        if output is not None and shutil.disk_usage(Path(output.name).parent).free < ROOM:
+            # The command only says that it could not write; another try would end alike.
+            raise NotWritable(f"{Path(output.name).parent}: the disk is full; {place} needs room there")
         if attempt == TRIES:
             break
         log.warning("%s: not read (%s), another try in %g seconds", place, said, PAUSE * attempt)

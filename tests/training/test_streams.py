@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 from cascade.checkpoints import save_model
 from cascade.cli import main
-from cascade.errors import InvalidConfig
+from cascade.errors import InvalidConfig, NotWritable
 from cascade.training import SETTINGS, TASKS, fit, parse_config, read_config
 from cascade.training import remote as remote_module
 from cascade.training.cache import CHUNK, cached
@@ -239,6 +240,16 @@ def test_a_missing_key_is_named(tmp_path: Path, aws: Path) -> None:
         [seen(order, index) for index in range(10)]
     with pytest.raises(InvalidConfig, match=r"no \.tar is there"):
         stream(tmp_path, path="s3://bucket/other")
+
+
+@posix
+def test_a_full_disk_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    tries = tmp_path / "tries"
+    with pytest.raises(NotWritable, match=r"the disk is full; pipe:.* needs room there"):
+        remote_module.fetch(f"pipe:echo half; echo once >> '{tries}'; exit 1", tmp_path)
+    assert tries.read_text(encoding="utf-8") == "once\n"
+    assert list(tmp_path.rglob("*.tar*")) == []
 
 
 def test_a_program_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
