@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InvalidImage
 from ..images import open_image
@@ -99,7 +100,9 @@ def _cut(data: bytes, mark: str, whole: Size, size: Size, shown: Shown, gray: bo
             f"its {mark} has {found.width} x {found.height} pixels, which is another shape than that of the image, "
             f"{whole.width} x {whole.height}"
         )
-    return show_alike(found.convert("L") if gray else found, size, shown)
+    # A mask is averaged, so that what is wholly outside stays so.
+    resample = Image.Resampling.BOX if mark == MASK else Image.Resampling.LANCZOS
+    return show_alike(found.convert("L") if gray else found, size, shown, resample)
 
 
 def _faces(data: bytes) -> list[tuple[list[float], list[float]]]:

@@ -94,9 +94,8 @@ def show(image: Image.Image, size: Size, crop: Crop, random: np.random.Generator
     return Shown(np.asarray(fitted), max(0.0, enlarged), 1 - shares[0] * shares[1], down, right)
 
 
-def show_alike(image: Image.Image, size: Size, shown: Shown) -> np.ndarray:
+def show_alike(image: Image.Image, size: Size, shown: Shown, resample: Image.Resampling) -> np.ndarray:
     """uint8 [h, w, ...]: of an image of the same shape as another, the part that is shown of that, at this size."""
-    resample = Image.Resampling.LANCZOS
     return np.asarray(ImageOps.fit(image, (size.width, size.height), resample, centering=(shown.right, shown.down)))
 
 

@@ -264,8 +264,7 @@ def importance(data: Cache | Streamed, rows: np.ndarray, latents: Tensor) -> Ten
     if not data.has(MASK):
         return found
     masks = data.take(MASK, rows, latents.device)[:, None].float() / 255
-    height, width = latents.shape[-2:]
-    shown = resize(masks, (height, width))
+    shown = F.interpolate(masks, latents.shape[-2:], mode="area")
     return shown if found is None else shown * found[:, None, None, None]
 
 

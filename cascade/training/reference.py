@@ -275,7 +275,7 @@ class _Translator:
             self.put("TASK.images.captions.keys", dict(keys))
 
     def control_filter(self, value: Any) -> None:
-        known = REFERENCE_NAMES.get(value)
+        known = REFERENCE_NAMES.get(str(value))
         if known is None:
             self.problem(f"{shown(value)}: known are {', '.join(REFERENCE_NAMES)}; store hints beside the images")
         else:

@@ -87,6 +87,13 @@ FILES: dict[str, dict[str, Any]] = {
         "controlnet_bottleneck_mode": "large",
         "offset_noise": 0.1,
     },
+    "identity": {
+        **CONTROL,
+        "controlnet_filter": "IdentityFilter",
+        "controlnet_filter_params": {"max_faces": 4, "p_drop": 0.05, "p_full": 0.3},
+        "controlnet_bottleneck_mode": "simple",
+        "multi_aspect_ratio": RATIOS,
+    },
 }
 
 
@@ -257,7 +264,7 @@ def test_check_tells_memory_disk_and_what_is_missing(folder: Path, capsys: pytes
         ("finetune_c", {"batch_size": 1}),
         ("lora", {"train_tokens": [[3, None]]}),
         ("lora", {"module_filters": [".attn", ".mapper"]}),
-        ("canny", {"controlnet_filter": "IdentityFilter"}),
+        ("canny", {"controlnet_filter": "PidiFilter"}),
     ],
 )
 def test_what_cannot_be_used_is_named(
