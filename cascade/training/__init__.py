@@ -3,7 +3,8 @@
 config     settings, read from a file and checked by pydantic
 data       settings of images, pixels as tensors; what a training reads of its images
 listing    where images lie: folders, tars, lists; `remote`: s3:// and pipe:
-folders    images and edits as they are trained on; `buckets`: their shapes; `metadata`: captions and filters
+folders    images and edits as they are trained on; `buckets`: their shapes; `metadata`: captions and filters;
+           `beside`: hints, masks and faces beside them; `class_images`: those that are generated
 cache      what is computed once from them, in shards; `preparation` makes it before a training
 stream     images that are computed as they come
 order      which images a batch has
@@ -17,7 +18,7 @@ trackers   TensorBoard and wandb
 task       what the loop asks of a training
 state, metrics   what a run leaves in its folder
 stage_a encoder captions stage_c stage_b controlnet lora instruct   one file a task
-filters    what a ControlNet is shown
+filters    what a ControlNet is shown; backbones: what its EfficientNet starts with
 plain      a LoRA of a folder of images without a settings file
 lora_layers, lora_kinds   what a LoRA trains: the changes beside the layers, learned tokens and words
 """

@@ -68,7 +68,7 @@ def test_a_folder_becomes_a_controlnet(host: Any, folder: str) -> None:
 
 
 def test_hints_beside_the_images(host: Any, folder: str) -> None:
-    stored = {"folder": folder, "hint": "stored", "aspect_ratios": True, "masks": True, "batch_size": 1}
+    stored = {"folder": folder, "hint": "stored", "aspect_ratios": True, "masks": True}
     control, *_, report = run(host, CONTROL, name="depth", **stored)
     assert control.config.in_channels == 1
     assert "3 images at about 64 x 64" in report
