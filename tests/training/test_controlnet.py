@@ -14,8 +14,10 @@ from cascade.errors import InvalidConfig
 from cascade.images import canny, inpaint_hint
 from cascade.models import Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, TASKS, fit, parse_config
+from cascade.training.backbones import IMAGENET
+from cascade.training.controlnet import default_model
 from cascade.training.data import to_images
-from cascade.training.filters import build_filter
+from cascade.training.filters import build_filter, salient
 from cascade.training.metrics import read_metrics
 from tests import small
 
@@ -102,6 +104,54 @@ def test_it_goes_on_from_another(folder: Path, tmp_path: Path) -> None:
         build(folder, filter="super_resolution", model={**LARGE, "blocks": [0]}, start=str(path))
 
 
+def test_a_new_backbone_starts_with_that_of_a_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = build(folder, filter="inpainting", model=EFFNET).modules["controlnet_inpainting"]
+    save_model(other, tmp_path / "other.safetensors")
+    at_hand = tmp_path / "checkpoints" / IMAGENET
+    at_hand.parent.mkdir()
+    torch.save({f"features.{name}": value for name, value in other.backbone.state_dict().items()}, at_hand)
+
+    def differing(**section: Any) -> list[str]:
+        net = build(folder, filter="canny", model=EFFNET, **section).modules["controlnet_canny"]
+        found, wanted = net.backbone.state_dict(), dict(other.backbone.state_dict())
+        first = next(iter(wanted))
+        wanted[first] = wanted[first][:, :1]  # it reads edges, the other one images and masks
+        return [name for name, value in wanted.items() if not torch.equal(found[name], value)]
+
+    assert differing() != []
+    assert differing(backbone=str(tmp_path / "other.safetensors")) == []
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert differing() == [], "torchvision's weights are at hand"
+    for model, name, words in (
+        ({**EFFNET, "stem": 8}, "canny", "no EfficientNet of the ControlNet's sizes"),
+        (LARGE, "super_resolution", "takes no such file"),
+    ):
+        with pytest.raises(InvalidConfig, match=words):
+            build(folder, filter=name, model=model, backbone=str(tmp_path / "other.safetensors"))
+
+
+def test_what_a_model_leaves_out_follows_from_stage_c(folder: Path) -> None:
+    assert default_model(2048, 64, 1)["blocks"] == [0, 4, 8, 12, 51, 55, 59, 63]
+    assert default_model(1536, 32, 16)["blocks"] == [0, 2, 4, 6, 25, 27, 29, 31]
+    assert default_model(1536, 32, 16)["backbone"] == "large"
+    config = build(folder, filter="canny").modules["controlnet_canny"].config
+    assert (config.blocks, config.backbone, config.features) == ((0, 1, 2, 3), "effnet", 96)
+
+
+def test_masks_follow_what_draws_the_eye() -> None:
+    image = np.full((96, 96, 3), 128, np.uint8)
+    image[20:40, 50:70] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
+    mask = salient(image, 0.05)
+    assert mask.mean() == pytest.approx(0.05, abs=0.01)
+    assert mask[16:44, 46:74].sum() > 0.8 * mask.sum()
+    shown = build_filter("inpainting", {"masks": "saliency", "p_outpaint": 1.0}, 96, None, 3)
+    hint = shown.hint(torch.from_numpy(image)[None], np.random.default_rng(0))
+    assert hint[0, 3, 30, 60] == 0
+    assert hint[0, 3, 80, 10] == 1
+
+
 def drawn(count: int = 3) -> Any:
     from cascade.tiny import drawing
 
@@ -146,7 +196,10 @@ def test_the_references_lines_are_understood(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"filter": "depth"}, "filter is 'depth'; known filters: canny, inpainting, super_resolution"),
+        (
+            {"filter": "depth"},
+            "filter is 'depth'; known filters: canny, inpainting, .*, stored, identity",
+        ),
         ({"filter": "canny", "filter_params": {"breadth": 3}}, "filter_params: .*breadth"),
         ({}, r"missing filter \(or reference\)"),
         ({"filter": "canny", "reference": {}}, "stands in place of"),
