@@ -41,6 +41,8 @@ from .rows import (
 )
 
 MODULES = ("attention", "key_value", "all")
+CLASS_TARGETS = {"given": "images", "predicted": "network"}
+"""Choice -> the setting of a training."""
 
 
 class CascadeTrainLora(io.ComfyNode):
@@ -128,9 +130,9 @@ def _lora_rows() -> list[Row]:
         *shape_rows(optional=True),
         more(io.Int, "vectors", None, "Vectors of the token. More hold more detail and need more images.",
              default=1, min=1, max=32, optional=True),
-        more(io.Combo, "class_target", ".class_target", "What class images are trained towards: the images, or what "
-             "the network predicted for them before the training, which changes the class less.",
-             options=["images", "network"], default="images", optional=True),
+        more(io.Combo, "class_target", ".class_target", "What class images are trained towards. given: the images. "
+             "predicted: what the network predicted for them before the training, which changes the class less.",
+             CLASS_TARGETS.__getitem__, options=list(CLASS_TARGETS), default="given", optional=True),
         more(io.Combo, "kind", ".kind", "How a change is stored. lora: two small matrices. loha, lokr, oft: as LyCORIS "
              "has them.", options=list(get_args(Kind)), default="lora", optional=True),
         optimizer_row(False),

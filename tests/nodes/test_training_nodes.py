@@ -107,5 +107,5 @@ def test_what_train_lora_can_do_besides(host: Any, folder: str) -> None:
     assert len(lora.tokens[0].vectors) == 3
     saved = read_lora(host.models / "loras" / "shaped.safetensors")
     assert saved.training["kind"] == "lokr"
-    with_class = {"class_folder": folder, "class_target": "network", "token": ""}
+    with_class = {"class_folder": folder, "class_target": "predicted", "token": ""}
     assert run(host, LORA, name="held", folder=folder, rank=2, **with_class)[0].changes["stage_c"]
