@@ -12,7 +12,7 @@ loop       the loop (`fit`), with exact continuation
 schedule, average, signals   the learning rate, the average of the weights, how a run is stopped
 reference  the released training's files in our settings
 needs      what a training needs: files, memory, disk
-optimizers by name
+optimizers by name; rounding: weights in bfloat16
 processes  several processes, one training; sharding: networks split over them
 trackers   TensorBoard and wandb
 task       what the loop asks of a training

@@ -62,12 +62,15 @@ class Average:
         count = max(0, step - config.ema_start) // config.ema_every
         decay = min(config.ema, (1 + count) / (10 + count)) if count else 0.0
         average, current = _tensors(self.own), _tensors(self.current)
-        current = [there.to(here.device) for here, there in zip(average, current, strict=True)]
-        floats = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
+        pairs = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
+        alike = [(a, c) for a, c in pairs if (a.dtype, a.device) == (c.dtype, c.device)]
         for split in (True, False):  # those whose parts are in several processes by themselves
-            part = [(a, c) for a, c in floats if hasattr(a, "to_local") == split]
+            part = [(a, c) for a, c in alike if hasattr(a, "to_local") == split]
             if part:
                 torch._foreach_lerp_([a for a, _ in part], [c for _, c in part], 1 - decay)
+        for a, c in pairs:  # one after the other: a copy of all at once would be as large as the network
+            if (a.dtype, a.device) != (c.dtype, c.device):
+                a.lerp_(c.to(a.device, a.dtype), 1 - decay)
         for a, c in zip(average, current, strict=True):
             if not a.is_floating_point():
                 a.copy_(c)

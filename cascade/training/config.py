@@ -122,6 +122,9 @@ class TrainingConfig(Settings):
     `held_out` images are not trained on. Every `validate_every` steps the loss on them is logged, as it is for all and
     for each quarter of the noise levels; data and noise are the same each time.
 
+    `precision` is what is calculated in. With `weights_dtype` bfloat16 the trained weights and what the optimizer keeps
+    are rounded too, by chance: half the memory.
+
     `gradient_checkpointing` calculates each block a second time in the backward pass in place of keeping what it
     calculated: less memory, slower. `torch_compile_backend` (inductor) compiles each block.
 
@@ -155,6 +158,7 @@ class TrainingConfig(Settings):
     gradient_checkpointing: StrictBool = False
     torch_compile_backend: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     shard: StrictBool = False

@@ -23,6 +23,7 @@ from .lock import exclusive, writing
 from .metrics import append_metrics, plot_loss, truncate_metrics
 from .optimizers import build_optimizer
 from .processes import Processes
+from .rounding import rounded_step, to_bfloat16
 from .schedule import Extension, extended, learning_rate
 from .signals import stop_signals
 from .state import STATE_FILE, STATES, keep_states, load_state, place_of, save_state
@@ -97,10 +98,14 @@ class Trainer:
         for module in task.modules.values():
             module.train()
         self.micro_batches = config.accumulation * processes.size
+        if config.weights_dtype == "bfloat16" and config.precision != "bfloat16":
+            raise InvalidConfig("weights_dtype: bfloat16 needs precision: bfloat16")
         if config.shard and config.ema_device == "cpu":
             raise InvalidConfig("ema_device: with shard the average lies where its network does; set offload instead")
         split = config.shard and processes.size > 1
         self.ema = Average(task.modules if processes.first or split else {}, config)
+        if config.weights_dtype == "bfloat16":
+            to_bfloat16(task.modules.values())  # after the average was made: it is float32
         self.sharding = _sharding(task, self.ema, config) if split else None
         self.parameters = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self._groups(), config)
@@ -140,7 +145,7 @@ class Trainer:
         complete = self.finished = self.step >= config.steps
         self._settle()
         if acts and complete:
-            with self.ema.applied() as modules:
+            with self.ema.applied() as modules, self._in_halves(config.weights_dtype):
                 self.task.finish(modules)
         if acts and (saved != self.step or complete):
             self.save()
@@ -168,7 +173,7 @@ class Trainer:
             if self.sharding is not None:
                 self.sharding.synchronize(last)
             with nullcontext() if last else self.processes.alone(self.loss):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                with self._in_halves(config.precision):
                     loss, metrics = self.loss(batch, generator)
                 (loss / config.accumulation).backward()
             self._add(config.accumulation, loss=loss, **metrics)
@@ -180,11 +185,18 @@ class Trainer:
         else:
             norm = self.sharding.clip_gradients(self.parameters, most)
         self._add(grad_norm=norm)
-        self.optimizer.step()
+        if config.weights_dtype == "bfloat16":
+            rounded_step(self.optimizer, derive_seed(config.seed, "rounding", self.step))
+        else:
+            self.optimizer.step()
         self.step += 1
         self.summed += 1
         self.task.end_step(self.processes.gather)
         self.ema.update(self.step)
+
+    def _in_halves(self, dtype: str) -> torch.autocast:
+        """Calculations in bfloat16, where that is the dtype."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices and filters decay; biases, gains and embedding tables do not."""
@@ -237,7 +249,7 @@ class Trainer:
     def sample(self) -> None:
         """Write samples/step.png with the averaged weights, and the plot of the loss."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        with torch.no_grad(), self.ema.applied() as modules:
+        with torch.no_grad(), self.ema.applied() as modules, self._in_halves(self.config.weights_dtype):
             sheet = self.task.sample(modules, generator)
         if not self.processes.first:
             return
@@ -262,7 +274,7 @@ class Trainer:
         with self.task.validation() as further:
             for index in range(count):
                 generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, "validation", index))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                with self._in_halves(config.precision):
                     loss, metrics = self.task.loss(self.task.batch(index), generator)
                 for name, value in {"loss": loss, **metrics}.items():
                     sums[name] = sums.get(name, 0) + value.float() / count

@@ -40,8 +40,14 @@ OPTIMIZERS: Mapping[str, Callable[[Groups, TrainingConfig], torch.optim.Optimize
 }
 
 
+_ROUNDED = ("adamw", "adafactor")
+"""Those that compute each weight's step by itself, in torch: see `rounding`."""
+
+
 def build_optimizer(groups: Groups, config: TrainingConfig) -> torch.optim.Optimizer:
     """`config.optimizer` for groups of parameters. Raises InvalidConfig: its library or an argument does not exist."""
+    if config.weights_dtype == "bfloat16" and config.optimizer not in _ROUNDED:
+        raise InvalidConfig(f"weights_dtype: with bfloat16 the optimizer is {' or '.join(_ROUNDED)}")
     try:
         return OPTIMIZERS[config.optimizer](groups, config)
     except (TypeError, ValueError) as error:

@@ -146,6 +146,14 @@ def test_all_that_can_be_trained_is_trained_in_bfloat16(folder: Path, tmp_path: 
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
 
 
+@pytest.mark.parametrize("variant", ["everything", "lokr", "oft"])
+def test_what_is_trained_may_be_in_bfloat16(folder: Path, tmp_path: Path, variant: str) -> None:
+    changes = {"precision": "bfloat16", "weights_dtype": "bfloat16"}
+    task = train(folder, tmp_path, changes=changes, **VARIANTS[variant])
+    assert {parameter.dtype for parameter in task.adapter.parameters()} == {torch.bfloat16}
+    assert read_lora(tmp_path / "lora.safetensors").changes.keys() >= {"stage_c"}
+
+
 def test_base_networks_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
     task = train(folder, tmp_path, target_modules=["all"], text_encoder_modules=["attention"], tokens=TOKENS)
     for net, kind in ((task.net, "stage_c"), (task._text_encoder, "text_encoder")):

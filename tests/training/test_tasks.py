@@ -142,6 +142,18 @@ def test_each_trains_samples_and_exports(folder: Path, tmp_path: Path, task: str
 
 
 @pytest.mark.parametrize("task", SECTIONS)
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_each_trains_with_weights_in_halves(folder: Path, tmp_path: Path, task: str, ema: float) -> None:
+    changes = {"precision": "bfloat16", "weights_dtype": "bfloat16", "ema": ema, "held_out": 4, "validate_every": 2}
+    settings = config(folder, task, str(tmp_path), changes=changes)
+    built = TASKS[task].task(settings)
+    assert fit(built, settings).complete
+    assert torch.bfloat16 in {p.dtype for module in built.modules.values() for p in module.parameters()}
+    for name in sorted(set(built.modules) - {"reader"}):
+        assert {p.dtype for p in load_model(tmp_path / f"{name}.safetensors").parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("task", SECTIONS)
 def test_batches_follow_from_their_number(folder: Path, task: str) -> None:
     a, b = build(folder, task), build(folder, task)
     for index in (0, 5):
