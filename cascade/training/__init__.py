@@ -11,12 +11,12 @@ order      which images a batch has
 loop       the loop (`fit`), with exact continuation
 schedule, average, signals   the learning rate, the average of the weights, how a run is stopped
 reference  the released training's files in our settings
-needs      what a training needs: files, memory, disk
+needs      what a training needs: files, memory, disk; step_memory: by a step without numbers
 optimizers by name; rounding: weights in bfloat16
 processes  several processes, one training; sharding: networks split over them
 trackers   TensorBoard and wandb
 task       what the loop asks of a training
-state, metrics   what a run leaves in its folder
+state, metrics   what a run leaves in its folder; background: while the training goes on
 stage_a encoder captions stage_c stage_b controlnet lora instruct   one file a task
 filters    what a ControlNet is shown; backbones: what its EfficientNet starts with
 plain      a LoRA of a folder of images without a settings file

@@ -33,7 +33,7 @@ T = TypeVar("T")
 _CHANGEABLE = (
     *("steps", "accumulation", "stretch_schedule", "output", "device", "threads"),
     *("checkpoint_every", "sample_every", "log_every", "validate_every", "keep", "backup_every", "offload"),
-    *("trackers", "wandb_project"),
+    *("trackers", "wandb_project", "async_save"),
 )
 """What may differ between a run and its continuation; `steps` may only grow, and `accumulation` times the number of
 processes stays."""
@@ -132,7 +132,8 @@ class TrainingConfig(Settings):
     moved every `ema_every` steps, begins at step `ema_start`, and can be kept in the CPU's memory (`ema_device`).
 
     With `shard` the large networks are split over the processes; with `offload` their weights wait in the CPU's memory.
-    The last `keep` states stay in the folder `states`, and one every `backup_every` steps.
+    The last `keep` states stay in the folder `states`, and one every `backup_every` steps. With `async_save` states are
+    written from a copy in the CPU's memory while the training goes on.
     """
 
     task: str
@@ -164,6 +165,7 @@ class TrainingConfig(Settings):
     shard: StrictBool = False
     offload: StrictBool = False
     checkpoint_every: Count = 1000
+    async_save: StrictBool = False
     keep: Count = 1
     backup_every: Count | None = None
     sample_every: Count | None = None

@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from ..adapters import Applied, Lora, attach, save_lora, to_tensors
+from ..adapters import Lora, save_lora, to_tensors
 from ..checkpoints import save_model
 from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEncoder
 from ..conditioning.text import TextEmbedding
@@ -372,7 +372,7 @@ class DistillationTask(DiffusionTask):
         if self.settings.train == "network":
             made = self._student(modules[self.stage], rows)
         else:
-            with self.wiring.off(), attach([Applied(self._lora(modules["adapter"]))], **{self.stage: self.net}):
+            with self.wiring.showing(modules["adapter"]):
                 made = self._student(self.net, rows)
         taught = self.data.take("states", rows, self.device)[:, -1].float()
         decode = self.decoder if self.stage == "stage_c" else self.decoder.decode

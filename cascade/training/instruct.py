@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from ..adapters import Applied, InstructNetwork, attach, save_instruct
+from ..adapters import InstructNetwork, save_instruct
 from ..conditioning import TextEncoder
 from ..errors import InvalidConfig
 from ..models import ControlNet, ControlNetConfig
@@ -176,9 +176,8 @@ class InstructTask(DiffusionTask):
         count = min(SHOWN, len(self.data.captions))
         rows, texts = np.arange(count), self.data.captions[:count]
         before, after = (self.data.take(name, rows, self.device).float() for name in ("sources", "latents"))
-        network = self._network(modules)
-        control = network.net(before)
-        with self.wiring.off(), attach([Applied(network.lora)], stage_c=self.stage_c):
+        control = modules["controlnet"](before)
+        with self.wiring.showing(modules["adapter"]):
             cond, uncond = (
                 {"conditions": text_conditions(self.stage_c, self.text.encode(each)), "control": control}
                 for each in (texts, [""] * count)

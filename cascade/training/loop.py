@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..errors import BrokenCheckpoint, CascadeError, InvalidConfig, RunConflict
 from ..files import remove_abandoned, write_atomically
 from .average import Average
+from .background import Background, copied
 from .config import TrainingConfig, incompatible_changes
 from .lock import exclusive, writing
 from .metrics import append_metrics, plot_loss, truncate_metrics
 from .optimizers import build_optimizer
-from .processes import Processes
+from .processes import Processes, saving_group
 from .rounding import rounded_step, to_bfloat16
 from .schedule import Extension, extended, learning_rate
 from .signals import stop_signals
@@ -62,8 +63,11 @@ def fit(
     with exclusive(config.output) if processes.first else nullcontext():
         trainer = Trainer(task, config)
         trainer.resume()
-        with stop_signals(launched=processes.size > 1) as stopped:
-            return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
+        try:
+            with stop_signals(launched=processes.size > 1) as stopped:
+                return trainer.run(on_step, lambda: stopped() or (should_stop is not None and should_stop()))
+        finally:
+            trainer.end_save()  # before another process may train there
 
 
 def _sharding(task: Task, average: Average, config: TrainingConfig) -> Any:
@@ -118,6 +122,7 @@ class Trainer:
         """The first micro-batch whose loss was not finite. Looked at where a graphics card is waited for anyway."""
         self.metrics: dict[str, float] = {}
         self.trackers = open_trackers(config) if processes.first else []
+        self.saving = Background()
 
     def run(self, on_step: OnTrainingStep | None, should_stop: Callable[[], bool]) -> Outcome:
         config, saved = self.config, self.step
@@ -142,6 +147,7 @@ class Trainer:
                 if acts:
                     self.save()
                 saved = self.step
+            self.end_save(wait=False)
         complete = self.finished = self.step >= config.steps
         self._settle()
         if acts and complete:
@@ -149,6 +155,7 @@ class Trainer:
                 self.task.finish(modules)
         if acts and (saved != self.step or complete):
             self.save()
+        self.end_save()
         self.processes.wait()
         for tracker in self.trackers:
             tracker.close()
@@ -302,30 +309,52 @@ class Trainer:
             "sums": self.sums,
             "summed": self.summed,
         }
-        with writing(output), self.ema.applied() as modules:
-            if self.config.shard:
-                state["parts"] = str(self._parts(save=place_of(output, self.step)))
+        with writing(output):
+            self.saving.finish()
+            with self.ema.applied() as modules:
+                whole = modules if self.sharding is None else self.sharding.gathered(modules)
+                if first:
+                    # Before the state: where one is marked as finished, its files exist.
+                    self.task.export(whole, output, getattr(torch, self.config.export_dtype))
+            self._write(state)
+
+    def end_save(self, *, wait: bool = True) -> None:
+        """Do what is left of a save in the background; without `wait`, only if its work is done."""
+        with writing(self.config.output):
+            self.saving.finish(wait=wait)
+
+    def _write(self, state: dict[str, Any]) -> None:
+        """The state and what is learned, at once or in the background."""
+        config, step = self.config, self.step
+
+        def write() -> None:
+            if self.processes.first:
+                save_state(config.output, state)
+                keep_states(config.output, step, config)
+                log.info("%s: saved at step %d", config.output, step)
+
+        if config.shard:
+            from .sharding import end_parts, save_parts, start_parts
+
+            place = place_of(config.output, step)
+            state["parts"] = place.name
+            if config.async_save:
+                future = start_parts(place, *self._whole(), saving_group())
+                self.saving.start(future, lambda done: (end_parts(place, done), write()))
             else:
-                state["modules"] = {name: m.state_dict() for name, m in self.task.modules.items()}
-                state |= {"ema": self.ema.state(), "optimizer": self.optimizer.state_dict()}
-            whole = modules if self.sharding is None else self.sharding.gathered(modules)
-            if first:
-                # In this order: where a state is marked as finished, its files exist.
-                self.task.export(whole, output, getattr(torch, self.config.export_dtype))
-                save_state(output, state)
-                keep_states(output, self.step, self.config)
-        log.info("%s: saved at step %d", output, self.step)
+                save_parts(place, *self._whole())
+                write()
+            return
+        state["modules"] = {name: m.state_dict() for name, m in self.task.modules.items()}
+        state |= {"ema": self.ema.state(), "optimizer": self.optimizer.state_dict()}
+        if config.async_save:
+            state = copied(state)
+            self.saving.start(write)
+        else:
+            write()
 
-    def _parts(self, *, save: Path | None = None, load: Path | None = None) -> str:
-        """Write networks, average and optimizer into a folder, part by part, or read them; the folder's name."""
-        from .sharding import load_parts, save_parts
-
-        whole = nn.ModuleDict(dict(self.task.modules)), nn.ModuleDict(self.ema.own), self.optimizer
-        if save is not None:
-            save_parts(save, *whole)
-        elif load is not None:
-            load_parts(load, *whole)
-        return (save or load or Path()).name
+    def _whole(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        return nn.ModuleDict(dict(self.task.modules)), nn.ModuleDict(self.ema.own), self.optimizer
 
     def resume(self) -> None:
         """Take up the state in the output folder; raises RunConflict when it is another run's."""
@@ -358,7 +387,9 @@ class Trainer:
                 "Restore them, or choose another output folder."
             )
         if self.config.shard:
-            self._parts(load=self.config.output / STATES / Path(state["parts"]).name)
+            from .sharding import load_parts
+
+            load_parts(self.config.output / STATES / Path(state["parts"]).name, *self._whole())
         else:
             self._take_up_networks(state)
         if self.config.optimizer == "adamw":

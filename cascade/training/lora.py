@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field, StrictBool
 from torch import Tensor, nn
 
-from ..adapters import Applied, LearnedTokenizer, Lora, attach, check_token, read_lora, save_lora, to_tensors
+from ..adapters import LearnedTokenizer, Lora, check_token, read_lora, save_lora, to_tensors
 from ..adapters.attaching import END_ID
 from ..adapters.lora import TABLE, Token
 from ..adapters.tokens import initializer_ids, vectors_of
@@ -477,18 +477,11 @@ class LoraTask(DiffusionTask):
         return text_conditions(self.net, self._embed(texts))
 
     def sample(self, modules: Modules, generator: torch.Generator) -> Image.Image | None:
-        """The prompts at the released settings, with the LoRA attached as it is where it is used."""
+        """The prompts at the released settings."""
         if self.previewer is None:
             return None
-        lora = self._lora(modules["adapter"])
         with (
-            self.wiring.off(),
-            attach(
-                [Applied(lora)],
-                stage_c=self.net,
-                text_encoder=self._text_encoder,
-                tokenizer=self.base_tokenizer,
-            ),
+            self.wiring.showing(modules["adapter"]),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"),
         ):
             cond, uncond = (

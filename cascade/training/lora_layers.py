@@ -230,6 +230,11 @@ class Adapter(nn.Module):
             )
 
 
+def _all(net: nn.Module) -> Iterator[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()
+
+
 class Wiring:
     """Lets an adapter act on networks, whenever it is on."""
 
@@ -245,6 +250,24 @@ class Wiring:
             yield
         finally:
             self.on = True
+
+    @contextmanager
+    def showing(self, adapter: nn.Module) -> Iterator[None]:
+        """The networks with the weights of another adapter of this structure, such as the average, to sample.
+
+        Works on networks that are split over processes, whose own weights cannot be changed.
+        """
+        pairs = [] if adapter is self.adapter else list(zip(_all(self.adapter), _all(adapter), strict=True))
+        training = self.adapter.training
+        for own, other in pairs:
+            own.data, other.data = other.data, own.data
+        self.adapter.eval()
+        try:
+            yield
+        finally:
+            self.adapter.train(training)
+            for own, other in pairs:
+                own.data, other.data = other.data, own.data
 
     def add_changes(
         self,

@@ -85,6 +85,11 @@ class Processes:
 _groups: dict[str, Any] = {}
 
 
+def saving_group() -> Any:
+    """The group of a save in the background, which the training's own messages must not meet; None for one process."""
+    return _groups.get("saving")
+
+
 def _control() -> Any:
     """The group of messages on the CPU."""
     return _groups["control"]
@@ -104,7 +109,8 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # `cuda` is now this process's card
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    _groups["control"] = dist.new_group(backend="gloo", timeout=_WAIT)
+    for name in ("control", "saving"):
+        _groups[name] = dist.new_group(backend="gloo", timeout=_WAIT)
     try:
         yield Processes()
     finally:

@@ -11,8 +11,9 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -104,7 +105,7 @@ def _split(net: Any, mesh: DeviceMesh, config: TrainingConfig) -> None:
     half = torch.bfloat16 if config.precision == "bfloat16" else None
     # Autocast casts what blocks get; noise levels stay in float32.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    offload = CPUOffloadPolicy() if config.offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.offload else OffloadPolicy()
     for parameter in net.parameters():
         parameter.data = parameter.data.contiguous()
     for block in net.blocks(nn.Module):
@@ -173,22 +174,60 @@ def save_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: 
 
     All processes call this. Raises OSError.
     """
-    together = dist.is_initialized()
-    first = not together or dist.get_rank() == 0
-    new = folder.with_name(f"{folder.name}.new")
-    if first:
-        shutil.rmtree(new, ignore_errors=True)
-    if together:
-        dist.barrier()
+    new = _emptied(folder)
     try:
-        dcp.save(_tensors(modules, average, optimizer), checkpoint_id=new, no_dist=not together)
+        dcp.save(_tensors(modules, average, optimizer), checkpoint_id=new, no_dist=not dist.is_initialized())
     except CheckpointException as error:  # which is no Exception
         raise OSError(errno.EIO, _reason(error), str(new)) from error
-    if first:
+    _place(new, folder)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def start_parts(
+    folder: Path, modules: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, group: Any
+) -> Future[Any]:
+    """As `save_parts`, from a copy, while the training goes on; `end_parts` is for when the future is done.
+
+    group: of processes (gloo) that nothing else uses; None where there is one process.
+    """
+    options = {"checkpoint_id": _emptied(folder), "process_group": group, "no_dist": group is None}
+    return cast("Future[Any]", dcp.async_save(_tensors(modules, average, optimizer), **options))
+
+
+def end_parts(folder: Path, future: Future[Any]) -> None:
+    """Wait until all is written, and put it in its place. Raises OSError."""
+    new = _new(folder)
+    try:
+        future.result()
+    except CheckpointException as error:
+        raise OSError(errno.EIO, _reason(error), str(new)) from error
+    _place(new, folder)
+
+
+def _new(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.new")
+
+
+def _emptied(folder: Path) -> Path:
+    """Where the parts of a folder are written before they are whole."""
+    new = _new(folder)
+    if _is_first():
+        for left in folder.parent.glob(_new(Path("*")).name):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    if dist.is_initialized():
+        dist.barrier()
+    return new
+
+
+def _place(new: Path, folder: Path) -> None:
+    if _is_first():
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
-    if together:
-        dist.barrier()
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def load_parts(folder: Path, modules: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:

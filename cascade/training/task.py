@@ -99,7 +99,9 @@ class BaseTask:
         pass
 
     def large(self) -> Sequence[Stack]:
-        return [module for module in self.modules.values() if isinstance(module, Stack)]
+        """Every one that the task has, and a LoRA's or a ControlNet's base is an attribute of it."""
+        held = [each for each in (*self.modules.values(), *vars(self).values()) if isinstance(each, Stack)]
+        return list(dict.fromkeys(held))
 
     def describe(self, index: int) -> str:
         order = getattr(self, "order", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import os
@@ -16,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cascade.errors import CascadeError, InvalidConfig, RunConflict
+from cascade.errors import CascadeError, InvalidConfig, NotWritable, RunConflict
+from cascade.training import loop
 from cascade.training.config import TrainingConfig
 from cascade.training.loop import Outcome, Trainer, fit
 from cascade.training.metrics import read_metrics, smoothed
 from cascade.training.schedule import learning_rate
-from cascade.training.state import STATES, load_state
+from cascade.training.state import STATES, load_state, save_state
 from cascade.training.task import BaseTask, Modules, derive_seed
 from tests.support import relative_error
 
@@ -432,3 +434,40 @@ def test_earlier_states_are_kept_as_the_settings_say(tmp_path: Path) -> None:
     (tmp_path / "kept" / "state.pt").write_bytes((tmp_path / "kept" / STATES / kept[1] / "state.pt").read_bytes())
     run(tmp_path / "kept", keep=2, backup_every=4, checkpoint_every=5)
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "kept"))
+
+
+def test_a_state_is_written_while_the_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "whole")
+    written, seen = threading.Event(), []
+
+    def slow(folder: Path, state: dict[str, Any]) -> None:
+        assert written.wait(60)
+        save_state(folder, state)
+
+    def on_step(step: int, steps: int, metrics: dict[str, float]) -> None:
+        seen.append(load_state(tmp_path / "behind") is None)
+        if step == 8:
+            written.set()
+        if step == 9:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(loop, "save_state", slow)
+    with pytest.raises(RuntimeError):
+        fit(Regression(), settings(tmp_path / "behind", async_save=True), on_step=on_step)
+    assert seen[:8] == [True] * 8
+    state = load_state(tmp_path / "behind")
+    assert state is not None
+    assert state["step"] == 5
+    run(tmp_path / "behind", async_save=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "behind"))
+
+
+def test_a_save_in_the_background_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, state: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run(tmp_path, steps=5)
+    monkeypatch.setattr(loop, "save_state", full)
+    with pytest.raises(NotWritable, match="No space left"):
+        run(tmp_path, steps=30, async_save=True)
+    assert weights(tmp_path)["step"] == 5

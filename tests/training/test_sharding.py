@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from cascade.checkpoints import load_model
-from cascade.errors import BrokenCheckpoint, InvalidConfig
-from cascade.training import SETTINGS, TASKS, read_config
+from cascade.checkpoints import load_model, save_model
+from cascade.errors import BrokenCheckpoint, InvalidConfig, NotWritable
+from cascade.models import Previewer, PreviewerConfig, initialize
+from cascade.training import SETTINGS, TASKS, fit, read_config
 from cascade.training.loop import Trainer
 from cascade.training.metrics import read_metrics
-from cascade.training.state import STATES, load_state
+from cascade.training.state import STATE_FILE, STATES, load_state
+from tests import small
 from tests.support import relative_error
+from tests.training import test_lora
+from tests.training.test_lock import full_disk
 from tests.training.test_processes import (
+    CHANGES,
     DIES,
     STEPS,
     folder,
@@ -25,6 +32,7 @@ from tests.training.test_processes import (
     torchrun,
     whole,
 )
+from tests.training.test_tasks import IMAGES, SECTIONS
 
 __all__ = ["folder", "whole"]
 
@@ -99,3 +107,102 @@ def test_one_process_alone_is_not_split(folder: Path) -> None:
     found = trained(folder, "alone")
     assert found.sharding is None
     assert all(type(parameter) is torch.nn.Parameter for parameter in found.parameters)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_while_parts_are_written_leaves_the_last_state(folder: Path, background: bool) -> None:
+    output = f"full_{background}"
+    run_alone(folder, output, until=6, shard=True, async_save=background)
+    before = (folder / output / STATE_FILE).read_bytes()
+    with pytest.raises(NotWritable, match="could not be written"), full_disk(20_000):
+        run_alone(folder, output, shard=True, async_save=background, export_dtype="float16")
+    assert (folder / output / STATE_FILE).read_bytes() == before
+    assert trained(folder, output).step == 6
+
+
+def test_parts_are_written_while_the_training_goes_on(folder: Path, whole: Path) -> None:
+    run_alone(folder, "behind", until=7, shard=True, async_save=True)
+    run_alone(folder, "behind", shard=True, async_save=True)
+    assert_same(folder, "behind")
+
+
+DIES_SAVING = """
+import os, signal, sys, time
+from pathlib import Path
+import cascade.tiny.image_sources
+from cascade.training import SETTINGS, TASKS, fit, read_config
+from cascade.training.cache import shared
+from cascade.training.processes import joined
+from torch.distributed.checkpoint import FileSystemWriter
+config = read_config(sys.argv[1], SETTINGS, root=sys.argv[2])
+write = FileSystemWriter.write_data
+def slow(self, *args):
+    if "step_00000010" in str(self.path):
+        print("writing", flush=True)
+        time.sleep(3600)
+    return write(self, *args)
+FileSystemWriter.write_data = slow
+with joined() as processes:
+    with shared(processes):
+        task = TASKS[config.task].task(config)
+    last = lambda step, steps, metrics: step == 12 and processes.rank == 1 and os.kill(os.getpid(), signal.SIGKILL)
+    fit(task, config, on_step=last)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills by signal")
+def test_killed_during_a_save_in_the_background_the_last_state_is_whole(folder: Path, whole: Path) -> None:
+    script = folder / "dies_saving.py"
+    script.write_text(DIES_SAVING, encoding="utf-8")
+    path = settings(folder, "killed_saving", 1, shard=True, async_save=True)
+    result = torchrun(str(script), str(path), str(folder))
+    assert result.returncode != 0
+    assert "writing" in result.stdout
+    assert trained(folder, "killed_saving").step == 5
+    result = run_together(folder, "killed_saving", shard=True, async_save=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(folder, "killed_saving")
+    assert not list((folder / "killed_saving" / STATES).glob(".*"))
+
+
+FROZEN: dict[str, dict[str, Any]] = {
+    "lora": {**test_lora.BASE, **test_lora.VARIANTS["everything"], "images": IMAGES},
+    "controlnet": {**SECTIONS["controlnet"], "images": IMAGES, "cache": "cache"},
+}
+"""Trainings through a Stage C that stays as it is."""
+
+
+@pytest.mark.parametrize(
+    ("task", "precision"), [("lora", "bfloat16"), pytest.param("controlnet", "float32", marks=pytest.mark.slow)]
+)
+def test_a_base_that_is_not_trained_is_split_too(folder: Path, task: str, precision: str) -> None:
+    for name in ("stage_c", "effnet", "text_encoder"):
+        save_model(small.part(name), folder / "parts" / f"{name}.safetensors")
+    save_model(initialize(Previewer(PreviewerConfig(width=8))).eval(), folder / "parts" / "previewer.safetensors")
+    changes = {**CHANGES, "steps": 4, "checkpoint_every": 2, "sample_every": 4, "precision": precision}
+    changes |= {"learning_rate": 1e-3, "device": "cpu"}
+    name = f"{task}_{precision}"
+
+    def written(output: str, **more: Any) -> Path:
+        path = folder / f"{output}.yaml"
+        values = {"task": task, "output": output, **changes, **more, task: FROZEN[task]}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    config = read_config(written(name, accumulation=2), SETTINGS, root=folder)
+    fit(TASKS[task].task(config), config)
+    path = written(f"{name}_split", shard=True)
+    result = torchrun("-m", "cascade", "train", str(path), "--folder", str(folder))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (folder / f"{name}_split" / "samples" / "step_00000004.png").exists()
+    config = read_config(written(f"{name}_split", shard=True, accumulation=2), SETTINGS, root=folder)
+    found = Trainer(TASKS[task].task(config), config)
+    found.resume()
+    expected = load_state(folder / name)
+    assert expected is not None
+    assert expected["step"] == found.step == 4
+    for module, net in found.task.modules.items():
+        for key, weight in net.named_parameters():
+            other = expected["modules"][module][key]
+            assert torch.equal(weight, other) or relative_error(weight.detach(), other) < 1e-5, key
