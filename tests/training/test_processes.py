@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_two_processes_go_on_where_one_stopped(folder: Path, whole: Path) -> Non
 
 
 DIES = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import cascade.tiny.image_sources
 from cascade.training import SETTINGS, TASKS, fit, read_config
 from cascade.training.cache import shared
@@ -103,7 +104,10 @@ config = read_config(sys.argv[1], SETTINGS, root=sys.argv[2])
 with joined() as processes:
     with shared(processes):
         task = TASKS[config.task].task(config)
-    last = lambda step, steps, metrics: step == 7 and processes.rank == 1 and os.kill(os.getpid(), signal.SIGKILL)
+    def last(step, steps, metrics):
+        if step == 7 and processes.rank == 1:
+            pathlib.Path(sys.argv[2], "end").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
     fit(task, config, on_step=last)
 """
 
@@ -116,6 +120,7 @@ def test_when_one_dies_all_end_and_one_can_go_on(folder: Path, whole: Path) -> N
     result = torchrun(str(script), str(settings(folder, "died", 1)), str(folder))
     assert result.returncode != 0
     assert "rank      : 1" in result.stderr
+    assert time.time() - (folder / "end").stat().st_mtime < 60, "the others wait for one that died"
     state = load_state(folder / "died")
     assert state is not None
     assert state["step"] == 5
