@@ -59,5 +59,5 @@ def _report(config: TrainingConfig) -> None:
         print("Memory and disk: not known for this training, or before its files are here")
         return
     print(f"Trained parameters: {needs.trained / 1e6:,.1f} million")
-    print(f"Memory per card: {needs.memory / 1e9:.2f} GB, and the activations of {config.batch_size} images at once")
+    print(f"Memory per card: {needs.memory / 1e9:.2f} GB, with {config.batch_size} images at once")
     print(f"Disk: {needs.disk / 1e9:.2f} GB, and the latents of the images")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from ..checkpoints.detection import choose, detect_parts
 from ..checkpoints.sources import open_tensors
@@ -22,19 +23,18 @@ from .listing import missing_places
 from .lora_layers import Adapter, Wiring
 from .networks import model_config
 from .remote import missing_program
+from .step_memory import Step, StepMemory, Wire, stage_b_step, stage_c_step, step_memory
 
-_NEW = {"stage_c": (StageC, StageCConfig), "stage_b": (StageB, StageBConfig)}
-_FROZEN = ("stage_c", "text_encoder", "image_encoder", "stage_a", "effnet", "previewer")
-"""Files of a task that stay in memory beside what is trained."""
-_OPTIMIZER = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.0, "prodigy": 16.0}
-"""Bytes a trained parameter that an optimizer keeps."""
+_NEW: dict[str, tuple[Any, Any]] = {"stage_c": (StageC, StageCConfig), "stage_b": (StageB, StageBConfig)}
+_OPTIMIZER = {"adamw": 2.0, "adamw_8bit": 0.5, "adafactor": 0.0, "prodigy": 4.0}
+"""What an optimizer keeps, in sizes of the trained weights."""
 
 
 class Needs(NamedTuple):
-    """In bytes, for one process; without the activations of a step, and without the latents of the images.
+    """In bytes, for one process; without the latents of the images, and what torch itself takes.
 
-    trained: number of trained parameters. memory: on the device. disk: the state, twice while it is written, and the
-    exported file.
+    trained: number of trained parameters. memory: on the device, at its peak. disk: the state, twice while it is
+    written, and the exported file.
     """
 
     trained: int
@@ -60,20 +60,39 @@ def missing(config: TrainingConfig) -> list[str]:
 def estimate(config: TrainingConfig) -> Needs | None:
     """None where it cannot be told: a file is missing, or another kind of training."""
     try:
-        trained = trained_parameters(config)
-        frozen = sum(_parameters(path) for path in _frozen(config))
+        count = trained_parameters(config)
+        if count is None:
+            return None
+        sizes = _sizes(config)
+        needed = step_memory(lambda: _step(config, sizes), config)
+        frozen = _frozen(config)
     except (CascadeError, OSError, ValueError):
         return None
-    if trained is None:
-        return None
-    average = 4 if config.ema > 0 else 0
-    halves = config.precision == "bfloat16"
     # Split over the processes, as torchrun started them.
-    parts = int(os.environ.get("WORLD_SIZE", "1")) if config.shard and config.task in _NEW else 1
-    each = 4 + 4 + _OPTIMIZER[config.optimizer] + (average if config.ema_device == "same" else 0)
-    state = trained * (4 + _OPTIMIZER[config.optimizer] + average)
-    exported = trained * (4 if config.export_dtype == "float32" else 2)
-    return Needs(trained, round(trained * each / parts + frozen * (2 if halves else 4)), round(2 * state + exported))
+    parts = int(os.environ.get("WORLD_SIZE", "1")) if config.shard else 1
+    towers = _lasting(config, count - needed.numbers, each=2)  # trained encoders: with their gradients
+    state = count * (_weight(config) * (1 + _OPTIMIZER[config.optimizer]) + (4 if config.ema > 0 else 0))
+    exported = count * (4 if config.export_dtype == "float32" else 2)
+    return Needs(count, round(peak(needed, config, parts) + towers + frozen), round(2 * state + exported))
+
+
+def _weight(config: TrainingConfig) -> int:
+    """Bytes of a trained number."""
+    return 2 if config.weights_dtype == "bfloat16" else 4
+
+
+def _lasting(config: TrainingConfig, count: int, *, each: int = 1) -> float:
+    """Bytes of trained numbers, of what the optimizer keeps of them, and of their average."""
+    average = 4 if config.ema > 0 and config.ema_device == "same" else 0
+    return count * (_weight(config) * (each + _OPTIMIZER[config.optimizer]) + average)
+
+
+def peak(needed: StepMemory, config: TrainingConfig, parts: int = 1) -> float:
+    """Bytes of a training with these steps, in each of the processes over which its networks are split."""
+    lasting = needed.frozen + _lasting(config, needed.numbers)
+    if parts == 1:
+        return lasting + needed.peak
+    return (lasting + needed.gradients) / parts + needed.activations
 
 
 def _inputs(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
@@ -93,48 +112,75 @@ def _images(section: BaseModel) -> Iterator[tuple[str, ImageSettings]]:
             yield name, value
 
 
-def _frozen(config: TrainingConfig) -> list[Path]:
-    settings, task = config.settings, config.task
-    names = [name for name in _FROZEN if not getattr(settings, f"train_{name}", False)]
-    found = [getattr(settings, name, None) for name in names]
-    return [path for path in found if isinstance(path, Path)] if task in ("stage_c", "stage_b", "lora") else []
+def _frozen(config: TrainingConfig) -> int:
+    """Bytes of what stays in memory beside the network that is trained, or through which a LoRA is."""
+    settings, stream = config.settings, config.settings.images.stream
+    if config.task == "stage_b":
+        held = {"stage_a": True, "effnet": True, "text_encoder": stream}
+    else:
+        # A LoRA's text encoder goes once the captions are embedded, if nothing of it is trained.
+        reads = stream or any(getattr(settings, name, True) for name in ("tokens", "words"))
+        held = {"text_encoder": reads, "image_encoder": True, "previewer": True, "effnet": stream}
+    halves = ("text_encoder", "image_encoder") if config.precision == "bfloat16" and config.task != "stage_b" else ()
+    found = 0
+    for name, stays in held.items():
+        path = getattr(settings, name, None)
+        if stays and isinstance(path, Path) and not getattr(settings, f"train_{name}", False):
+            found += _parameters(path, name) * (2 if name in halves else 4)
+    return found
 
 
 def trained_parameters(config: TrainingConfig) -> int | None:
     """How many numbers are trained; None where it cannot be told. Raises as reading a file does."""
     settings = config.settings
-    if config.task == "lora":
-        return _of_lora(settings)
-    if config.task not in _NEW:
+    if config.task not in (*_NEW, "lora") or getattr(settings, "text_encoder_modules", None):
         return None
-    if settings.model is not None:
-        kind, sizes = _NEW[config.task]
+    if config.task == "lora":
         with torch.device("meta"):
-            net: Any = kind(model_config(sizes, settings.model, f"{config.task}: model"))
-        count = sum(p.numel() for p in net.parameters())
-    else:
-        count = _parameters(settings.start, config.task)
+            return sum(p.numel() for p in _wired(settings)(StageC(_sizes(config))).parameters())
+    with torch.device("meta"):
+        count = sum(p.numel() for p in _NEW[config.task][0](_sizes(config)).parameters())
     for name in ("text_encoder", "image_encoder") if config.task == "stage_c" else ():
         path = getattr(settings, name)
         if path is None:
             return None  # a new tower, of sizes that transformers knows
-        if getattr(settings, f"train_{name}"):
-            count += _parameters(path, name)
+        count += _parameters(path, name) if getattr(settings, f"train_{name}") else 0
     return count
 
 
-def _of_lora(settings: Any) -> int | None:
-    if settings.text_encoder_modules:
-        return None
-    config: Any = choose(detect_parts(open_tensors(settings.stage_c)), "stage_c").inferred.config
-    with torch.device("meta"):
-        net = StageC(config)
-    wiring = Wiring(Adapter())
-    if settings.target_modules:
-        options: dict[str, Any] = {"rank": settings.rank, "alpha": 1.0, "seed": 0, "dropout": 0.0}
-        options |= {"dora": settings.use_dora, "form": settings.kind, "factor": settings.factor}
-        wiring.add_changes(net, "stage_c", settings.target_modules, **options)
-    return sum(parameter.numel() for parameter in wiring.adapter.parameters())
+def _sizes(config: TrainingConfig) -> Any:
+    """The config of the network that a training is about. Raises as reading a file does."""
+    settings = config.settings
+    if config.task == "lora":
+        return choose(detect_parts(open_tensors(settings.stage_c)), "stage_c").inferred.config
+    if settings.model is not None:
+        return model_config(_NEW[config.task][1], settings.model, f"{config.task}: model")
+    return choose(detect_parts(open_tensors(settings.start)), config.task).inferred.config
+
+
+def _wired(settings: Any) -> Wire:
+    def wire(net: nn.Module) -> nn.Module:
+        wiring = Wiring(Adapter())
+        if settings.target_modules:
+            options: dict[str, Any] = {"rank": settings.rank, "alpha": 1.0, "seed": 0, "dropout": settings.dropout}
+            options |= {"dora": settings.use_dora, "form": settings.kind, "factor": settings.factor}
+            wiring.add_changes(net, "stage_c", settings.target_modules, **options)
+        return wiring.adapter
+
+    return wire
+
+
+def _step(config: TrainingConfig, sizes: Any) -> Step:
+    settings, size = config.settings, config.settings.images.size
+    if config.task == "stage_b":
+        return stage_b_step(config, sizes, side=size // 4, effnet=max(settings.effnet_sizes) // 32)
+    tokens = 77 * settings.caption_chunks
+    if config.task == "stage_c":
+        return stage_c_step(config, sizes, side=settings.effnet_size // 32, tokens=tokens, each=settings.repeats)
+    side = (settings.effnet_size or max(32, size * 3 // 4)) // 32
+    if settings.class_images is not None:  # each batch has as many of them
+        config = config.model_copy(update={"batch_size": 2 * config.batch_size})
+    return stage_c_step(config, sizes, side=side, tokens=tokens, wire=_wired(settings))
 
 
 def _parameters(path: Path, kind: str | None = None) -> int:
