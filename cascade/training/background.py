@@ -18,8 +18,10 @@ class Background:
     def start(
         self, work: Future[Any] | Callable[[], object], then: Callable[[Future[Any]], object] | None = None
     ) -> None:
-        """Run `work` in a thread of its own, or go on with what runs already; `then(future)` is what is left."""
-        self.finish()
+        """Run `work` in a thread of its own, or go on with what runs already; `then(future)` is what is left.
+
+        The save before is finished.
+        """
         if not isinstance(work, Future):
             executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
             work = executor.submit(work)

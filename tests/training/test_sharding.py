@@ -126,46 +126,6 @@ def test_parts_are_written_while_the_training_goes_on(folder: Path, whole: Path)
     assert_same(folder, "behind")
 
 
-DIES_SAVING = """
-import os, signal, sys, time
-from pathlib import Path
-import cascade.tiny.image_sources
-from cascade.training import SETTINGS, TASKS, fit, read_config
-from cascade.training.cache import shared
-from cascade.training.processes import joined
-from torch.distributed.checkpoint import FileSystemWriter
-config = read_config(sys.argv[1], SETTINGS, root=sys.argv[2])
-write = FileSystemWriter.write_data
-def slow(self, *args):
-    if "step_00000010" in str(self.path):
-        print("writing", flush=True)
-        time.sleep(3600)
-    return write(self, *args)
-FileSystemWriter.write_data = slow
-with joined() as processes:
-    with shared(processes):
-        task = TASKS[config.task].task(config)
-    last = lambda step, steps, metrics: step == 12 and processes.rank == 1 and os.kill(os.getpid(), signal.SIGKILL)
-    fit(task, config, on_step=last)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="kills by signal")
-def test_killed_during_a_save_in_the_background_the_last_state_is_whole(folder: Path, whole: Path) -> None:
-    script = folder / "dies_saving.py"
-    script.write_text(DIES_SAVING, encoding="utf-8")
-    path = settings(folder, "killed_saving", 1, shard=True, async_save=True)
-    result = torchrun(str(script), str(path), str(folder))
-    assert result.returncode != 0
-    assert "writing" in result.stdout
-    assert trained(folder, "killed_saving").step == 5
-    result = run_together(folder, "killed_saving", shard=True, async_save=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert_same(folder, "killed_saving")
-    assert not list((folder / "killed_saving" / STATES).glob(".*"))
-
-
 FROZEN: dict[str, dict[str, Any]] = {
     "lora": {**test_lora.BASE, **test_lora.VARIANTS["everything"], "images": IMAGES},
     "controlnet": {**SECTIONS["controlnet"], "images": IMAGES, "cache": "cache"},
