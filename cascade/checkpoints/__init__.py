@@ -5,6 +5,7 @@
 """
 
 from .clip import ClipTextConfig, ClipVisionConfig
+from .descriptor import StyleDescriptor, StyleDescriptorConfig
 from .inspection import Inspection, inspect_file
 from .loading import load_model
 from .network_kinds import KINDS, config_of, kind_of
@@ -15,6 +16,8 @@ __all__ = [
     "ClipTextConfig",
     "ClipVisionConfig",
     "Inspection",
+    "StyleDescriptor",
+    "StyleDescriptorConfig",
     "config_of",
     "convert",
     "inspect_file",

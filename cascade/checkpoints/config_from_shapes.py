@@ -25,6 +25,7 @@ from ..models import (
     StageCConfig,
 )
 from .clip import ClipTextConfig, ClipVisionConfig
+from .descriptor import StyleDescriptorConfig
 from .network_kinds import KINDS
 
 HEAD_WIDTH = 64
@@ -331,18 +332,29 @@ def _text_encoder(shapes: Shapes) -> Inferred:
 
 
 def _image_encoder(shapes: Shapes) -> Inferred:
+    sizes, unknown = _vision(shapes)
+    config = ClipVisionConfig(**sizes, projection_dim=shapes.size("visual_projection.weight"))
+    return Inferred(config, ("heads", "hidden_act"), unknown)
+
+
+def _style_descriptor(shapes: Shapes) -> Inferred:
+    sizes, unknown = _vision(shapes)
+    return Inferred(StyleDescriptorConfig(**sizes, projection_dim=shapes.size("style", 1)), ("heads",), unknown)
+
+
+def _vision(shapes: Shapes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The sizes of CLIP's vision model, and the names of those that its shapes do not tell."""
     patches = "vision_model.embeddings.patch_embedding.weight"
     width, patch = shapes.size(patches), shapes.size(patches, 2)
     side = math.isqrt(shapes.size("vision_model.embeddings.position_embedding.weight") - 1)
-    config = ClipVisionConfig(
+    sizes = {
         **_tower(shapes, "vision_model", width),
-        projection_dim=shapes.size("visual_projection.weight"),
-        hidden_act="quick_gelu" if width <= 1024 else "gelu",
-        image_size=side * patch,
-        patch_size=patch,
-        num_channels=shapes.size(patches, 1),
-    )
-    return Inferred(config, ("heads", "hidden_act"), _unknown_heads([width]))
+        "hidden_act": "quick_gelu" if width <= 1024 else "gelu",
+        "image_size": side * patch,
+        "patch_size": patch,
+        "num_channels": shapes.size(patches, 1),
+    }
+    return sizes, _unknown_heads([width])
 
 
 def _tower(shapes: Shapes, name: str, width: int) -> dict[str, Any]:
@@ -365,4 +377,5 @@ _INFERENCES: Mapping[str, Callable[[Shapes], Inferred]] = {
     "high_res_guides": _high_res_guides,
     "text_encoder": _text_encoder,
     "image_encoder": _image_encoder,
+    "style_descriptor": _style_descriptor,
 }

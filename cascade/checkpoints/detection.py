@@ -65,6 +65,8 @@ SIGNATURES = (
     ),
     Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
     Signature("text_encoder", "comfyui", ("transformer.text_model.embeddings.token_embedding.weight",)),
+    Signature("style_descriptor", "released", ("vision_model.embeddings.patch_embedding.weight", "style", "content")),
+    Signature("style_descriptor", "released", ("*backbone.conv1.weight", "*last_layer_style", "*last_layer_content")),
     Signature(
         "image_encoder", "released", ("vision_model.embeddings.patch_embedding.weight", "visual_projection.weight")
     ),
@@ -92,6 +94,7 @@ FOREIGN: Sequence[tuple[str, tuple[str, ...]]] = (
     ("a Stable Diffusion UNet", ("*input_blocks.0.0.weight", "*middle_block.1.transformer_blocks.0.*")),
     ("a Stable Diffusion UNet in the layout of diffusers", ("conv_in.weight", "*up_blocks.1.attentions.0.*")),
     ("a Stable Diffusion VAE", ("*decoder.conv_in.weight", "*encoder.conv_in.weight")),
+    ("a style descriptor whose content head is not that of CSD's released one", ("*last_layer_content.fc.weight",)),
     ("a T5 text encoder", ("*encoder.block.0.layer.0.SelfAttention.k.weight",)),
     ("a CLIP text encoder without the projection that Stable Cascade needs", ("*text_model.embeddings.*",)),
     ("a CLIP text encoder of another layout (open_clip)", ("*token_embedding.weight", "*transformer.resblocks.*")),

@@ -5,7 +5,7 @@ Ours are the released names, except that attention's `in_proj` is three matrices
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -51,6 +51,29 @@ DIFFUSERS_ATTENTION = (
 )
 CLIP_EXTRAS = (Rule("{}position_ids"), Rule("logit_scale"))
 
+
+def _csd(start: str) -> Iterator[Rule]:
+    """The names of CSD, whose vision model is OpenAI's; trained in several processes they begin with `module.`."""
+    backbone, ours, block = f"{start}backbone.", "vision_model.", "transformer.resblocks.{}"
+    yield Rule(f"{backbone}class_embedding", (f"{ours}embeddings.class_embedding",))
+    yield Rule(f"{backbone}positional_embedding", (f"{ours}embeddings.position_embedding.weight",))
+    yield Rule(f"{backbone}conv1.weight", (f"{ours}embeddings.patch_embedding.weight",))
+    yield from (Rule(f"{start}last_layer_{head}", (head,)) for head in ("style", "content"))
+    names = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names |= {"ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+    for part in ("weight", "bias"):
+        yield Rule(f"{backbone}ln_pre.{part}", (f"{ours}pre_layrnorm.{part}",))
+        yield Rule(f"{backbone}ln_post.{part}", (f"{ours}post_layernorm.{part}",))
+        matrices = tuple(f"{ours}encoder.layers.{{}}.self_attn.{matrix}_proj.{part}" for matrix in "qkv")
+        yield Rule(f"{backbone}{block}.attn.in_proj_{part}", matrices)
+        yield from (
+            Rule(f"{backbone}{block}.{theirs}.{part}", (f"{ours}encoder.layers.{{}}.{name}.{part}",))
+            for theirs, name in names.items()
+        )
+
+
+CSD = (*_csd(""), *_csd("module."))
+
 GUIDES = (Rule("agg_net.{}", ("down.{}",)), Rule("agg_net_up.{}", ("up.{}",)))
 """The lists of high-res guides as they are written; files that are read call them by many names."""
 
@@ -61,6 +84,7 @@ LAYOUTS: Mapping[str, Mapping[str, tuple[Rule, ...]]] = {
         "stage_b": FUSED_ATTENTION,
         "text_encoder": CLIP_EXTRAS,
         "image_encoder": CLIP_EXTRAS,
+        "style_descriptor": CSD,
     },
     "diffusers": {
         "stage_c": DIFFUSERS_ATTENTION,

@@ -12,6 +12,7 @@ from torch import nn
 from .. import models
 from ..models import Config, Process, StackConfig
 from .clip import ClipTextConfig, ClipVisionConfig
+from .descriptor import StyleDescriptorConfig
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ KINDS: Mapping[str, Kind] = {
         lambda config, ops: config.network(),
         {"CLIP ViT-L/14": ClipVisionConfig()},
     ),
+    "style_descriptor": Kind(
+        "Style descriptor",
+        "clip_vision",
+        StyleDescriptorConfig,
+        lambda config, ops: config.network(),
+        {"CSD ViT-L/14": StyleDescriptorConfig()},
+    ),
 }
 
 NETWORKS: Mapping[str, str] = {
@@ -107,6 +115,7 @@ NETWORKS: Mapping[str, str] = {
     "HighResGuides": "high_res_guides",
     "CLIPTextModelWithProjection": "text_encoder",
     "CLIPVisionModelWithProjection": "image_encoder",
+    "StyleDescriptor": "style_descriptor",
 }
 """Class name -> kind. By name, so that transformers is not imported for this."""
 

@@ -39,8 +39,11 @@ DTYPES: Mapping[str, torch.dtype] = {
 TABLE = "collections.OrderedDict"
 TENSOR, TYPED_TENSOR = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"
 PARAMETER = "torch._utils._rebuild_parameter"
-IGNORED = frozenset({"torch.Size", "torch.device", "torch.nn.parameter.Parameter", "builtins.set"})
-"""What else training states name. They are read over: nothing is called."""
+IGNORED = frozenset(
+    ("torch.Size", "torch.device", "torch.nn.parameter.Parameter", "builtins.set", "argparse.Namespace")
+    + ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+)
+"""What else training states name: settings, and numbers of NumPy. They are read over: nothing is called."""
 KNOWN = frozenset({*STORAGES, *DTYPES, *IGNORED, TABLE, TENSOR, TYPED_TENSOR, PARAMETER})
 
 

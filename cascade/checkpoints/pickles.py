@@ -29,6 +29,10 @@ MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of the older format."""
 
 
+TABLES = ("state_dict", "model_state_dict")
+"""Names of a network's table in the table of a training's state."""
+
+
 class NoTable(ValueError):
     """A pickle without fault, but not of a table of tensors."""
 
@@ -40,7 +44,7 @@ _ERRORS = (ValueError, LookupError, TypeError, EOFError, OverflowError, RuntimeE
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save, of its table or of the table `state_dict` in that, mapped from the file.
+    """The tensors of a file of torch.save, of its table or of one of `TABLES` in that, mapped from the file.
 
     Writing to a tensor changes memory, never the file.
 
@@ -112,8 +116,7 @@ def _filled(content: Any, tensors: Mapping[str, Tensor]) -> Any:
 def _table(content: Any) -> dict[str, Described]:
     if not isinstance(content, dict):
         raise NoTable(f"a pickle of a {type(content).__name__}, not of a table of tensors")
-    nested = content.get("state_dict")
-    table = nested if isinstance(nested, dict) else content
+    table = next((nested for name in TABLES if isinstance(nested := content.get(name), dict)), content)
     for name, value in table.items():
         if not isinstance(name, str) or not isinstance(value, Described):
             raise NoTable(f"not a table of tensors: {shown(name)} is a {type(value).__name__}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import BrokenCheckpoint, UnknownCheckpoint, printable, shown
 from .header import DTYPE_NAMES, MAX_NAME, MAX_TENSORS, TensorInfo, read_header, read_json, what_it_is
-from .pickles import read_pickle
+from .pickles import TABLES, read_pickle
 
 Get = Callable[[str], Tensor]
 
@@ -96,8 +96,7 @@ def open_tensors(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[
 
 
 def _from_state_dict(state: Mapping[Any, Any], path: Path | None) -> TensorSource:
-    nested = state.get("state_dict")
-    state = nested if isinstance(nested, Mapping) else state
+    state = next((nested for name in TABLES if isinstance(nested := state.get(name), Mapping)), state)
     if len(state) > MAX_TENSORS:
         raise BrokenCheckpoint(f"it names {len(state):,} tensors; more than {MAX_TENSORS:,} cannot be right", path)
     for name, value in state.items():

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cascade import models
-from cascade.checkpoints import ClipTextConfig, ClipVisionConfig
+from cascade.checkpoints import ClipTextConfig, ClipVisionConfig, StyleDescriptorConfig
 from cascade.checkpoints.header import TensorInfo, header_bytes
 from cascade.checkpoints.network_kinds import KINDS
 from cascade.models import Level
@@ -64,6 +64,14 @@ CONFIGS: dict[str, Any] = {
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=1,
+        num_attention_heads=1,
+        projection_dim=8,
+        image_size=28,
+    ),
+    "style_descriptor": StyleDescriptorConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
         num_attention_heads=1,
         projection_dim=8,
         image_size=28,
@@ -119,6 +127,8 @@ def outputs(kind: str, net: Any) -> list[Tensor]:
         case "text_encoder":
             result = net(torch.arange(9)[None] % 40, output_hidden_states=True)
             return [result.text_embeds, result.hidden_states[-1]]
+        case "style_descriptor":
+            return list(net(pixel_values=noise(1, 3, 28, 28)))
         case _:
             return [net(pixel_values=noise(1, 3, 28, 28)).image_embeds]
 
@@ -137,6 +147,8 @@ def same_outputs(kind: str, one: nn.Module, other: nn.Module) -> bool:
 
 def released_state(kind: str) -> dict[str, Tensor]:
     """A network's tensors under the released names, written down here a second time on purpose."""
+    if kind == "style_descriptor":
+        return csd_state()
     state: dict[str, Tensor] = {}
     for name, tensor in network(kind).state_dict().items():
         if kind == "high_res_guides":
@@ -146,6 +158,31 @@ def released_state(kind: str) -> dict[str, Tensor]:
             state[name.replace(".to_q.", ".in_proj_")] = torch.cat(parts)
         elif ".attn.to_k." not in name and ".attn.to_v." not in name:
             state[name] = tensor
+    return state
+
+
+def csd_state(start: str = "") -> dict[str, Tensor]:
+    """A style descriptor's tensors under the names of CSD."""
+    ours = network("style_descriptor").state_dict()
+    state = {
+        f"{start}last_layer_style": ours["style"],
+        f"{start}last_layer_content": ours["content"],
+        f"{start}backbone.class_embedding": ours["vision_model.embeddings.class_embedding"],
+        f"{start}backbone.positional_embedding": ours["vision_model.embeddings.position_embedding.weight"],
+        f"{start}backbone.conv1.weight": ours["vision_model.embeddings.patch_embedding.weight"],
+    }
+    for part in ("weight", "bias"):
+        state[f"{start}backbone.ln_pre.{part}"] = ours[f"vision_model.pre_layrnorm.{part}"]
+        state[f"{start}backbone.ln_post.{part}"] = ours[f"vision_model.post_layernorm.{part}"]
+        for i in range(CONFIGS["style_descriptor"].num_hidden_layers):
+            block, layer = f"{start}backbone.transformer.resblocks.{i}", f"vision_model.encoder.layers.{i}"
+            matrices = [ours[f"{layer}.self_attn.{matrix}_proj.{part}"] for matrix in "qkv"]
+            state[f"{block}.attn.in_proj_{part}"] = torch.cat(matrices)
+            state[f"{block}.attn.out_proj.{part}"] = ours[f"{layer}.self_attn.out_proj.{part}"]
+            for theirs, name in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")):
+                state[f"{block}.{theirs}.{part}"] = ours[f"{layer}.{name}.{part}"]
+            for theirs, name in (("c_fc", "fc1"), ("c_proj", "fc2")):
+                state[f"{block}.mlp.{theirs}.{part}"] = ours[f"{layer}.mlp.{name}.{part}"]
     return state
 
 

@@ -17,7 +17,8 @@ from tests.small import part as small_part
 pytestmark = pytest.mark.numeric
 
 KINDS = tuple(CONFIGS)
-MERGED = tuple(kind for kind in KINDS if kind not in ("controlnet", "high_res_guide", "high_res_guides"))
+ALONE = ("controlnet", "high_res_guide", "high_res_guides", "style_descriptor")
+MERGED = tuple(kind for kind in KINDS if kind not in ALONE)
 
 
 def state_of(path: Path) -> dict[str, Tensor]:
