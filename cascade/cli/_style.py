@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from ..errors import CascadeError
 from ._common import count, fraction, read_image
 
 if TYPE_CHECKING:
-    from ..pipelines import StyleReference
+    from ..pipelines import Parts, StyleReference
 
 
 def add_style(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +29,24 @@ def add_style(parser: argparse.ArgumentParser) -> None:
         "--content", type=Path, metavar="FILE", help="an image whose content they get, in the look of --style"
     )
     group.add_argument(
+        "--content-mask",
+        type=Path,
+        metavar="FILE",
+        help="mask over --content: white where it counts, the rest is black",
+    )
+    group.add_argument(
         "--style-steps",
         type=count,
         metavar="N",
         help="also correct the prediction of every step so many times until it looks like --style: closer and slower; "
         "published: 3; default: not at all",
     )
-
+    group.add_argument(
+        "--style-descriptor",
+        type=Path,
+        metavar="FILE",
+        help="with --style-steps: CSD's checkpoint.pth, which tells style from content; default: the image encoder",
+    )
     group.add_argument(
         "--style-aligned",
         type=fraction,
@@ -50,6 +62,10 @@ def style_needs(args: argparse.Namespace) -> list[str]:
     """The networks that they need. Raises CascadeError for options that need --style."""
     if args.style_aligned and args.number == 1:
         raise CascadeError("--style-aligned needs --number 2 or more: the others get the look of the first.")
+    if args.content_mask is not None and args.content is None:
+        raise CascadeError("--content-mask needs --content, the image that it belongs to.")
+    if args.style_descriptor is not None and args.style_steps is None:
+        raise CascadeError("--style-descriptor needs --style-steps: it looks at the prediction of every step.")
     if args.style is None:
         if args.content is not None or args.style_steps is not None:
             raise CascadeError("--content and --style-steps need --style, the image whose look the new images get.")
@@ -67,8 +83,19 @@ def style_of(args: argparse.Namespace) -> StyleReference | None:
     return StyleReference(
         image=read_image(args.style),
         content=None if args.content is None else read_image(args.content),
+        content_mask=None if args.content_mask is None else read_image(args.content_mask)[:, :1],
         weight=args.style_weight,
         control=None if args.style_steps is None else ControlSteps(steps=args.style_steps),
+    )
+
+
+def with_descriptor(args: argparse.Namespace, parts: Parts) -> Parts:
+    """The networks with the descriptor that was asked for, and without one that was not."""
+    from ..pipelines.style import DESCRIPTOR
+
+    sources = {kind: source for kind, source in parts.sources.items() if kind != DESCRIPTOR}
+    return replace(
+        parts, sources=sources | ({} if args.style_descriptor is None else {DESCRIPTOR: args.style_descriptor})
     )
 
 
@@ -78,5 +105,6 @@ def style_recipe(args: argparse.Namespace) -> dict[str, Any]:
     if args.style is None:
         return shared
     about = shared | {"style": args.style.name, "style_weight": args.style_weight}
-    about |= {} if args.content is None else {"content": args.content.name}
+    files = ("content", "content_mask", "style_descriptor")
+    about |= {name: path.name for name in files if (path := getattr(args, name)) is not None}
     return about | ({} if args.style_steps is None else {"style_steps": args.style_steps})

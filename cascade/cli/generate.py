@@ -27,7 +27,7 @@ from ._common import (
     strength,
 )
 from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
-from ._style import add_style, style_needs, style_of, style_recipe
+from ._style import add_style, style_needs, style_of, style_recipe, with_descriptor
 from ._words import region_of, without_folder
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def run(args: argparse.Namespace) -> int:
     needed = [*NEEDED, *style_needs(args)]
     needed += ["effnet"] if args.image is not None or reads(controls, LATENTS) else []
     parts = parts_of(args, list(dict.fromkeys([*needed, *(["image_encoder"] if args.like else [])])))
+    parts = with_descriptor(args, parts)
     controls = with_hints(args, controls, parts, settings.final, mask)
     with Bars() as bars:
         result = generate(

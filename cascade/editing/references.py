@@ -39,8 +39,15 @@ class References(InInterval, AttentionController):
             raise InvalidSettings(f"the weight of a style must be from 0 to 1, got {self.weight}")
 
     def inputs(self, cond: StageCInputs) -> StageCInputs:
-        """The conditions with the references' image embeddings after the others."""
+        """The conditions with the references' image embeddings after the others.
+
+        Raises InvalidSettings for references that are neither one nor as many as the images.
+        """
         given = [image for image in (self.content, self.style) if image is not None]
+        if wrong := [len(image) for image in given if len(image) not in (1, len(cond.clip_img))]:
+            raise InvalidSettings(
+                f"there are {wrong[0]} references for {len(cond.clip_img)} images: give one for all, or one for each"
+            )
         images = [image.expand(len(cond.clip_img), -1, -1).to(cond.clip_img) for image in given]
         return StageCInputs(cond.clip_text, cond.clip_text_pooled, torch.cat([cond.clip_img, *images], dim=1))
 

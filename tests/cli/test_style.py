@@ -38,6 +38,8 @@ def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path) -> None:
     assert pixels != plain
     assert {"style": photo.name, "content": photo.name, "style_weight": 0.5}.items() <= recipe.items()
     assert call("--style", str(photo), "--style-weight", "0")[1] == plain
+    masked = call("--style", str(photo), "--content", str(photo), "--content-mask", str(photo))
+    assert masked[2]["content_mask"] == photo.name
 
 
 @pytest.mark.parametrize(
@@ -45,13 +47,22 @@ def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path) -> None:
     [
         (["--content", "{photo}"], "need --style"),
         (["--style-steps", "3"], "need --style"),
+        (["--style", "{photo}", "--content-mask", "{photo}"], "needs --content"),
+        (["--style", "{photo}", "--style-descriptor", "{photo}"], "needs --style-steps"),
+        (
+            ["--style", "{photo}", "--style-steps", "1", "--style-descriptor", "{encoder}"],
+            "Wanted here: Style descriptor",
+        ),
         (["--style-aligned"], "--number 2 or more"),
         (["--style", "nothing.png"], "nothing.png"),
         (["--style", "{photo}", "--region", "0,0,0.5,1=a star"], "one of them"),
     ],
 )
-def test_what_cannot_be_followed_is_said(call: Any, photo: Path, arguments: list[str], message: str) -> None:
-    status, _, _, said = call(*(argument.format(photo=photo) for argument in arguments))
+def test_what_cannot_be_followed_is_said(
+    call: Any, photo: Path, folder: Path, arguments: list[str], message: str
+) -> None:
+    files = {"photo": photo, "encoder": folder / "image_encoder.safetensors"}
+    status, _, _, said = call(*(argument.format(**files) for argument in arguments))
     assert status != 0
     assert message in said
 

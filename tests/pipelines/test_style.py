@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from cascade import models
+from cascade.conditioning.image import preprocess
 from cascade.editing import ControlSteps, box_mask
 from cascade.errors import InvalidSettings, MissingPart
 from cascade.pipelines import Parts, RegionalPrompt, SamplingSettings, Settings, StyleReference, generate
+from cascade.pipelines.style import look_of
+from tests.checkpoints.files import network
 from tests.small import small_cascade
 from tests.support import relative_error
 
@@ -52,6 +56,53 @@ def test_style_content_and_control_each_change_the_image(parts: Parts) -> None:
     ]
     for i, one in enumerate(found):
         assert all(relative_error(one, other) > 1e-4 for other in found[:i])
+
+
+def test_a_style_descriptor_sees_in_the_place_of_the_image_encoder(parts: Parts) -> None:
+    with_one = replace(parts, sources={**parts.sources, "style_descriptor": network("style_descriptor")})
+    options = {"image": IMAGE, "content": OTHER, "control": ControlSteps(steps=2)}
+    assert relative_error(made(with_one, **options), made(parts, **options)) > 1e-4
+    assert torch.equal(made(with_one, image=IMAGE), made(parts, image=IMAGE))
+
+
+def test_what_a_descriptor_sees() -> None:
+    net: Any = network("style_descriptor")
+    style, content = look_of(net)(IMAGE)
+    expected = net(pixel_values=preprocess(IMAGE, 28))
+    assert torch.equal(style, expected[0])
+    assert torch.equal(content, expected[1])
+    assert relative_error(style, content) > 0.1
+
+
+def test_content_outside_its_mask_does_not_count(parts: Parts) -> None:
+    mask = box_mask((0, 0, 1, 0.5))
+    upper = torch.cat([OTHER[..., :56, :], IMAGE[..., 56:, :]], dim=-2)
+    for control in (None, ControlSteps(steps=2)):
+        options = {"image": IMAGE, "control": control}
+        one, other = (made(parts, content=each, content_mask=mask, **options) for each in (OTHER, upper))
+        whole, all_of_it = made(parts, content=OTHER, **options), torch.ones(1, 1, 9, 7)
+        assert relative_error(one, whole) > 1e-4
+        assert torch.equal(made(parts, content=OTHER, content_mask=all_of_it, **options), whole)
+        if control is None:
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"content_mask": torch.ones(1, 1, 8, 8)}, "needs the content"),
+        ({"content": OTHER, "content_mask": torch.zeros(1, 1, 8, 8)}, "is empty"),
+        ({"content": OTHER, "content_mask": torch.ones(2, 1, 8, 8)}, "these are 2"),
+    ],
+)
+def test_content_masks_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        StyleReference(image=IMAGE, **options)
+
+
+def test_references_that_do_not_fit_the_images(parts: Parts) -> None:
+    with pytest.raises(InvalidSettings, match="2 references for 1 images"):
+        made(parts, image=torch.cat([IMAGE, OTHER]))
 
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch(parts: Parts) -> None:
