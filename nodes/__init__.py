@@ -17,6 +17,7 @@ from . import (
     latents,
     loaders,
     sampling,
+    style,
     training,
 )
 from .host.messages import short_names
@@ -38,5 +39,6 @@ NODES = short_names(
         *hints.NODES,
         *crop.NODES,
         *instruct.NODES,
+        *style.NODES,
     ]
 )

@@ -22,6 +22,7 @@ LORA = f"{CATEGORY}/lora"
 TRAINING = f"{CATEGORY}/training"
 IMAGES = f"{CATEGORY}/images"
 EDITING = f"{CATEGORY}/editing"
+STYLE = f"{CATEGORY}/style"
 CUSTOM_SAMPLING = f"{CATEGORY}/sampling/custom"
 
 LoraType = io.Custom("CASCADE_LORA")

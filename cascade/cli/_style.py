@@ -26,7 +26,7 @@ def add_style(parser: argparse.ArgumentParser) -> None:
         help="how strongly, from 0 (not at all) to 1; default %(default)s",
     )
     group.add_argument(
-        "--content", type=Path, metavar="FILE", help="an image whose content they get, in the look of --style"
+        "--content", type=Path, metavar="FILE", help="an image whose content they get; with --style: in its look"
     )
     group.add_argument(
         "--content-mask",
@@ -66,22 +66,22 @@ def style_needs(args: argparse.Namespace) -> list[str]:
         raise CascadeError("--content-mask needs --content, the image that it belongs to.")
     if args.style_descriptor is not None and args.style_steps is None:
         raise CascadeError("--style-descriptor needs --style-steps: it looks at the prediction of every step.")
-    if args.style is None:
-        if args.content is not None or args.style_steps is not None:
-            raise CascadeError("--content and --style-steps need --style, the image whose look the new images get.")
+    if args.style is None and args.style_steps is not None:
+        raise CascadeError("--style-steps needs --style, the image whose look the new images get.")
+    if args.style is None and args.content is None:
         return []
     return ["image_encoder", *(["effnet", "previewer"] if args.style_steps else [])]
 
 
 def style_of(args: argparse.Namespace) -> StyleReference | None:
     """The references that were asked for."""
-    if args.style is None:
+    if args.style is None and args.content is None:
         return None
     from ..editing import ControlSteps
     from ..pipelines import StyleReference
 
     return StyleReference(
-        image=read_image(args.style),
+        image=None if args.style is None else read_image(args.style),
         content=None if args.content is None else read_image(args.content),
         content_mask=None if args.content_mask is None else read_image(args.content_mask)[:, :1],
         weight=args.style_weight,
@@ -102,9 +102,12 @@ def with_descriptor(args: argparse.Namespace, parts: Parts) -> Parts:
 def style_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """What the recipe says of them; nothing without any."""
     shared: dict[str, Any] = {"style_aligned": args.style_aligned} if args.style_aligned else {}
-    if args.style is None:
+    if args.style is None and args.content is None:
         return shared
-    about = shared | {"style": args.style.name, "style_weight": args.style_weight}
-    files = ("content", "content_mask", "style_descriptor")
-    about |= {name: path.name for name in files if (path := getattr(args, name)) is not None}
+    files = ("style", "content", "content_mask", "style_descriptor")
+    about = (
+        shared
+        | {"style_weight": args.style_weight}
+        | {name: path.name for name in files if (path := getattr(args, name)) is not None}
+    )
     return about | ({} if args.style_steps is None else {"style_steps": args.style_steps})

@@ -45,6 +45,11 @@ def add_parser(subparsers: Any) -> None:
         "regional prompts, --prompts cases of each kind",
     )
     parser.add_argument(
+        "--style",
+        action="store_true",
+        help="measure what images of reference and a shared style do, --prompts cases of each kind",
+    )
+    parser.add_argument(
         "--high-res",
         action="store_true",
         help="measure the included high-res guides at 512 and 768 pixels, beside the ways without guides",
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_instruct, read_lora
     from ..pipelines import PRESETS, Parts
-    from ..tiny import control, editing, evaluation, high_res, new_shapes
+    from ..tiny import control, editing, evaluation, high_res, new_shapes, style_evaluation
 
     sources, folder = tiny.parts(), None
     if args.model != "tiny":
@@ -97,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.edit:
         network = read_instruct(tiny.path(tiny.INSTRUCT) if folder is None else folder / tiny.path(tiny.INSTRUCT).name)
         result = editing.evaluate_edit(parts, network, cases=args.prompts, settings=settings, on_progress=_report)
+    elif args.style:
+        result = style_evaluation.evaluate_style(parts, cases=args.prompts, settings=settings, on_progress=_report)
     elif args.high_res:
         result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
     else:

@@ -30,19 +30,19 @@ Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class StyleReference(InInterval):
-    """An image whose look a run's images get, and one whose content they get.
+    """An image whose look a run's images get, one whose content they get, or both.
 
-    image, content: [1, 3, H, W] in [0, 1].
+    image, content: [1, 3, H, W] in [0, 1]; the first is the style's.
     content_mask: [1, 1, H, W] in [0, 1], of any size: 1 where the content counts. The rest of it is seen as black.
     weight: how much of both the attention takes over, 0 to 1; 0 is the plain run, bit for bit.
     control: how the predictions of each step follow what is seen in the references; None: not at all. It takes passes
         forward and back through the previewer and the network that sees, in every step of its own. This is the
         "style_descriptor" where the parts have one, else the image encoder, which does not tell style from content.
 
-    Raises InvalidSettings for a mask that is empty, or without a content.
+    Raises InvalidSettings without an image, for control without a style, for a mask that is empty or of no content.
     """
 
-    image: Tensor
+    image: Tensor | None = None
     content: Tensor | None = None
     content_mask: Tensor | None = None
     weight: float = 1.0
@@ -50,19 +50,32 @@ class StyleReference(InInterval):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_content(self.content, self.content_mask)
+        check_references(self.image, self.content, self.content_mask)
+        if self.control is not None and self.image is None:
+            raise InvalidSettings("control of a run's predictions needs a style")
 
     def __call__(self, parts: Parts, run: Run) -> Generated:
         """The run with the references. Raises what it raises, MissingPart, and InvalidSettings for a weight."""
-        images = [as_rgb(image) for image in (self.image, self.content) if image is not None]
-        shown = [images[0], *(masked(image, self.content_mask) for image in images[1:])]
-        style, *content = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(x).cpu() for x in shown])
-        interval = {"start_percent": self.start_percent, "end_percent": self.end_percent}
-        references = References(style=style, content=content[0] if content else None, weight=self.weight, **interval)
+        style, content = (None if image is None else as_rgb(image) for image in (self.image, self.content))
+        shown = {"style": style, "content": None if content is None else masked(content, self.content_mask)}
+        images = {name: image for name, image in shown.items() if image is not None}
+
+        def seen(net: nn.Module) -> dict[str, Tensor]:
+            return {name: ImageEncoder(net).encode(image).cpu() for name, image in images.items()}
+
+        found = parts.use("image_encoder", seen)
+        references = References(
+            style=found.get("style"),
+            content=found.get("content"),
+            weight=self.weight,
+            start_percent=self.start_percent,
+            end_percent=self.end_percent,
+        )
         run = replace(run, attention=references)
         if self.control is None:
             return run(parts)
-        return run.from_stage_c(parts, self._controlled(parts, run, images, self.control))
+        given = [image for image in (style, content) if image is not None]
+        return run.from_stage_c(parts, self._controlled(parts, run, given, self.control))
 
     def _controlled(self, parts: Parts, run: Run, images: list[Tensor], control: ControlSteps) -> Tensor:
         """Stage C's latents; previewer and descriptor stay in memory beside Stage C."""
@@ -108,8 +121,10 @@ def style_control(
     return StyleControl(lambda x0: look(preview(x0)), style, content, settings)
 
 
-def check_content(content: Tensor | None, mask: Tensor | None) -> None:
-    """Raises InvalidSettings for a content's mask that is empty, one of several, or without a content."""
+def check_references(style: Tensor | None, content: Tensor | None, mask: Tensor | None) -> None:
+    """Raises InvalidSettings without a reference, and for a content's mask that is empty or for no content."""
+    if style is None and content is None:
+        raise InvalidSettings("there is neither a style nor a content: give at least one image of reference")
     if mask is None:
         return
     if content is None:

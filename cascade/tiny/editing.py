@@ -68,7 +68,7 @@ PLACES = {
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
     """One case: its number, and where its images are kept."""
 
     number: int
@@ -103,7 +103,7 @@ def evaluate_edit(
     report = on_progress or (lambda _what, _done, _all: None)
     judged: list[Judged] = []
     samples: list[Sample] = []
-    kinds: dict[str, Callable[[_Case], Iterator[Judged]]] = {
+    kinds: dict[str, Callable[[Case], Iterator[Judged]]] = {
         "color": lambda case: _edited(case, "color", _recolored),
         "shape": lambda case: _edited(case, "shape", _reshaped),
         "background": lambda case: _edited(case, "background", _on_another),
@@ -117,7 +117,7 @@ def evaluate_edit(
     }
     for place, (kind, measure) in enumerate(kinds.items()):
         for i in range(cases):
-            judged += measure(_Case(1000 * place + i, parts, settings, samples))
+            judged += measure(Case(1000 * place + i, parts, settings, samples))
             report(kind, i + 1, cases)
     return Evaluation(to_rows(judged, AIMS), tuple(samples))
 
@@ -141,7 +141,7 @@ def _choice(rng: np.random.Generator, values: Sequence[str]) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def _edited(case: _Case, kind: str, change: Change) -> Iterator[Judged]:
+def _edited(case: Case, kind: str, change: Change) -> Iterator[Judged]:
     """One word of a prompt exchanged; the prompt may leave place and size open."""
     rng = case.rng
     while True:
@@ -159,7 +159,7 @@ def _edited(case: _Case, kind: str, change: Change) -> Iterator[Judged]:
         yield Judged(REST, _rest(before, after))
 
 
-def _edited_drawing(case: _Case, kind: str, change: Change) -> Iterator[Judged]:
+def _edited_drawing(case: Case, kind: str, change: Change) -> Iterator[Judged]:
     """The same of an image that Stage C has not made, through its inversion; its prompt tells all."""
     rng = case.rng
     while True:
@@ -208,7 +208,7 @@ def _rest(before: Tensor, after: Tensor) -> float:
     return float(-10 * error.clamp_min(1e-8).log10())
 
 
-def _mapped(case: _Case) -> Iterator[Judged]:
+def _mapped(case: Case) -> Iterator[Judged]:
     """The map of the shape's word, cut at a part of its highest, over the shape that is seen."""
     rng = case.rng
     while True:
@@ -222,7 +222,7 @@ def _mapped(case: _Case) -> Iterator[Judged]:
     yield Judged(MAP, float((shape & found).sum() / max(1, (shape | found).sum())))
 
 
-def _in_regions(case: _Case, count: int, question: str) -> Iterator[Judged]:
+def _in_regions(case: Case, count: int, question: str) -> Iterator[Judged]:
     rng = case.rng
     background = _choice(rng, grammar.COLORS)
     colors = [color for color in grammar.COLORS if color != background]
@@ -254,7 +254,7 @@ def _has(seen: Description, item: Item, box: tuple[float, ...]) -> bool:
     )
 
 
-def _followed(case: _Case, network: InstructNetwork) -> Iterator[Judged]:
+def _followed(case: Case, network: InstructNetwork) -> Iterator[Judged]:
     """A drawn image changed by an instruction, each kind in turn; half of those that can show unseen combinations."""
     kinds = list(instructions.KINDS)
     kind, again = kinds[case.number % len(kinds)], case.number // len(kinds)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...cascade.conditioning import StageCInputs
 from ...cascade.editing import AttentionController, NetworkCall, Tokens
+from ...cascade.errors import InvalidSettings
 from ...cascade.models import AroundAttention
 from . import checks
 from .prompts import REGIONS
@@ -25,6 +28,8 @@ class ControlledRuns:
         self._make = make
         self.controller: AttentionController | None = None
         """Of the run that goes on; None between runs."""
+        self._joined: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        """What `images` found in this run, with what it was made of."""
 
     def sample(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Wraps a whole sampling run."""
@@ -33,6 +38,31 @@ class ControlledRuns:
             return executor(noise, *args, **kwargs)
         finally:
             self.controller = None
+            self._joined.clear()
+
+    def images(self, given: Mapping[str, Any], kinds: Sequence[int]) -> Tensor:
+        """Stage C's image embeddings [B, k, c] with those that the controller adds: zeros where the prompt is not.
+
+        given: the conditions of a call. kinds: for each equal part of the batch 0 where its conditions are those with
+        the prompt. The same tensor for the same conditions in all steps, which then are known to be the same.
+        """
+        if self.controller is None:
+            return given["clip_img"]
+        key = (id(given["clip_img"]), *kinds)
+        if key not in self._joined:
+            parts = zip(*(given[name].chunk(len(kinds)) for name in CONDITIONS), strict=True)
+            found = [_added(self.controller, StageCInputs(*part), kind == 0) for kind, part in zip(kinds, parts)]
+            self._joined[key] = given["clip_img"], torch.cat(found)
+        return self._joined[key][1]
+
+
+CONDITIONS = ("clip_text", "clip_text_pooled", "clip_img")
+"""Stage C's, in the order of `StageCInputs`."""
+
+
+def _added(controller: AttentionController, cond: StageCInputs, with_prompt: bool) -> Tensor:
+    images, own = controller.inputs(cond).clip_img, cond.clip_img.shape[1]
+    return images if with_prompt else torch.cat([images[:, :own], torch.zeros_like(images[:, own:])], dim=1)
 
 
 def controlled(model: Any, make: Callable[[Sequence[int]], AttentionController]) -> Any:
@@ -47,6 +77,23 @@ def controlled(model: Any, make: Callable[[Sequence[int]], AttentionController])
     return changed
 
 
+def with_additions(conditions: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The conditions of a call of the host's model with what its controller adds to them.
+
+    Raises InvalidSettings where two controllers would act.
+    """
+    runs = options.get(ATTENTION)
+    if runs is None or runs.controller is None:
+        return conditions
+    if conditions.get(REGIONS) is not None:
+        raise InvalidSettings(
+            "Regional prompts, and a node that changes the attention of the model, such as Style Reference: use one of "
+            "them."
+        )
+    images = runs.images(conditions, options.get("cond_or_uncond", [0]))
+    return conditions if images is conditions["clip_img"] else {**conditions, "clip_img": images}
+
+
 def around_attention(
     model: Any, t: Tensor, conditions: Mapping[str, Any], options: Mapping[str, Any]
 ) -> AroundAttention | None:
@@ -55,7 +102,7 @@ def around_attention(
     controller = conditions.get(REGIONS) or (None if runs is None else runs.controller)
     if controller is None:
         return None
-    named = {name: conditions[name] for name in ("clip_text", "clip_text_pooled", "clip_img")}
+    named = {name: conditions[name] for name in CONDITIONS}
     tokens = Tokens.of(**named, each=model.diffusion_model.config.condition_tokens)
     # Reading the noise level waits for a graphics card, so only where something acts.
     percent = percent_of(float(t[0]), model.model_sampling)

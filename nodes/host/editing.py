@@ -57,7 +57,7 @@ def word_maps(model: Any, positive: Any, latent: dict[str, Any], words: Sequence
     places = [prompt.find(word) for word in words]
     plan, maps = _of_images(positive, positive, latent, 0, READING), WordMaps()
     _followed(controlled(model, lambda _: maps), plan)
-    return [maps.shown(at, _pixels(plan.size)).cpu() for at in places]
+    return [maps.shown(at, pixels_of(plan.size)).cpu() for at in places]
 
 
 def _of_images(positive: Any, negative: Any, latent: dict[str, Any], seed: int, settings: SamplingSettings) -> Any:
@@ -86,7 +86,7 @@ def _followed(model: Any, plan: StagePlan[Any]) -> Inverted:
     return Inverted(found.starts.cpu(), found.added.cpu())
 
 
-def _pixels(size: Sequence[int]) -> tuple[int, int]:
+def pixels_of(size: Sequence[int]) -> tuple[int, int]:
     """Height and width of the image of Stage C's latents of this size [..., h, w]."""
     height, width = (STAGE_B_FACTOR * side for side in stage_b_size(size))
     return height, width
@@ -136,7 +136,7 @@ def edited(
     before, after = checks.finite(result, "Stage C").chunk(2)
     changed = control.changed()
     mask = torch.ones(len(samples), 1, 1, 1) if changed is None else changed.float().cpu()
-    mask = resize_mask(mask, _pixels(samples.shape))
+    mask = resize_mask(mask, pixels_of(samples.shape))
     return with_samples(latent, after), with_samples(latent, before), mask[:, 0]
 
 

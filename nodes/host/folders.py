@@ -39,6 +39,10 @@ TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{n
 HIGH_RES = ("model_patches", "controlnet")
 """Folders of high-res guides."""
 
+DESCRIPTORS = ("clip_vision",)
+"""Folders of style descriptors."""
+NO_DESCRIPTOR = "image encoder (clip_vision)"
+
 ADAPTERS = {
     "lora": ("loras",),
     "controlnet": CONTROLNETS,
@@ -135,6 +139,16 @@ def high_res_choices() -> list[str]:
 def find_high_res(choice: str) -> Path:
     """The file of one of `high_res_choices`. Raises MissingPart."""
     return _existing(tiny.path(tiny.GUIDES)) if choice == TINY else _full_path(HIGH_RES, choice)
+
+
+def descriptor_choices() -> list[str]:
+    """The image encoder, which a node has beside it, then the user's style descriptors."""
+    return [NO_DESCRIPTOR, *_names(DESCRIPTORS)]
+
+
+def find_descriptor(choice: str) -> Path | None:
+    """The file of one of `descriptor_choices`; None for the image encoder. Raises MissingPart."""
+    return None if choice == NO_DESCRIPTOR else _full_path(DESCRIPTORS, choice)
 
 
 def model_folders() -> list[Path]:

@@ -24,7 +24,7 @@ from ...cascade.models.blocks import resize
 from ...cascade.pipelines.memory import step_bytes
 from ...cascade.pipelines.sizes import STAGE_B_FACTOR
 from . import checks
-from .attention import around_attention
+from .attention import around_attention, with_additions
 from .compat import build_base_model, known_model
 from .files import QUANTIZED, read
 from .imaging import ONE_EACH
@@ -115,9 +115,10 @@ class _Prepared:
         c_crossattn: Any = None,
         control: Any = None,
         transformer_options: Any = {},  # noqa: B006  the host's
-        **conditions: Any,
+        **given: Any,
     ) -> Tensor:
         net, dtype = self.diffusion_model, self.get_dtype_inference()  # type: ignore[attr-defined]
+        conditions = with_additions(given, transformer_options)
         found = {
             "conditions": net.prepared(x, conditions, dtype),
             "around_inner": around_inner(transformer_options),

@@ -45,8 +45,8 @@ def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--content", "{photo}"], "need --style"),
-        (["--style-steps", "3"], "need --style"),
+        (["--style-steps", "3"], "needs --style"),
+        (["--content", "{photo}", "--style-steps", "3"], "needs --style"),
         (["--style", "{photo}", "--content-mask", "{photo}"], "needs --content"),
         (["--style", "{photo}", "--style-descriptor", "{photo}"], "needs --style-steps"),
         (

@@ -66,6 +66,11 @@ def test_a_weight_of_zero_and_a_part_of_the_run_without_references_are_the_plain
     assert 1e-3 < half < whole
 
 
+def test_there_is_at_least_one_reference() -> None:
+    with pytest.raises(InvalidSettings, match="there is none"):
+        References()
+
+
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
     with pytest.raises(InvalidSettings, match="from 0 to 1"):

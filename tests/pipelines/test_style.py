@@ -51,6 +51,7 @@ def test_style_content_and_control_each_change_the_image(parts: Parts) -> None:
         made(parts, image=IMAGE),
         made(parts, image=OTHER),
         made(parts, image=IMAGE, content=OTHER),
+        made(parts, content=IMAGE),
         made(parts, image=IMAGE, control=ControlSteps(steps=2)),
         made(parts, image=IMAGE, content=OTHER, control=ControlSteps(steps=2)),
     ]
@@ -90,14 +91,16 @@ def test_content_outside_its_mask_does_not_count(parts: Parts) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"content_mask": torch.ones(1, 1, 8, 8)}, "needs the content"),
+        ({"image": IMAGE, "content_mask": torch.ones(1, 1, 8, 8)}, "needs the content"),
+        ({}, "neither a style nor a content"),
+        ({"content": OTHER, "control": ControlSteps()}, "needs a style"),
         ({"content": OTHER, "content_mask": torch.zeros(1, 1, 8, 8)}, "is empty"),
         ({"content": OTHER, "content_mask": torch.ones(2, 1, 8, 8)}, "these are 2"),
     ],
 )
-def test_content_masks_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_references_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidSettings, match=message):
-        StyleReference(image=IMAGE, **options)
+        StyleReference(**options)
 
 
 def test_references_that_do_not_fit_the_images(parts: Parts) -> None:
