@@ -94,9 +94,9 @@ def with_descriptor(args: argparse.Namespace, parts: Parts) -> Parts:
     from ..pipelines.style import DESCRIPTOR
 
     sources = {kind: source for kind, source in parts.sources.items() if kind != DESCRIPTOR}
-    return replace(
-        parts, sources=sources | ({} if args.style_descriptor is None else {DESCRIPTOR: args.style_descriptor})
-    )
+    if args.style_descriptor is not None:
+        sources[DESCRIPTOR] = args.style_descriptor
+    return replace(parts, sources=sources)
 
 
 def style_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -104,10 +104,7 @@ def style_recipe(args: argparse.Namespace) -> dict[str, Any]:
     shared: dict[str, Any] = {"style_aligned": args.style_aligned} if args.style_aligned else {}
     if args.style is None and args.content is None:
         return shared
-    files = ("style", "content", "content_mask", "style_descriptor")
-    about = (
-        shared
-        | {"style_weight": args.style_weight}
-        | {name: path.name for name in files if (path := getattr(args, name)) is not None}
-    )
+    options = ("style", "content", "content_mask", "style_descriptor")
+    files = {name: path.name for name in options if (path := getattr(args, name)) is not None}
+    about = {**shared, **files, "style_weight": args.style_weight}
     return about | ({} if args.style_steps is None else {"style_steps": args.style_steps})

@@ -117,7 +117,8 @@ def image_encoder(clip_vision: Any) -> nn.Module:
     with torch.inference_mode(False):
         # What the host moved in inference mode never carries a gradient, but a copy does.
         state = {name: value.clone() for name, value in _given(clip_vision).get_sd().items()}
-        config = ClipVisionConfig.from_transformers(clip_vision.config)
+        known = getattr(clip_vision, "config", None)  # older hosts do not keep it
+        config = None if known is None else ClipVisionConfig.from_transformers(known)
         return load_model(state, part="image_encoder", config=config, dtype=torch.float32).requires_grad_(False)
 
 
