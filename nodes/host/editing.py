@@ -38,7 +38,7 @@ def inverted(
     Raises CascadeError for a model or latent of another kind, and for a positive that is not one prompt.
     """
     prompt, _, _ = single(positive, "positive")
-    made = MadeWith.of(settings, prompt=prompt.tokens.prompt, model=fingerprint(_stage_c(model)))
+    made = MadeWith.of(settings, prompt=prompt.tokens.prompt, model=fingerprint(stage_c_of(model)))
     plan = _of_images(positive, negative, latent, seed, settings)
     found = _followed(model, plan)
     checks.finite(found.added, "Stage C", "inversion")
@@ -109,7 +109,7 @@ def edited(
     Raises CascadeError for what does not fit: prompts, latents, model, an inversion.
     """
     source, positive, negative = prompts
-    net, samples = _stage_c(model), checks.latents(latent, "Stage C")
+    net, samples = stage_c_of(model), checks.latents(latent, "Stage C")
     control, cond = _both(source, positive, len(samples), strength)
     seeds = seeds_of(latent, len(samples), seed)
     plan = StagePlan(
@@ -196,11 +196,12 @@ def _editing(model: Any, control: PromptToPrompt, images: int) -> Any:
     return changed
 
 
-def _stage_c(model: Any) -> StageC:
+def stage_c_of(model: Any) -> StageC:
+    """The network of a MODEL, which must be our Stage C. Raises CascadeError."""
     net = checks.model(model, "Stage C").model.diffusion_model
     if not isinstance(net, StageC):
         raise CascadeError(
-            "Edits are made with a Stage C that Load Stage C (Stable Cascade) or Load Checkpoint (Stable Cascade) has "
-            "loaded; this one was loaded by ComfyUI's own node."
+            "This takes a Stage C that Load Stage C (Stable Cascade) or Load Checkpoint (Stable Cascade) has loaded; this "
+            "one was loaded by ComfyUI's own node."
         )
     return net

@@ -22,11 +22,12 @@ from ...cascade.diffusion import SAMPLERS, SeededNoise
 from ...cascade.editing import AttentionController, ControlSteps, References, StyleAligned, StyleControl
 from ...cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidSettings, MissingPart
 from ...cascade.images import fit, resize_for_latent
+from ...cascade.models import StageC
 from ...cascade.pipelines.style import check_references, fitted_mask, look_of, masked, style_control
 from . import checks, imaging
 from .attention import ATTENTION, controlled
 from .autoencoders import Coder
-from .editing import pixels_of
+from .editing import pixels_of, stage_c_of
 from .sampling import process_of
 
 GRADIENTS = 4
@@ -60,7 +61,7 @@ def referenced(model: Any, clip_vision: Any, shown: Shown, weight: float, interv
     Raises CascadeError for a MODEL that is no Stage C or has such a control, a part that is missing, an image encoder
     of another width; when sampling begins for references that are neither one nor as many as the images.
     """
-    wanted = _free(model).model.diffusion_model.config.clip_img
+    wanted = _free(model).config.clip_img
     start, end = interval
     if weight == 0:
         return model
@@ -90,13 +91,14 @@ def aligned(model: Any, weight: float, interval: tuple[float, float]) -> Any:
     return controlled(model, lambda _: acting) if weight else model
 
 
-def _free(model: Any) -> Any:
-    """The MODEL, which must have no other control of attention."""
-    if ATTENTION in checks.model(model, "Stage C").model_options["transformer_options"]:
+def _free(model: Any) -> StageC:
+    """The network of a MODEL that has no other control of attention."""
+    net = stage_c_of(model)
+    if ATTENTION in model.model_options["transformer_options"]:
         raise InvalidSettings(
             "Style Reference and Style Aligned change the attention of a model once: use one of them."
         )
-    return model
+    return net
 
 
 def embedding(clip_vision: Any, images: Tensor) -> Tensor:

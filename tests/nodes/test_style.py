@@ -16,7 +16,7 @@ from cascade.images import fit
 from cascade.pipelines import Start
 from cascade.pipelines.stages import encode_stage_c
 from cascade.pipelines.style import fitted_mask, look_of, masked, style_control
-from tests.nodes import networks
+from tests.nodes import model_pairs, networks
 from tests.nodes.networks import file_name, library_sample, random
 from tests.nodes.node_calls import NEGATIVE, POSITIVE, coder, conditioning, model, stage_c
 from tests.support import relative_error
@@ -211,6 +211,8 @@ def test_what_cannot_be_followed_is_refused(host: Any) -> None:
         reference(host, model=reference(host))
     with pytest.raises(errors.CascadeError, match="takes a Stage C"):
         reference(host, model=model(host, "stage_b"))
+    with pytest.raises(errors.CascadeError, match="loaded by ComfyUI's own node"):
+        reference(host, model=model_pairs.native("stage_c"))
     with pytest.raises(errors.MissingPart, match="no image encoder"):
         reference(host, clip_vision=None)
     with pytest.raises(errors.InvalidSettings, match="needs the content"):
