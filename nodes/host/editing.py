@@ -201,7 +201,7 @@ def stage_c_of(model: Any) -> StageC:
     net = checks.model(model, "Stage C").model.diffusion_model
     if not isinstance(net, StageC):
         raise CascadeError(
-            "This takes a Stage C that Load Stage C (Stable Cascade) or Load Checkpoint (Stable Cascade) has loaded; this "
-            "one was loaded by ComfyUI's own node."
+            "This takes a Stage C of Load Stage C (Stable Cascade) or Load Checkpoint (Stable Cascade); this one was "
+            "loaded by ComfyUI's own node."
         )
     return net
