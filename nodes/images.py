@@ -9,7 +9,6 @@ import torch
 from comfy_api.latest import io
 
 from ..cascade.diffusion import Guidance
-from ..cascade.errors import MissingPart
 from ..cascade.images import as_mask, fit, psnr, side_by_side, ssim
 from ..cascade.images.resize import COMPRESSION
 from ..cascade.pipelines import STAGE_B_SETTINGS, Tiles, latent_sizes, with_short_side
@@ -171,8 +170,6 @@ class CascadeImageVariation(io.ComfyNode):
         frames: int = 1,
         **more: Any,
     ) -> io.NodeOutput:
-        if clip_vision is None:
-            raise MissingPart("There is no image encoder: the checkpoint that was loaded has none.")
         given = [(image1, strength1)]
         given += [(more[f"image{n}"], more.get(f"strength{n}", 1.0)) for n in MORE if f"image{n}" in more]
         strengths = [strength for _, strength in given]

@@ -12,6 +12,8 @@ from ..errors import CascadeError
 from ._common import read_image
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..pipelines import RegionalPrompt
 
 _BOX = re.compile(r"\s*,\s*".join([r"(-?[0-9.]+)"] * 4))
@@ -32,21 +34,30 @@ def factor_of(text: str) -> tuple[str, float]:
 def region_of(text: str) -> RegionalPrompt:
     """BOX=PROMPT with a box of left,top,right,bottom from 0 to 1, or MASK=PROMPT with an image file.
 
-    Raises CascadeError for text of another form and a box outside the image, InvalidImage or OSError for the file.
+    Raises CascadeError for text of another form and what `mask_of` raises.
     """
-    from ..editing import box_mask
     from ..pipelines import RegionalPrompt
 
     place, equals, prompt = text.partition("=")
     if not (place and equals and prompt.strip()):
         raise CascadeError(f'--region {text}: write BOX=PROMPT or MASK=PROMPT, such as 0,0,0.5,1="a red circle".')
+    return RegionalPrompt(mask_of(place, f"--region {text}"), prompt)
+
+
+def mask_of(place: str, option: str) -> Tensor:
+    """The mask [1, 1, H, W] of a box of left,top,right,bottom from 0 to 1, or of an image file. option: for the error.
+
+    Raises CascadeError for a box outside the image, InvalidImage or OSError for the file.
+    """
+    from ..editing import box_mask
+
     if found := _BOX.fullmatch(place.strip()):
         try:
             box = [float(number) for number in found.groups()]
         except ValueError as error:
-            raise CascadeError(f"--region {text}: {place!r} is not left,top,right,bottom.") from error
-        return RegionalPrompt(box_mask(box), prompt)
-    return RegionalPrompt(read_image(Path(place))[:, :1], prompt)
+            raise CascadeError(f"{option}: {place!r} is not left,top,right,bottom.") from error
+        return box_mask(box)
+    return read_image(Path(place))[:, :1]
 
 
 def without_folder(region: str) -> str:

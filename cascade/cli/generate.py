@@ -27,6 +27,7 @@ from ._common import (
     strength,
 )
 from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
+from ._image_prompts import add_image_prompts, check_image_prompts, image_prompts_of, image_prompts_recipe
 from ._style import add_style, style_needs, style_of, style_recipe, with_descriptor
 from ._words import region_of, without_folder
 
@@ -104,16 +105,7 @@ def add_parser(subparsers: Any) -> None:
         help="mask over --image, and over the HINT of an inpainting ControlNet: white is generated again, black stays "
         "as it is",
     )
-    group.add_argument(
-        "--like", type=Path, action="append", metavar="FILE", help="make variations of this image; may be repeated"
-    )
-    group.add_argument(
-        "--weight",
-        type=float,
-        action="append",
-        metavar="W",
-        help="how much a --like counts, one for each of them; below 0 leads away from it; default 1",
-    )
+    add_image_prompts(parser)
     parser.add_argument(
         "--region",
         action="append",
@@ -185,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     shape = controls[0].hint if image is None and controls else image
     settings = replace(settings_of(args, shape), enlarge=args.enlarge)
     regions = [region_of(text) for text in args.region]
-    like = [read_image(path).expand(args.number, -1, -1, -1) for path in args.like or ()]
+    image_prompts = image_prompts_of(args)
     if not args.models:
         say_tiny_is_used("" if args.lora else args.prompt)
     from ..images import to_pillow
@@ -194,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = [args.seed + i for i in range(args.number)]
     needed = [*NEEDED, *style_needs(args)]
     needed += ["effnet"] if args.image is not None or reads(controls, LATENTS) else []
-    parts = parts_of(args, list(dict.fromkeys([*needed, *(["image_encoder"] if args.like else [])])))
+    parts = parts_of(args, list(dict.fromkeys([*needed, *(["image_encoder"] if image_prompts else [])])))
     parts = with_descriptor(args, parts)
     controls = with_hints(args, controls, parts, settings.final, mask)
     with Bars() as bars:
@@ -204,8 +196,7 @@ def run(args: argparse.Namespace) -> int:
             seeds=seeds,
             negative=args.negative,
             source=_source(args, image, mask),
-            variation_of=like or None,
-            variation_weights=args.weight,
+            **image_prompts,
             controls=controls,
             high_res=_high_res(args, parts),
             regions=regions,
@@ -222,10 +213,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.weight and len(args.weight) != len(args.like or ()):
-        raise CascadeError(
-            f"Each --like has one --weight: {len(args.like or ())} of one, {len(args.weight)} of the other."
-        )
+    check_image_prompts(args)
     if args.high_res is not None and args.enlarge != 1:
         raise CascadeError("--high-res and --enlarge are two ways to a large image; use one of them.")
     if not 0.25 <= args.enlarge <= 16:
@@ -268,10 +256,9 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about |= {"as_released": True} if args.as_released else {}
     if args.mask is not None:
         about["mask"] = args.mask.name
-    if args.like:
-        about |= {"like": [path.name for path in args.like], "weight": args.weight or [1.0] * len(args.like)}
     if args.high_res is not None:
         about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
     if args.region:
         about["region"] = [without_folder(text) for text in args.region]
+    about |= image_prompts_recipe(args)
     return about | control_recipe(args) | style_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

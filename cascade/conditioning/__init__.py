@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .image import ImageEncoder, combine_images
+from .image import ImageEncoder, noise_augmented
 from .inputs import StageBInputs, StageCInputs
 from .text import TextEmbedding, TextEncoder, check_prompt
 from .vocabulary import tokenizer
@@ -14,6 +14,6 @@ __all__ = [
     "TextEmbedding",
     "TextEncoder",
     "check_prompt",
-    "combine_images",
+    "noise_augmented",
     "tokenizer",
 ]

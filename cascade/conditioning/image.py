@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import InvalidSettings
 
 # CLIP's own normalization (Radford et al. 2021), per channel of RGB.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,7 +44,24 @@ def preprocess(images: Tensor, size: int) -> Tensor:
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
-def combine_images(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """k image embeddings [B, 1, c], each multiplied by its weight, as one `clip_img` [B, k, c]."""
-    scale = [1.0] * len(embeddings) if weights is None else weights
-    return torch.cat([weight * embedding for weight, embedding in zip(scale, embeddings, strict=True)], dim=1)
+def noise_augmented(embeddings: Tensor, level: float) -> Tensor:
+    """Embeddings [..., c] with noise of a level in [0, 1]: 0 changes nothing, at 1 only noise of their length is left.
+
+    As in unCLIP (Ramesh et al. 2022, section 2; the cosine schedule of Nichol and Dhariwal 2021, eq. 17), except that
+    each embedding is scaled to unit variance by itself: Stable Cascade has no statistics of embeddings, and it is not
+    told the level. The noise is always the same, so an image is the same alone and in a batch.
+
+    Raises InvalidSettings for a level outside 0 to 1.
+    """
+    if not 0 <= level <= 1:
+        raise InvalidSettings(f"noise_augmentation must be from 0 to 1, got {level}")
+    if level == 0:
+        return embeddings
+    kept = (_cosine(level) / _cosine(0.0)) ** 2
+    noise = torch.randn(embeddings.shape[-1], generator=torch.Generator().manual_seed(0)).to(embeddings)
+    scale = embeddings.square().mean(-1, keepdim=True).sqrt()
+    return math.sqrt(kept) * embeddings + math.sqrt(1 - kept) * scale * noise
+
+
+def _cosine(level: float) -> float:
+    return math.cos((level + 0.008) / 1.008 * math.pi / 2)

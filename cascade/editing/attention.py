@@ -53,11 +53,13 @@ class NetworkCall:
     with_prompt: for each equal part of the batch, whether its conditions are those with the prompt. A part has the
         images of the run, in their order.
     tokens: of the conditions.
+    blocks: attention blocks of the network.
     """
 
     percent: float
     with_prompt: tuple[bool, ...]
     tokens: Tokens
+    blocks: int = 1
 
     def rows(self, batch: int) -> slice | None:
         """The rows of the images with the prompt in a batch of this size; None where the call is without it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ..conditioning import StageCInputs, TextEmbedding
 from ..errors import InvalidSettings
-from ..models import AroundAttention, AttentionCall
-from .attention import AttentionController, NetworkCall
+from ..models import AroundAttention
+from .attention import NetworkCall
+from .seen import Seen
 
 MOST_TOKENS = 77 * 32
 """Text tokens of all regions together: each is read by every position of the image in every block."""
@@ -50,7 +51,7 @@ def box_mask(box: Sequence[float], side: int = 512) -> Tensor:
     return mask
 
 
-class Regions(AttentionController):
+class Regions(Seen):
     """Controls a run whose conditions are `inputs`, for all its images.
 
     regions: where they overlap they share the place. base: how much of the base prompt is seen inside regions, 0 to 1.
@@ -68,8 +69,8 @@ class Regions(AttentionController):
                 f"the prompts of {len(regions)} regions have {tokens} tokens, and at most {MOST_TOKENS} can be read: "
                 "use fewer regions or shorter prompts"
             )
+        super().__init__()
         self.regions, self.base = regions, base
-        self._biases: dict[tuple[tuple[int, int], int], Tensor] = {}
 
     def inputs(self, cond: StageCInputs) -> StageCInputs:
         """The conditions of the base prompt with those of the regions after them."""
@@ -81,37 +82,20 @@ class Regions(AttentionController):
         )
 
     def around(self, call: NetworkCall) -> AroundAttention | None:
-        if True not in call.with_prompt:
-            return None
+        return super().around(call) if True in call.with_prompt else None
 
-        def attend(block: AttentionCall) -> Tensor:
-            rows = call.rows(len(block.q))
-            assert rows is not None
-            q, k, v = (x[rows].unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (block.q, block.k, block.v))
-            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(call, block))
-            seen = seen.transpose(1, 2).flatten(-2)
-            if len(seen) == len(block.q):
-                return seen
-            made = block.plain().clone()
-            made[rows] = seen
-            return made
+    def state(self, call: NetworkCall, block: int, with_prompt: bool) -> Hashable:
+        return () if with_prompt else None
 
-        return attend
-
-    def _bias(self, call: NetworkCall, block: AttentionCall) -> Tensor:
-        """What is added to the attention's logits [h w, m]: the logarithm of how much of each token is seen."""
-        key = (block.size, block.k.shape[1])
-        if key not in self._biases:
-            shares = self._shares(block.size)
-            each = call.tokens.pooled // len(shares)
-            lengths = [region.text.hidden.shape[1] for region in self.regions]
-            counts = [call.tokens.text - sum(lengths), *lengths]
-            columns = [torch.ones(call.tokens.text_among(block.k.shape[1]).start, shares.shape[1])]
-            columns += [share.expand(count, -1) for share, count in zip(shares, counts, strict=True)]
-            columns += [share.expand(each, -1) for share in shares]
-            columns += [torch.ones(call.tokens.images, shares.shape[1])]
-            self._biases[key] = torch.cat(columns).log().T.to(block.q).contiguous()
-        return self._biases[key]
+    def shares(self, state: Hashable, call: NetworkCall, size: tuple[int, int], with_prompt: bool) -> Tensor:
+        shares = self._shares(size)
+        each = call.tokens.pooled // len(shares)
+        lengths = [region.text.hidden.shape[1] for region in self.regions]
+        counts = [call.tokens.text - sum(lengths), *lengths]
+        columns = [share.expand(count, -1) for share, count in zip(shares, counts, strict=True)]
+        columns += [share.expand(each, -1) for share in shares]
+        columns += [torch.ones(call.tokens.images, shares.shape[1])]
+        return torch.cat(columns).T
 
     def _shares(self, size: tuple[int, int]) -> Tensor:
         """How much of each prompt, the base first, a position sees [1 + regions, h w]; they add up to 1."""

@@ -147,6 +147,11 @@ class StackConfig(Config):
     levels: tuple[Level, ...]
     process: Process = Process()
 
+    @property
+    def attention_blocks(self) -> int:
+        """How many there are, on the way down and up together."""
+        return 2 * sum(level.depth * level.pattern.count("A") for level in self.levels)
+
     def to_dict(self) -> dict[str, Any]:
         data = super().to_dict()
         if data["process"] == Process().to_dict():

@@ -14,6 +14,7 @@ from .mix import mix
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
 from .presets import PRESETS, Preset
+from .prompt_images import ImagePrompt
 from .reconstruct import reconstruct
 from .search import find_parts
 from .sizes import LatentSizes, compression_warning, latent_sizes, stage_b_size, with_short_side
@@ -37,6 +38,7 @@ __all__ = [
     "Edited",
     "Generated",
     "HighRes",
+    "ImagePrompt",
     "ImageToImage",
     "Inversion",
     "LatentSizes",

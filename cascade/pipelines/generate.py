@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..conditioning import ImageEncoder, StageBInputs, StageCInputs, TextEmbedding, combine_images
+from ..conditioning import StageBInputs, StageCInputs, TextEmbedding
 from ..diffusion import Inverted, Keeping, SamplingSettings, Steering
-from ..editing import AttentionController, Region, Regions, StyleAligned
+from ..editing import AttentionController, Region, Regions, SeenImages, StyleAligned
 from ..errors import InvalidSettings
 from ..images import as_mask, as_rgb, composite, fit, mask_of_latent, resize_mask
 from ..models import StageB, StageC
@@ -22,6 +22,7 @@ from .inversion import Inversion
 from .memory import check_network
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
+from .prompt_images import ImagePrompt, encode_prompt_images
 from .sizes import LatentSizes, latent_sizes
 from .stages import (
     OnStep,
@@ -131,6 +132,8 @@ def generate(
     regions: Sequence[RegionalPrompt] = (),
     style: StyleReference | None = None,
     style_aligned: float = 0.0,
+    prompt_images: Sequence[ImagePrompt] = (),
+    negative_images: Sequence[ImagePrompt] = (),
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -143,7 +146,7 @@ def generate(
     negative: what the images should not show; released: the empty prompt.
     source: images to start from, with or without a mask.
     variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several of these.
-    variation_weights: a weight for each of several; below 0: the opposite of the images. Default: 1 each.
+    variation_weights: a weight for each of several, as in `ImagePrompt`. Default: 1 each.
     controls: ControlNets with their hints; their residuals are added up.
     high_res: guides for images of more than about 1.5 megapixels: Stage C runs at `high_res.resolution` first (without
         a source), then at the images' size. ControlNets act in the first run. The last progress of the first run has
@@ -151,14 +154,20 @@ def generate(
     regions: parts of the images with prompts of their own, beside those of the images.
     style: an image whose look all images get. Also needs "image_encoder"; with control "effnet" and "previewer".
     style_aligned: how much all images share the look of the first, 0 to 1; 0 is the plain run, bit for bit.
+    prompt_images, negative_images: images beside the prompts, and beside the negative prompt. Also need
+        "image_encoder".
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize (also for a size that does not
     fit into memory), InvalidImage, MissingPart, or what loading a part raises.
     """
     varied = [variation_of] if isinstance(variation_of, Tensor) else list(variation_of or ())
     images = [*varied, *([] if source is None else [source.images])]
+    shown = [*prompt_images, *([ImagePrompt(images=varied, weights=variation_weights)] if varied else [])]
     if {len(prompts)} != {len(prompts), len(seeds), *map(len, images)} or not prompts:
         raise ValueError(f"each image needs a prompt and a seed: {len(prompts)} prompts, {len(seeds)} seeds")
+    beside = [image for prompt in (*prompt_images, *negative_images) for image in prompt.images]
+    if wrong := [len(image) for image in beside if len(image) not in (1, len(prompts))]:
+        raise ValueError(f"one image of a prompt for each image, or one for all: {wrong[0]} and {len(prompts)}")
     if wrong := [len(control.hint) for control in controls if len(control.hint) not in (1, len(prompts))]:
         raise ValueError(f"one hint for each image, or one for all: {wrong[0]} hints, {len(prompts)} images")
     if high_res is not None and settings.enlarge != 1:
@@ -168,14 +177,11 @@ def generate(
     sizes = settings.sizes
     wanted = [*prompts, negative, *(region.prompt for region in regions)]
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, wanted))
-    clip_img = None
-    if varied:
-        embeddings = parts.use("image_encoder", lambda net: [ImageEncoder(net).encode(as_rgb(x)) for x in varied])
-        clip_img = combine_images(embeddings, variation_weights)
+    seen = encode_prompt_images(parts, shown, negative_images)
     run = Run(
         texts=[texts[prompt] for prompt in prompts],
         negative=texts[negative],
-        clip_img=clip_img,
+        images=seen,
         seeds=seeds,
         settings=settings,
         controls=controls,
@@ -197,7 +203,7 @@ class Run:
     negative: TextEmbedding
     seeds: Sequence[int]
     settings: Settings
-    clip_img: Tensor | None = None
+    images: SeenImages = field(default_factory=SeenImages)
     controls: Sequence[Control] = ()
     high_res: HighRes | None = None
     inversion: Inversion | None = None
@@ -333,22 +339,23 @@ class Run:
 
     def _stage_c_plan(self, net: StageC, group: list[int]) -> StagePlan[StageCInputs]:
         text = TextEmbedding.join([self.texts[i] for i in group])
-        if self.clip_img is None:
-            cond = StageCInputs.without_image(text, net.config.clip_img)
-        else:
-            cond = StageCInputs.of(text, self.clip_img[group])
-        if self.attention is not None:
-            cond = self.attention.inputs(cond)
+        images, plain = self.images.of(group), StageCInputs.without_image(text, net.config.clip_img)
+        seen = images.inputs(plain)
+        cond = seen if self.attention is None else self.attention.inputs(seen)
+        # What attention control adds has a counterpart of zeros; image prompts have none beside the negative prompt.
+        added = cond.clip_img[:, seen.clip_img.shape[1] :]
+        uncond = images.negative_inputs(plain.unconditional(self.negative))
+        uncond = replace(uncond, clip_img=torch.cat([uncond.clip_img, torch.zeros_like(added)], dim=1))
         plan = StagePlan(
             stage="stage_c",
             size=self.settings.sizes.stage_c,
             seeds=[self.seeds[i] for i in group],
             settings=self.settings.stage_c,
             cond=cond,
-            uncond=cond.unconditional(self.negative),
+            uncond=uncond,
             start=_rows(self.start_c, group),
             controls=[control.of(group) for control in self.controls],
-            attention=self.attention,
+            attention=images.beside(self.attention),
             keeping=self.keeping,
             steering=self.steering,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..conditioning import ImageEncoder
 from ..diffusion import slerp
+from ..editing import PlacedImages, PromptImages, SeenImages
 from ..images import as_rgb, fit
 from .generate import RELEASED_SETTINGS, Generated, OnProgress, Run, Settings
 from .networks import Parts
@@ -53,7 +54,7 @@ def mix(
     run = Run(
         texts=[texts[prompt]] * amount,
         negative=texts[negative],
-        clip_img=between(embeddings),
+        images=SeenImages([PlacedImages(images=PromptImages(between(embeddings), (1.0,)))]),
         seeds=[seed] * amount,
         settings=replace(settings, stage_c=settings.stage_c.with_strength(strength)),
         start_c=Start(latents=between(latents)),

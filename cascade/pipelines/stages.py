@@ -115,7 +115,7 @@ def _sample_stage_c(
         given = plan.uncond if conditions is uncond else plan.cond
         tokens = Tokens.of(**given.as_kwargs(), each=net.config.condition_tokens)
         with_prompt = (True,) if conditions is cond else (False,) if conditions is uncond else (True, False)
-        return plan.attention.around(NetworkCall(percent, with_prompt, tokens))
+        return plan.attention.around(NetworkCall(percent, with_prompt, tokens, net.config.attention_blocks))
 
     def predict(
         x: Tensor,

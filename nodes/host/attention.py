@@ -99,12 +99,19 @@ def around_attention(
 ) -> AroundAttention | None:
     """What attention blocks do in a call of the host's model at noise levels t, with these transformer_options."""
     runs = options.get(ATTENTION)
-    controller = conditions.get(REGIONS) or (None if runs is None else runs.controller)
+    of_model, of_prompt = None if runs is None else runs.controller, conditions.get(REGIONS)
+    if of_model is not None and of_prompt is not None:
+        raise InvalidSettings(
+            "Regions and image prompts with weights, a mask, a part of the run or of the blocks control attention, and "
+            "so does a node on the model: use one of them."
+        )
+    controller = of_prompt if of_model is None else of_model
     if controller is None:
         return None
+    config = model.diffusion_model.config
     named = {name: conditions[name] for name in CONDITIONS}
-    tokens = Tokens.of(**named, each=model.diffusion_model.config.condition_tokens)
+    tokens = Tokens.of(**named, each=config.condition_tokens)
     # Reading the noise level waits for a graphics card, so only where something acts.
     percent = percent_of(float(t[0]), model.model_sampling)
     with_prompt = tuple(kind == 0 for kind in options.get("cond_or_uncond", [0]))
-    return controller.around(NetworkCall(percent, with_prompt, tokens))
+    return controller.around(NetworkCall(percent, with_prompt, tokens, config.attention_blocks))

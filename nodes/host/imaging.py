@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...cascade.diffusion import blend, sequence
-from ...cascade.errors import CascadeError, InvalidImage
+from ...cascade.errors import CascadeError, InvalidImage, MissingPart
 from ...cascade.images import as_mask, as_rgb, mask_of_latent, resize_for_latent, resize_mask, three_quarters
 from . import checks
 from .decoding import TILE
@@ -74,7 +74,9 @@ def encode_stage_b(vae: Any, images: Tensor) -> Tensor:
 
 
 def encode_vision(clip_vision: Any, images: Tensor) -> Any:
-    """CLIP_VISION_OUTPUT of images [B, 3, H, W]."""
+    """CLIP_VISION_OUTPUT of images [B, 3, H, W]. Raises MissingPart without an image encoder."""
+    if clip_vision is None:
+        raise MissingPart("There is no image encoder: the checkpoint that was loaded has none.")
     return clip_vision.encode_image(images.movedim(1, -1))
 
 
@@ -85,7 +87,7 @@ def blend_outputs(outputs: list[Any], weights: list[float]) -> Any:
         for output, weight in zip(outputs, weights, strict=True)
         for embedding in output.image_embeds
     ]
-    return _output(blend([embedding for embedding, _ in pairs], [weight for _, weight in pairs]))
+    return output_of(blend([embedding for embedding, _ in pairs], [weight for _, weight in pairs]))
 
 
 def frame_outputs(outputs: list[Any], frames: int) -> Any:
@@ -96,10 +98,11 @@ def frame_outputs(outputs: list[Any], frames: int) -> Any:
     seen = torch.cat([output.image_embeds for output in outputs])
     if len(seen) < 2:
         raise CascadeError(f"{frames} frames need two images or more, to go from one to another.")
-    return _output(sequence(seen, frames))
+    return output_of(sequence(seen, frames))
 
 
-def _output(embeddings: Tensor) -> Any:
+def output_of(embeddings: Tensor) -> Any:
+    """A CLIP_VISION_OUTPUT of image embeddings [n, c]."""
     output = comfy.clip_vision.Output()
     output["image_embeds"] = embeddings
     return output

@@ -27,11 +27,11 @@ from . import checks
 from .attention import around_attention, with_additions
 from .compat import build_base_model, known_model
 from .files import QUANTIZED, read
-from .imaging import ONE_EACH
 from .networks import HostStageB, HostStageC, around_inner
 from .previews import LatentC, Previewer
+from .prompt_images import image_prompts
 from .prompts import REGIONS
-from .regions import joined
+from .regions import seen
 
 logger = logging.getLogger("cascade")
 
@@ -136,29 +136,16 @@ class CascadeC(_Prepared, comfy.model_base.StableCascade_C):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         config, device = self.diffusion_model.config, kwargs["device"]
         checks.channels(kwargs["noise"], "Stage C")
-        images = [
-            entry["clip_vision_output"].image_embeds.unsqueeze(1 if entry.get(ONE_EACH) else 0).to(device)
-            * entry["strength"]
-            for entry in kwargs.get("unclip_conditioning", ())
-        ]
-        rows = max(map(len, images), default=1)
-        images = [comfy.utils.repeat_to_batch_size(image, rows) for image in images]
-        found = {
-            "clip_text": _embedding(kwargs.get("cross_attn"), config.clip_text, "Stage C", "text"),
-            "clip_text_pooled": _embedding(
-                kwargs.get("pooled_output"), config.clip_text_pooled, "Stage C", "pooled text"
-            ),
-            "clip_img": _embedding(torch.cat(images, dim=1), config.clip_img, "Stage C", "image")
-            if images
-            else torch.zeros(1, 1, config.clip_img),
-            **_timesteps(kwargs, "sca", "crp"),
-        }
+        inputs, control = seen(
+            _embedding(kwargs.get("cross_attn"), config.clip_text, "Stage C", "text"),
+            _embedding(kwargs.get("pooled_output"), config.clip_text_pooled, "Stage C", "pooled text"),
+            image_prompts(kwargs.get("unclip_conditioning", ())),
+            kwargs.get(REGIONS, ()),
+            config.clip_img,
+        )
+        found = {**inputs.as_kwargs(), **_timesteps(kwargs, "sca", "crp")}
         kept = {name: CondKept(value.to(device)) for name, value in found.items()}
-        if regions := kwargs.get(REGIONS):
-            inputs, control = joined(found["clip_text"], found["clip_text_pooled"], found["clip_img"], regions)
-            kept |= {name: CondKept(value.to(device)) for name, value in inputs.as_kwargs().items()}
-            kept[REGIONS] = comfy.conds.CONDConstant(control)
-        return kept
+        return kept if control is None else {**kept, REGIONS: comfy.conds.CONDConstant(control)}
 
     def memory_required(self, input_shape: list[int], cond_shapes: Any = {}) -> float:  # noqa: B006  the host's
         return _memory(self, input_shape)

@@ -17,7 +17,8 @@ from ...cascade.errors import CascadeError, MissingPart
 PROMPT = "cascade_prompt"
 """Where a CONDITIONING's extras have a `Prompt`."""
 REGIONS = "cascade_regions"
-"""Where they have the prompts of parts of the image, and Stage C's conditions what controls who sees these."""
+"""Where they have the prompts of parts of the image, and Stage C's conditions what controls who sees these and image
+prompts."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ...cascade.conditioning import StageCInputs, TextEmbedding
-from ...cascade.editing import Region, Regions
+from ...cascade.editing import AttentionController, Region, Regions, SeenImages
 from ...cascade.errors import IncompatibleCheckpoint, InvalidSettings
 from ...cascade.images import as_mask
 from .prompts import REGIONS, encoded
@@ -42,8 +43,14 @@ def with_region(clip: Any, positive: Any, text: str, mask: Tensor, strength: flo
     return found
 
 
-def joined(text: Tensor, pooled: Tensor, images: Tensor, regions: tuple[Region, ...]) -> tuple[StageCInputs, Regions]:
-    """Stage C's conditions with those of the regions, and what controls who sees them."""
-    control = Regions(regions, base=0.0)
+def seen(
+    text: Tensor, pooled: Tensor, images: SeenImages, regions: Sequence[Region], channels: int
+) -> tuple[StageCInputs, AttentionController | None]:
+    """Stage C's conditions with those of regions and image prompts, and what controls who sees them, if anything does.
+
+    channels: of an image embedding.
+    """
     pooled = pooled[:, None] if pooled.dim() == 2 else pooled
-    return control.inputs(StageCInputs(text, pooled, images)), control
+    inputs = images.inputs(StageCInputs.without_image(TextEmbedding(text, pooled), channels))
+    control = Regions(regions, base=0.0) if regions else None
+    return inputs if control is None else control.inputs(inputs), images.beside(control)

@@ -181,6 +181,49 @@ def test_variations_and_large_images(folder, photo, tmp_path):
     assert (recipe["weight"], recipe["enlarge"], recipe["tile"]) == ([1.0, -0.5], 4.0, 256)
 
 
+def test_image_prompts(folder, photo, tmp_path):
+    def made(*options):
+        out = tmp_path / "out.png"
+        assert make(folder, out, *options) == 0
+        with Image.open(out) as drawn:
+            return drawn.tobytes(), json.loads(drawn.text["cascade"])
+
+    plain, _ = made()
+    like = ["--like", str(photo), "--like", str(photo)]
+    nothing, recipe = made(*like, "--like-strength", "0")
+    assert (nothing, recipe["like_strength"]) == (plain, 0)
+    how = ["--like-range", "0,0.5", "--like-blocks", "style", "--like-noise", "0.2"]
+    places = ["--like-mask", "0,0,0.5,1", "--like-mask", str(photo)]
+    changed, recipe = made(*like, *how, *places, "--unlike", str(photo))
+    assert changed != plain
+    assert {name: recipe[name] for name in ("like_range", "like_blocks", "like_noise", "like_mask", "unlike")} == {
+        "like_range": "0,0.5",
+        "like_blocks": "style",
+        "like_noise": 0.2,
+        "like_mask": ["0,0,0.5,1", "photo.png"],
+        "unlike": ["photo.png"],
+    }
+    assert made(*like, "--like-combine", "subtract", "--weight", "1", "--weight", "0.5")[0] != plain
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--like-blocks", "style"], "--like-blocks needs --like"),
+        (["--like", __file__], "cannot be read as an image"),
+        (["--like", "PHOTO", "--like-blocks", "colors"], "'colors' is not a range of blocks"),
+        (["--like", "PHOTO", "--like-range", "0.5"], "write START,END from 0 to 1"),
+        (["--like", "PHOTO", "--like-range", "0.5,0.2"], "must not be above end_percent"),
+        (["--like", "PHOTO", "--like-mask", "0,0,2,1"], "is not in the image"),
+        (["--like", "PHOTO", *["--like-mask", "0,0,1,1"] * 2], "one --like-mask for all --like, or one for each"),
+    ],
+)
+def test_image_prompts_that_cannot_be_are_refused(folder, photo, tmp_path, capsys, options, word):
+    options = [str(photo) if option == "PHOTO" else option for option in options]
+    assert make(folder, tmp_path / "out.png", *options) == 1
+    assert word in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

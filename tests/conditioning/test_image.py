@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade.conditioning import ImageEncoder, combine_images
+from cascade.conditioning import ImageEncoder, noise_augmented
 from cascade.conditioning.image import MEAN, STD, preprocess
+from cascade.errors import InvalidSettings
 from tests.support import relative_error
 
 pytestmark = pytest.mark.numeric
@@ -32,10 +33,16 @@ def test_preprocessing_of_odd_sizes():
         assert preprocess(torch.rand(1, 3, *size), 28).shape == (1, 3, 28, 28)
 
 
-def test_weighted_images_stand_side_by_side():
-    a, b = torch.ones(2, 1, 8), torch.full((2, 1, 8), 3.0)
-    combined = combine_images([a, b], [0.5, 2.0])
-    assert combined.shape == (2, 2, 8)
-    assert combined[:, 0].unique().item() == 0.5
-    assert combined[:, 1].unique().item() == 6.0
-    assert torch.equal(combine_images([a, b]), torch.cat([a, b], 1))
+def test_noise_of_an_embedding_goes_from_none_to_all_at_its_length():
+    seen = 5 * torch.randn(2, 3, 4000, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(noise_augmented(seen, 0.0), seen)
+    near, half, only = (noise_augmented(seen, level) for level in (0.1, 0.5, 1.0))
+    for noised in (near, half, only):
+        assert torch.allclose(noised.norm(dim=-1), seen.norm(dim=-1), rtol=0.05)
+    # The cosine of the schedule: kept ** 2 is 0.97 at 0.1 and 0.49 at 0.5.
+    alike = [torch.cosine_similarity(noised, seen, dim=-1).mean().item() for noised in (near, half, only)]
+    assert alike == pytest.approx([0.986, 0.703, 0.0], abs=0.03)
+    assert torch.equal(noise_augmented(seen[:1, 1:2], 0.5), half[:1, 1:2])
+    for level in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InvalidSettings, match="noise_augmentation must be from 0 to 1"):
+            noise_augmented(seen, level)

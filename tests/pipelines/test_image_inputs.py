@@ -12,9 +12,10 @@ from torch import Tensor
 from cascade import models
 from cascade.conditioning import StageBInputs
 from cascade.diffusion import RELEASED_DIFFUSION, Guidance
-from cascade.errors import InvalidImage, InvalidSize
+from cascade.errors import InvalidImage, InvalidSettings, InvalidSize
 from cascade.images import effnet_input, fit, psnr
 from cascade.pipelines import (
+    ImagePrompt,
     ImageToImage,
     Parts,
     SamplingSettings,
@@ -148,6 +149,55 @@ def test_several_images_are_varied_with_their_weights(parts: Parts) -> None:
     # Signs, not sizes: this network has no biases and normalizes what it hears.
     results = [vary(1.0), vary(1.0, 0.5), vary(1.0, -0.5), vary(-0.5, 1.0)]
     assert all(relative_error(a, b) > 1e-3 for i, a in enumerate(results) for b in results[:i])
+
+
+@pytest.mark.numeric
+def test_image_prompts_act_by_their_weights(parts: Parts) -> None:
+    first, second = image(seed=1), image(seed=2)
+
+    def made(*prompts: ImagePrompt, **more: Any) -> Tensor:
+        given = {"seeds": [1, 2], "prompt_images": prompts, "settings": FEW, **more}
+        return generate(parts, ["a cat", ""], **given).stage_c
+
+    plain, of_first = made(), made(ImagePrompt(images=[first]))
+    for nothing in (
+        ImagePrompt(images=[first, second], weights=[0, 0]),
+        ImagePrompt(images=[first], strength=0.0, mask=torch.ones(1, 1, 8, 8)),
+    ):
+        assert torch.equal(made(nothing), plain)
+        assert torch.equal(made(negative_images=[nothing]), plain)
+    assert torch.equal(made(ImagePrompt(images=[first, second], weights=[1, 0])), of_first)
+    both = torch.cat([first, second])
+    assert relative_error(made(ImagePrompt(images=[both]))[:1], of_first[:1]) < 1e-5
+    whole = made(ImagePrompt(images=[first], mask=torch.ones(1, 1, 8, 8)))
+    assert relative_error(whole, of_first) < 1e-5
+    late = ImagePrompt(images=[first], start_percent=0.9)
+    assert torch.equal(made(late), plain)
+    results = [
+        plain,
+        of_first,
+        made(ImagePrompt(images=[first], strength=0.5)),
+        made(ImagePrompt(images=[first], noise_augmentation=0.5)),
+        made(ImagePrompt(images=[first, second], combine="average")),
+        made(ImagePrompt(images=[first, second], combine="subtract")),
+        made(negative_images=[ImagePrompt(images=[first])]),
+        made(ImagePrompt(images=[first], mask=torch.eye(8)[None, None])),
+    ]
+    assert all(relative_error(a, b) > 1e-3 for i, a in enumerate(results) for b in results[:i])
+
+
+def test_image_prompts_that_cannot_be_are_refused(parts: Parts) -> None:
+    for wrong, message in (
+        ({"weights": [1.0, 2.0]}, "one weight: 1 and 2"),
+        ({"images": []}, "one weight: 0 and 0"),
+        ({"weights": [float("nan")]}, "must be finite numbers"),
+        ({"combine": "add"}, "concat, average, subtract, got 'add'"),
+    ):
+        with pytest.raises(InvalidSettings, match=message):
+            ImagePrompt(**{"images": [image()], **wrong})
+    wanted = ImagePrompt(images=[image()], strength=0.5)
+    with pytest.raises(InvalidSettings, match="so does a style"):
+        generate(parts, ["", ""], seeds=[1, 2], prompt_images=[wanted], style_aligned=1.0, settings=FEW)
 
 
 @pytest.mark.numeric
