@@ -52,7 +52,7 @@ def block(call: NetworkCall, number: int = 0) -> AttentionCall:
 
 
 def seen(control: SeenImages | Together, call: NetworkCall, number: int = 0) -> Tensor:
-    """How much each position sees of each token of the conditions [h w, tokens]; the values are one-hot."""
+    """How much each position sees of each token of the conditions [h w, tokens], in the first head."""
     given = block(call, number)
     shares = []
     for token in range(call.tokens.count):
@@ -60,7 +60,7 @@ def seen(control: SeenImages | Together, call: NetworkCall, number: int = 0) -> 
         values[:, PLACES + token] = 1
         around = control.around(call)
         assert around is not None
-        shares.append(around(given._replace(v=values))[0].mean(-1))
+        shares.append(around(given._replace(v=values))[0, :, 0])
     return torch.stack(shares, dim=1)
 
 
