@@ -18,12 +18,13 @@ SIZES = {
     "Image to Image": (256, 256),
     "Image to Image with a mask": (256, 256),
     "Image Variation": (256, 256),
+    "Image prompts": (256, 256),
     "Mix Two Images": (256, 256),
     "Reconstruction Lab": (516, 256),
     "Large Image (no extra files)": (512, 512),
 }
 """Of the images that each of them saves."""
-NUMBERS = {"Image Variation": 4, "Reconstruction Lab": 2}
+NUMBERS = {"Image Variation": 4, "Image prompts": 4, "Reconstruction Lab": 2}
 SOURCE = "red", "blue"
 """The square of the templates' image, and its background."""
 
