@@ -18,6 +18,8 @@ PACKAGE = "stable_cascade"
 WIDGETS = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "*"})
 TENSORS = frozenset({"IMAGE", "MASK", "SIGMAS"})
 """Types whose values are tensors."""
+GROWING = "COMFY_AUTOGROW_V3"
+"""The type of a list of inputs that grows; its value is a dict of IMAGEs by name."""
 EXPLAINED = frozenset({"CLIP", "CLIP_VISION", "CONTROL_NET"})
 """Types of which a loader may have found none in its file: their nodes say what to do."""
 
@@ -64,6 +66,8 @@ def _is_an_output(value: Any, kind: str) -> bool:
         return True
     if kind in TENSORS:
         return isinstance(value, Tensor)
+    if kind == GROWING:
+        return isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values())
     if kind == "LATENT":
         return isinstance(value, dict) and isinstance(value.get("samples"), Tensor)
     if kind == "CONDITIONING":
