@@ -104,6 +104,8 @@ class Trainer:
         self.micro_batches = config.accumulation * processes.size
         if config.weights_dtype == "bfloat16" and config.precision != "bfloat16":
             raise InvalidConfig("weights_dtype: bfloat16 needs precision: bfloat16")
+        if config.weights_dtype == "bfloat16" and config.shard:
+            raise InvalidConfig("weights_dtype: with shard the weights are float32")
         if config.shard and config.ema_device == "cpu":
             raise InvalidConfig("ema_device: with shard the average lies where its network does; set offload instead")
         split = config.shard and processes.size > 1
@@ -333,24 +335,24 @@ class Trainer:
                 keep_states(config.output, step, config)
                 log.info("%s: saved at step %d", config.output, step)
 
+        place = place_of(config.output, step)
         if config.shard:
-            from .sharding import end_parts, save_parts, start_parts
-
-            place = place_of(config.output, step)
             state["parts"] = place.name
-            if config.async_save:
-                future = start_parts(place, *self._whole(), saving_group())
-                self.saving.start(future, lambda done: (end_parts(place, done), write()))
-            else:
-                save_parts(place, *self._whole())
-                write()
-            return
-        state["modules"] = {name: m.state_dict() for name, m in self.task.modules.items()}
-        state |= {"ema": self.ema.state(), "optimizer": self.optimizer.state_dict()}
+        else:
+            state["modules"] = {name: m.state_dict() for name, m in self.task.modules.items()}
+            state |= {"ema": self.ema.state(), "optimizer": self.optimizer.state_dict()}
         if config.async_save:
             state = copied(state)
-            self.saving.start(write)
+        if not config.shard:
+            self.saving.start(write) if config.async_save else write()
+            return
+        from .sharding import end_parts, save_parts, start_parts
+
+        if config.async_save:
+            future = start_parts(place, *self._whole(), saving_group())
+            self.saving.start(future, lambda done: (end_parts(place, done), write()))
         else:
+            save_parts(place, *self._whole())
             write()
 
     def _whole(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:

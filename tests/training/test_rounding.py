@@ -84,7 +84,11 @@ def test_it_learns_and_goes_on_exactly(tmp_path: Path, optimizer: str, rate: flo
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"precision": "float32"}, "needs precision: bfloat16"), ({"optimizer": "prodigy"}, "adamw or adafactor")],
+    [
+        ({"precision": "float32"}, "needs precision: bfloat16"),
+        ({"optimizer": "prodigy"}, "adamw or adafactor"),
+        ({"shard": True}, "with shard the weights are float32"),
+    ],
 )
 def test_what_it_does_not_go_with(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidConfig, match=f"weights_dtype: .*{words}"):
