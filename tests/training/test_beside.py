@@ -168,7 +168,7 @@ def test_what_is_outside_the_mask_is_not_learned(networks: Path, images: Path) -
     assert bool((batch.importance[..., 1] == 1).all())
 
     def loss(importance: torch.Tensor | None) -> float:
-        return float(task.loss(batch._replace(importance=importance), torch.Generator().manual_seed(0))[0])
+        return task.loss(batch._replace(importance=importance), torch.Generator().manual_seed(0))[0].item()
 
     assert loss(torch.zeros_like(batch.importance)) == 0 < loss(batch.importance) < loss(None)
     assert loss(torch.ones_like(batch.importance)) == pytest.approx(loss(None), rel=1e-5)
