@@ -82,8 +82,8 @@ class CascadeImagePrompt(io.ComfyNode):
                     io.String,
                     "block_ranges",
                     default="0-0.5=1, 0.5-1=0.5",
-                    tooltip="For blocks ranges: parts of the network, from 0 (first block) to 1 (last), each with its "
-                    "weight from 0 to 1.",
+                    tooltip="With ranges in blocks, these are parts of the network, from 0 (first block) to 1 (last), "
+                    "each with its weight from 0 to 1.",
                 ),
                 field(
                     io.Float,

@@ -87,8 +87,8 @@ def with_additions(conditions: Mapping[str, Any], options: Mapping[str, Any]) ->
         return conditions
     if conditions.get(REGIONS) is not None:
         raise InvalidSettings(
-            "Regional prompts, and a node that changes the attention of the model, such as Style Reference: use one of "
-            "them."
+            "Regional prompts and image prompts with weights, a mask, a part of the run or of the blocks control "
+            "attention, and so does a node on the model, such as Style Reference: use one of them."
         )
     images = runs.images(conditions, options.get("cond_or_uncond", [0]))
     return conditions if images is conditions["clip_img"] else {**conditions, "clip_img": images}
@@ -100,11 +100,6 @@ def around_attention(
     """What attention blocks do in a call of the host's model at noise levels t, with these transformer_options."""
     runs = options.get(ATTENTION)
     of_model, of_prompt = None if runs is None else runs.controller, conditions.get(REGIONS)
-    if of_model is not None and of_prompt is not None:
-        raise InvalidSettings(
-            "Regions and image prompts with weights, a mask, a part of the run or of the blocks control attention, and "
-            "so does a node on the model: use one of them."
-        )
     controller = of_prompt if of_model is None else of_model
     if controller is None:
         return None

@@ -162,8 +162,8 @@ def test_another_image_encoder_is_refused(host: Any) -> None:
 
 
 def test_control_by_the_model_and_by_the_prompt_are_not_mixed(host: Any) -> None:
-    empty = {"samples": torch.zeros(1, 16, 5, 6)}
-    given = {"latent": empty, "words": "circle", "threshold": 0.5, "model": model(host, "stage_c")}
+    latent = {"samples": torch.ones(1, 16, 5, 6)}
+    given = {"latent": latent, "words": "circle", "threshold": 0.5, "model": model(host, "stage_c")}
     text = host.call("CascadeTextEncode", clip=clip(host), positive="a red circle", negative="")[0]
     with pytest.raises(host.errors.CascadeError, match="so does a node on the model"):
         host.call("CascadeWordMap", positive=prompted(host, to=text, strength=0.5), **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_folder_becomes_a_controlnet(host: Any, folder: str) -> None:
     assert report.splitlines()[0] == str(path)
     assert "4 images at 64 x 64" in report
     assert (net.config.in_channels, net.config.backbone) == (1, "effnet")
-    assert control.config == net.config
+    assert asdict(control.config) == asdict(net.config)
     assert loss.shape == (1, 420, 900, 3)
     assert samples.shape[0] == 1
     assert samples.shape[1] > 256  # hints, and images below them
