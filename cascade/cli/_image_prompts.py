@@ -88,7 +88,7 @@ def check_image_prompts(args: argparse.Namespace) -> None:
         )
 
 
-def image_prompts_of(args: argparse.Namespace) -> dict[str, list[ImagePrompt]]:
+def image_prompts_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `pipelines.generate` that were asked for.
 
     Raises CascadeError, InvalidImage or OSError for images, masks, a range or blocks that cannot be used.

@@ -112,10 +112,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the changed image and write it; 0."""
+    from ..pipelines.instruct import CFG
+
     [path] = output_paths(args.output, 1)
     check_instruction(args)
     given = None if args.file is None else read_image(args.file)
     check_given(args)
+    if args.instruction is not None:
+        args.cfg = CFG if args.cfg is None else args.cfg
     settings = settings_of(args, given)
     if not args.models:
         say_tiny_is_used("" if args.lora or args.instruction is not None else args.to)

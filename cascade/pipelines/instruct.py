@@ -18,6 +18,12 @@ from .stages import encode_prompts, encode_stage_c
 
 IMAGE_CFG = 1.5
 """Of Brooks et al. 2023."""
+CFG = 2.0
+"""With the included network 22 of 40 drawings were changed as told; with 4, which prompts need, 15 of 40."""
+INSTRUCT_SETTINGS = replace(
+    RELEASED_SETTINGS,
+    stage_c=replace(RELEASED_SETTINGS.stage_c, guidance=replace(RELEASED_SETTINGS.stage_c.guidance, cfg=CFG)),
+)
 
 
 @torch.no_grad()
@@ -32,7 +38,7 @@ def follow(
     image_cfg: float = IMAGE_CFG,
     strength: float = 1.0,
     mask: Tensor | None = None,
-    settings: Settings = RELEASED_SETTINGS,
+    settings: Settings = INSTRUCT_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
     """Images [B, 3, H, W] in [0, 1] changed as the instruction says, with a seed for each.

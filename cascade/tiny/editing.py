@@ -17,6 +17,7 @@ from ..adapters import InstructNetwork
 from ..editing import box_mask
 from ..pipelines import Parts, RegionalPrompt, Settings, edit, edit_images, follow, generate, invert_images, word_maps
 from ..pipelines.edit_images import made_again
+from ..pipelines.instruct import CFG
 from . import grammar, instructions
 from .analysis import Description, Found, describe, foreground
 from .evaluation import SETTINGS, Evaluation, Judged, OnProgress, Sample, drawn_scenes, to_rows
@@ -262,7 +263,9 @@ def _followed(case: Case, network: InstructNetwork) -> Iterator[Judged]:
     wanted = instructions.sample(rng, kind, unseen=kind in UNSEEN and again % 2 == 0)
     drawn, _ = instructions.draw(wanted, rng)
     source = torch.from_numpy(drawn).movedim(-1, 0)[None].float() / 255
-    made = follow(case.parts, source, wanted.instruction, network, seeds=case.seeds, settings=case.settings)
+    stage_c = case.settings.stage_c
+    settings = replace(case.settings, stage_c=replace(stage_c, guidance=replace(stage_c.guidance, cfg=CFG)))
+    made = follow(case.parts, source, wanted.instruction, network, seeds=case.seeds, settings=settings)
     before, after = source[0], made.images[0]
     case.show(wanted.instruction, before, after)
     right = _as_told(kind, wanted.after, describe(before), describe(after))

@@ -35,8 +35,12 @@ def generate_missing(settings: Any, device: torch.device, on_image: Callable[[],
     processes, folder = shared_processes(), Path(images.places[0])
     if processes.first:
         wanted = [prompts[place % len(prompts)] for place in range(settings.class_count)]
+
+        def look(done: int, of: int) -> None:
+            if on_image is not None:
+                on_image()
+
         with writing(folder), torch.random.fork_rng():
-            look = None if on_image is None else lambda *_: on_image()
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
             make_class_images(Parts(files, device, dtype), wanted, folder, size=images.size, on_image=look)
     processes.gather(None)

@@ -108,7 +108,9 @@ def _inputs(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Path]]:
 def _images(section: BaseModel) -> Iterator[tuple[str, ImageSettings]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, ImageSettings) and not (name == "class_images" and section.class_prompts):  # made then
+        # Class images that are generated are not there yet.
+        generated = name == "class_images" and getattr(section, "class_prompts", None)
+        if isinstance(value, ImageSettings) and not generated:
             yield name, value
 
 
