@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascade.editing import AttentionController
 from tests.nodes.node_calls import model, stage_c
 
 
-class Recorded:
+class Recorded(AttentionController):
     """Changes nothing, or what the blocks with the prompt compute."""
 
     def __init__(self, changes: bool = False) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
 FILES = re.compile(
-    r"(unet|vae|clip|clip_vision|ckpt|second_ckpt|encoder|control_net|instruct|guide|lora|embedding|sampler)_name\d?|previewer|lora_stage_[bc]"
+    r"(unet|vae|clip|clip_vision|ckpt|second_ckpt|encoder|control_net|instruct|guide|lora|embedding|sampler)_name\d?|previewer|descriptor|lora_stage_[bc]"
 )
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
