@@ -70,7 +70,15 @@ def run(args: argparse.Namespace) -> int:
     from .. import tiny
     from ..adapters import read_instruct, read_lora
     from ..pipelines import PRESETS, Parts
-    from ..tiny import control, editing, evaluation, high_res, new_shapes, style_evaluation
+    from ..tiny import (
+        control,
+        editing,
+        evaluation,
+        high_res,
+        image_prompt_evaluation,
+        new_shapes,
+        style_evaluation,
+    )
 
     sources, folder = tiny.parts(), None
     if args.model != "tiny":
@@ -104,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
         result = editing.evaluate_edit(parts, network, cases=args.prompts, settings=settings, on_progress=_report)
     elif args.style:
         result = style_evaluation.evaluate_style(parts, cases=args.prompts, settings=settings, on_progress=_report)
+        images = image_prompt_evaluation.image_prompt_rows(
+            parts, cases=args.prompts, settings=settings, on_progress=_report
+        )
+        result = evaluation.Evaluation((*result.rows, *images.rows), (*result.samples, *images.samples))
     elif args.high_res:
         result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
     else:

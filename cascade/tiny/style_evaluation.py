@@ -42,7 +42,7 @@ def _styled(name: str, reference: Callable[[Tensor], StyleReference | None], cas
     rng = case.rng
     drawn = _one(rng)
     shape = _choice(rng, [shape for shape in grammar.SHAPES if shape != drawn.items[0].shape])
-    wanted = Item("", shape, _choice(rng, grammar.SIZES), _choice(rng, grammar.PLACES))
+    wanted = Item(None, shape, _choice(rng, grammar.SIZES), _choice(rng, grammar.PLACES))
     image, prompt = drawn_scenes([drawn], case.seeds, STREAM), grammar.write(Scene((wanted,)))
     made = generate(case.parts, [prompt], seeds=case.seeds, style=reference(image), settings=case.settings).images[0]
     case.show(f"{grammar.write(drawn)} | {prompt}", image[0], made)
@@ -63,10 +63,8 @@ def _with_content(name: str, reference: Callable[[Tensor], StyleReference | None
         others = {item.color, background}.isdisjoint({drawn.items[0].color, drawn.background})
         if others and grammar.fits(Scene((item,), background)):
             break
-    image, prompt = (
-        drawn_scenes([drawn], case.seeds, STREAM),
-        grammar.write(Scene((Item(item.color, "shape"),), background)),
-    )
+    prompt = grammar.write(Scene((Item(item.color, None),), background))
+    image = drawn_scenes([drawn], case.seeds, STREAM)
     made = generate(case.parts, [prompt], seeds=case.seeds, style=reference(image), settings=case.settings).images[0]
     case.show(f"{grammar.write(drawn)} | {prompt}", image[0], made)
     seen = describe(made)
@@ -79,7 +77,7 @@ def _with_content(name: str, reference: Callable[[Tensor], StyleReference | None
 def _aligned(case: Case) -> Iterator[Judged]:
     """A batch of four shapes whose prompts name no color."""
     shapes = [grammar.SHAPES[int(i)] for i in case.rng.permutation(len(grammar.SHAPES))][:BATCH]
-    prompts = [grammar.write(Scene((Item("", shape),))) for shape in shapes]
+    prompts = [grammar.write(Scene((Item(None, shape),))) for shape in shapes]
     seeds = [case.seeds[0] + 1000 * i for i in range(BATCH)]
     for question, weight in ((ALIGNED, 1.0), (SEPARATE, 0.0)):
         images = generate(case.parts, prompts, seeds=seeds, style_aligned=weight, settings=case.settings).images
