@@ -73,7 +73,7 @@ def test_the_package_has_what_an_installation_needs_and_its_size_is_stated() -> 
 
 
 def test_the_number_of_nodes_is_stated() -> None:
-    files = (ROOT / "nodes").glob("*.py")
+    files = (ROOT / "nodes").rglob("*.py")
     nodes = [name for file in files for name in re.findall(r'node_id="(\w+)"', file.read_text(encoding="utf-8"))]
     assert re.findall(r"(\d+) nodes", README)[0] == str(len(nodes))
 

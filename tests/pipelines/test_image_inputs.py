@@ -172,7 +172,7 @@ def test_image_prompts_act_by_their_weights(parts: Parts) -> None:
     whole = made(ImagePrompt(images=[first], mask=torch.ones(1, 1, 8, 8)))
     assert relative_error(whole, of_first) < 1e-5
     late = ImagePrompt(images=[first], start_percent=0.9)
-    assert torch.equal(made(late), plain)
+    assert relative_error(made(late), plain) < 1e-5
     results = [
         plain,
         of_first,
