@@ -99,8 +99,7 @@ def around_attention(
 ) -> AroundAttention | None:
     """What attention blocks do in a call of the host's model at noise levels t, with these transformer_options."""
     runs = options.get(ATTENTION)
-    of_model, of_prompt = None if runs is None else runs.controller, conditions.get(REGIONS)
-    controller = of_prompt if of_model is None else of_model
+    controller = conditions.get(REGIONS) or (None if runs is None else runs.controller)
     if controller is None:
         return None
     config = model.diffusion_model.config
