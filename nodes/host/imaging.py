@@ -73,10 +73,16 @@ def encode_stage_b(vae: Any, images: Tensor) -> Tensor:
     return torch.cat([vae.encode(each[None]) for each in image])
 
 
-def encode_vision(clip_vision: Any, images: Tensor) -> Any:
-    """CLIP_VISION_OUTPUT of images [B, 3, H, W]. Raises MissingPart without an image encoder."""
+def given(clip_vision: Any) -> Any:
+    """A CLIP_VISION that is there. Raises MissingPart where a checkpoint has none."""
     if clip_vision is None:
         raise MissingPart("There is no image encoder: the checkpoint that was loaded has none.")
+    return clip_vision
+
+
+def encode_vision(clip_vision: Any, images: Tensor) -> Any:
+    """CLIP_VISION_OUTPUT of images [B, 3, H, W]. Raises MissingPart without an image encoder."""
+    given(clip_vision)
     return clip_vision.encode_image(images.movedim(1, -1))
 
 

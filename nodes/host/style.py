@@ -20,7 +20,7 @@ from ...cascade.checkpoints import ClipVisionConfig, load_model
 from ...cascade.conditioning.image import preprocess
 from ...cascade.diffusion import SAMPLERS, SeededNoise
 from ...cascade.editing import AttentionController, ControlSteps, References, StyleAligned, StyleControl
-from ...cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidSettings, MissingPart
+from ...cascade.errors import CascadeError, IncompatibleCheckpoint, InvalidSettings
 from ...cascade.images import fit, resize_for_latent
 from ...cascade.models import StageC
 from ...cascade.pipelines.style import check_references, fitted_mask, look_of, masked, style_control
@@ -106,7 +106,7 @@ def embedding(clip_vision: Any, images: Tensor) -> Tensor:
 
     Raises MissingPart where a checkpoint has none.
     """
-    comfy.model_management.load_models_gpu([_given(clip_vision).patcher])
+    comfy.model_management.load_models_gpu([imaging.given(clip_vision).patcher])
     pixels = preprocess(images.to(clip_vision.load_device, torch.float32), clip_vision.image_size)
     return clip_vision.model(pixel_values=pixels)[2][:, None].float().cpu()
 
@@ -118,7 +118,7 @@ def image_encoder(clip_vision: Any) -> nn.Module:
     """
     with torch.inference_mode(False):
         # What the host moved in inference mode never carries a gradient, but a copy does.
-        state = {name: value.clone() for name, value in _given(clip_vision).get_sd().items()}
+        state = {name: value.clone() for name, value in imaging.given(clip_vision).get_sd().items()}
         known = getattr(clip_vision, "config", None)  # older hosts do not keep it
         config = None if known is None else ClipVisionConfig.from_transformers(known)
         return load_model(state, part="image_encoder", config=config, dtype=torch.float32).requires_grad_(False)
@@ -128,12 +128,6 @@ def load_descriptor(path: Path) -> nn.Module:
     """The style descriptor of CSD's file. Raises CheckpointError for another kind of file."""
     with torch.inference_mode(False):
         return load_model(path, part="style_descriptor", dtype=torch.float32).requires_grad_(False)
-
-
-def _given(clip_vision: Any) -> Any:
-    if clip_vision is None:
-        raise MissingPart("There is no image encoder: the checkpoint that was loaded has none.")
-    return clip_vision
 
 
 def _with_gradients(net: nn.Module) -> Callable[..., Any]:
