@@ -5,7 +5,7 @@ By the prompt, with maps of words, in regions, and by instructions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,19 +127,15 @@ Change = Callable[[Scene, np.random.Generator], Scene]
 
 
 def _recolored(scene: Scene, rng: np.random.Generator) -> Scene:
-    return replace(scene, items=(replace(scene.items[0], color=_choice(rng, grammar.COLORS)),))
+    return replace(scene, items=(replace(scene.items[0], color=grammar.choice(rng, grammar.COLORS)),))
 
 
 def _reshaped(scene: Scene, rng: np.random.Generator) -> Scene:
-    return replace(scene, items=(replace(scene.items[0], shape=_choice(rng, grammar.SHAPES)),))
+    return replace(scene, items=(replace(scene.items[0], shape=grammar.choice(rng, grammar.SHAPES)),))
 
 
 def _on_another(scene: Scene, rng: np.random.Generator) -> Scene:
-    return replace(scene, background=_choice(rng, grammar.COLORS))
-
-
-def _choice(rng: np.random.Generator, values: Sequence[str]) -> str:
-    return values[int(rng.integers(len(values)))]
+    return replace(scene, background=grammar.choice(rng, grammar.COLORS))
 
 
 def _edited(case: Case, kind: str, change: Change) -> Iterator[Judged]:
@@ -225,12 +221,14 @@ def _mapped(case: Case) -> Iterator[Judged]:
 
 def _in_regions(case: Case, count: int, question: str) -> Iterator[Judged]:
     rng = case.rng
-    background = _choice(rng, grammar.COLORS)
+    background = grammar.choice(rng, grammar.COLORS)
     colors = [color for color in grammar.COLORS if color != background]
     boxes = PLACES[count][int(rng.integers(2))]
-    items = [Item(_choice(rng, colors), _choice(rng, grammar.SHAPES), place=place) for place in boxes]
+    items = [Item(grammar.choice(rng, colors), grammar.choice(rng, grammar.SHAPES), place=place) for place in boxes]
     regions = [RegionalPrompt(box_mask(boxes[str(item.place)]), _twice(item, background)) for item in items]
-    base = _twice(Item(_choice(rng, colors), _choice(rng, grammar.SHAPES), place=items[0].place), background)
+    base = _twice(
+        Item(grammar.choice(rng, colors), grammar.choice(rng, grammar.SHAPES), place=items[0].place), background
+    )
     image = generate(case.parts, [base], seeds=case.seeds, regions=regions, settings=case.settings).images[0]
     case.show(", ".join(f"{item.color} {item.shape}" for item in items) + f" on {background}", image)
     seen = describe(image)

@@ -11,6 +11,7 @@ Two shapes may also stand at the top and at the bottom; "shapes" are two or thre
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
@@ -69,9 +70,9 @@ def write(scene: Scene) -> str:
 
 def mention(scene: Scene, rng: np.random.Generator) -> str:
     """A word or two for something in the scene, as negative prompts say it: a color, a shape, or both."""
-    item = _choice(rng, scene.items)
+    item = choice(rng, scene.items)
     words = [str(item.color), str(item.shape), f"{item.color} {item.shape}"]
-    return _choice(rng, (*words, scene.background) if scene.background else tuple(words))
+    return choice(rng, (*words, scene.background) if scene.background else tuple(words))
 
 
 def _article(words: str) -> str:
@@ -162,22 +163,22 @@ def _fits(item: Item, background: str, unseen: bool = False) -> bool:
 def sample(rng: np.random.Generator) -> Scene:
     """A training scene: parts may be left out; nothing in it is held out, whatever the left-out parts become."""
     if rng.random() < TWO_SHAPES:
-        places = _choice(rng, PAIRS)
-        items = tuple(Item(_choice(rng, COLORS), _choice(rng, SHAPES), place=place) for place in places)
+        places = choice(rng, PAIRS)
+        items = tuple(Item(choice(rng, COLORS), choice(rng, SHAPES), place=place) for place in places)
     else:
-        size = None if rng.random() < NO_SIZE else _choice(rng, SIZES)
-        place = None if rng.random() < NO_PLACE else _choice(rng, PLACES)
-        items = (Item(_choice(rng, COLORS), _choice(rng, SHAPES), size, place),)
+        size = None if rng.random() < NO_SIZE else choice(rng, SIZES)
+        place = None if rng.random() < NO_PLACE else choice(rng, PLACES)
+        items = (Item(choice(rng, COLORS), choice(rng, SHAPES), size, place),)
     background = None if rng.random() < NO_BACKGROUND else _background(rng, items)
     return Scene(items, background)
 
 
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with its left-out parts chosen at random (of several shapes the sizes stay None)."""
-    items = scene.items or tuple(Item(None, None, place=place) for place in _choice(rng, SEVERAL))
+    items = scene.items or tuple(Item(None, None, place=place) for place in choice(rng, SEVERAL))
     if len(items) == 1:
         item = items[0]
-        size, place = item.size or _choice(rng, SIZES), item.place or _choice(rng, PLACES)
+        size, place = item.size or choice(rng, SIZES), item.place or choice(rng, PLACES)
         items = (replace(item, size=size, place=place),)
     if any(item.color is None or item.shape is None for item in items):
         return _colored(items, scene.background, rng)
@@ -187,16 +188,17 @@ def complete(scene: Scene, rng: np.random.Generator) -> Scene:
 def _colored(items: tuple[Item, ...], background: str | None, rng: np.random.Generator) -> Scene:
     """The items with colors and shapes that fit the background."""
     while True:
-        filled = (replace(item, color=item.color or _choice(rng, COLORS)) for item in items)
-        every = tuple(replace(item, shape=item.shape or _choice(rng, SHAPES)) for item in filled)
-        scene = Scene(every, background or _choice(rng, COLORS))
+        filled = (replace(item, color=item.color or choice(rng, COLORS)) for item in items)
+        every = tuple(replace(item, shape=item.shape or choice(rng, SHAPES)) for item in filled)
+        scene = Scene(every, background or choice(rng, COLORS))
         if fits(scene):
             return scene
 
 
 def _background(rng: np.random.Generator, items: tuple[Item, ...]) -> str:
-    return _choice(rng, tuple(color for color in COLORS if all(_fits(item, color) for item in items)))
+    return choice(rng, tuple(color for color in COLORS if all(_fits(item, color) for item in items)))
 
 
-def _choice(rng: np.random.Generator, values: tuple[T, ...]) -> T:
+def choice(rng: np.random.Generator, values: Sequence[T]) -> T:
+    """Any one of the values."""
     return values[int(rng.integers(len(values)))]

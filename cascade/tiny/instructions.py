@@ -27,27 +27,27 @@ class Edit(NamedTuple):
 
 
 def _recolored(scene: Scene, item: Item, rng: np.random.Generator) -> Edit:
-    color = _choice(rng, grammar.COLORS)
+    color = grammar.choice(rng, grammar.COLORS)
     return Edit(f"make it {color}", scene, replace(scene, items=(replace(item, color=color),)))
 
 
 def _reshaped(scene: Scene, item: Item, rng: np.random.Generator) -> Edit:
-    shape = _choice(rng, grammar.SHAPES)
+    shape = grammar.choice(rng, grammar.SHAPES)
     return Edit(f"turn it into a {shape}", scene, replace(scene, items=(replace(item, shape=shape),)))
 
 
 def _on_another(scene: Scene, item: Item, rng: np.random.Generator) -> Edit:
-    color = _choice(rng, grammar.COLORS)
+    color = grammar.choice(rng, grammar.COLORS)
     return Edit(f"make the background {color}", scene, replace(scene, background=color))
 
 
 def _moved(scene: Scene, item: Item, rng: np.random.Generator) -> Edit:
-    place = _choice(rng, grammar.PLACES)
+    place = grammar.choice(rng, grammar.PLACES)
     return Edit(f"move it to the {place}", scene, replace(scene, items=(replace(item, place=place),)))
 
 
 def _resized(scene: Scene, item: Item, rng: np.random.Generator) -> Edit:
-    size = _choice(rng, grammar.SIZES)
+    size = grammar.choice(rng, grammar.SIZES)
     return Edit(f"make it {size}", scene, replace(scene, items=(replace(item, size=size),)))
 
 
@@ -68,7 +68,7 @@ def sample(rng: np.random.Generator, kind: str | None = None, *, unseen: bool = 
     """
     while True:
         scene = grammar.complete(grammar.sample(rng), rng)
-        change = KINDS[kind or _choice(rng, tuple(KINDS))]
+        change = KINDS[kind or grammar.choice(rng, tuple(KINDS))]
         if len(scene.items) != 1:
             continue
         edit = change(scene, scene.items[0], rng)
@@ -114,7 +114,3 @@ def batch(seed: int, n: int, *, start: int = 0, size: int = 256) -> tuple[np.nda
         images[i] = np.concatenate(draw(edit, rng, size=size), axis=1)
         instructions.append(edit.instruction)
     return images, instructions
-
-
-def _choice(rng: np.random.Generator, values: tuple[str, ...]) -> str:
-    return values[int(rng.integers(len(values)))]

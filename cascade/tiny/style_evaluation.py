@@ -41,8 +41,8 @@ def _styled(name: str, reference: Callable[[Tensor], StyleReference | None], cas
     """A drawing's look, with a prompt that names everything but colors."""
     rng = case.rng
     drawn = _one(rng)
-    shape = _choice(rng, [shape for shape in grammar.SHAPES if shape != drawn.items[0].shape])
-    wanted = Item(None, shape, _choice(rng, grammar.SIZES), _choice(rng, grammar.PLACES))
+    shape = grammar.choice(rng, [shape for shape in grammar.SHAPES if shape != drawn.items[0].shape])
+    wanted = Item(None, shape, grammar.choice(rng, grammar.SIZES), grammar.choice(rng, grammar.PLACES))
     image, prompt = drawn_scenes([drawn], case.seeds, STREAM), grammar.write(Scene((wanted,)))
     made = generate(case.parts, [prompt], seeds=case.seeds, style=reference(image), settings=case.settings).images[0]
     case.show(f"{grammar.write(drawn)} | {prompt}", image[0], made)
@@ -59,7 +59,10 @@ def _with_content(name: str, reference: Callable[[Tensor], StyleReference | None
     rng = case.rng
     drawn = _one(rng)
     while True:
-        item, background = Item(_choice(rng, grammar.COLORS), drawn.items[0].shape), _choice(rng, grammar.COLORS)
+        item, background = (
+            Item(grammar.choice(rng, grammar.COLORS), drawn.items[0].shape),
+            grammar.choice(rng, grammar.COLORS),
+        )
         others = {item.color, background}.isdisjoint({drawn.items[0].color, drawn.background})
         if others and grammar.fits(Scene((item,), background)):
             break
@@ -95,10 +98,6 @@ def _one(rng: np.random.Generator) -> Scene:
         scene = grammar.sample(rng)
         if len(scene.items) == 1:
             return grammar.complete(scene, rng)
-
-
-def _choice(rng: np.random.Generator, values: tuple[str, ...] | list[str]) -> str:
-    return values[int(rng.integers(len(values)))]
 
 
 def _kind(
