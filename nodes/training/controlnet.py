@@ -14,6 +14,7 @@ from .rows import (
     RATE,
     SHAPES,
     Row,
+    batch_size_row,
     by_size,
     caption_row,
     checkpointing_row,
@@ -32,6 +33,7 @@ from .rows import (
     row,
     seed_row,
     shape_rows,
+    steps_row,
     train,
     whole,
 )
@@ -85,9 +87,8 @@ def _control_rows() -> list[Row]:
         file_row("stage_c", "unet_name", "The Stage C that is to follow hints. It stays as it is."),
         file_row("text_encoder", "clip_name", "The text encoder of this Stage C."),
         *encoder_rows(),
-        row(io.Int, "steps", "steps", "Length of the training. Raise it to train a finished run further.",
-             default=2000, min=1, max=1_000_000),
-        row(io.Int, "batch_size", "batch_size", "Images per step. More need more memory.", default=4, min=1, max=256),
+        steps_row(2000),
+        batch_size_row(4),
         row(io.Float, "learning_rate", "learning_rate", "0: by the size of the model: 1e-4 for the released models, "
              "2e-3 for the tiny cascade.", **RATE),
         resolution_row(),

@@ -15,6 +15,7 @@ from .rows import (
     RATE,
     SHAPES,
     Row,
+    batch_size_row,
     by_size,
     caption_row,
     checkpointing_row,
@@ -26,15 +27,16 @@ from .rows import (
     folder_row,
     image_settings,
     latent_pixels,
-    lines_of,
     more,
     name_row,
     optimizer_row,
     outputs,
     resolution_row,
     row,
+    sample_prompts_row,
     seed_row,
     shape_rows,
+    steps_row,
     train,
     whole,
 )
@@ -84,9 +86,8 @@ def _finetune_rows() -> list[Row]:
         file_row("text_encoder", "clip_name", "The text encoder of this Stage C."),
         file_row("image_encoder", "clip_vision_name", "The image encoder of this Stage C, for its image prompts."),
         *encoder_rows(),
-        row(io.Int, "steps", "steps", "Length of the training. Raise it to train a finished run further.",
-             default=1000, min=1, max=1_000_000),
-        row(io.Int, "batch_size", "batch_size", "Images per step. More need more memory.", default=1, min=1, max=256),
+        steps_row(1000),
+        batch_size_row(1),
         row(io.Int, "accumulation", "accumulation", "Batches per step: as a larger batch, in the memory of one.",
              default=4, min=1, max=1024),
         row(io.Float, "learning_rate", "learning_rate", "0: by the size of the model: 1e-5 for the released models, "
@@ -100,8 +101,7 @@ def _finetune_rows() -> list[Row]:
              round=0.0001),
         *shape_rows(),
         caption_row(),
-        more(io.String, "sample_prompts", ".sample_prompts", "Samples are generated from these prompts, one a "
-             "line. Empty: from the first captions.", lambda text: lines_of(text) or None, default="", multiline=True),
+        sample_prompts_row(),
         *end_rows(),
     ]
     # fmt: on

@@ -19,6 +19,7 @@ from .rows import (
     RATE,
     SHAPES,
     Row,
+    batch_size_row,
     caption_row,
     encoder_rows,
     end_rows,
@@ -26,16 +27,17 @@ from .rows import (
     fingerprint,
     folder_row,
     image_settings,
-    lines_of,
     more,
     name_row,
     optimizer_row,
     outputs,
     resolution_row,
     row,
+    sample_prompts_row,
     seed_row,
     shape_rows,
     source,
+    steps_row,
     train,
     whole,
 )
@@ -95,9 +97,8 @@ def _lora_rows() -> list[Row]:
              "differs from ordinary text. Empty for a style.", default="[heart]"),
         row(io.String, "initializer_token", None, "Text for something similar: the token starts as the mean of its "
              "tokens. Empty: random.", default="circle square triangle star"),
-        row(io.Int, "steps", "steps", "Length of the training. Raise it to train a finished run further.",
-             default=400, min=1, max=1_000_000),
-        row(io.Int, "batch_size", "batch_size", "Images per step. More need more memory.", default=4, min=1, max=256),
+        steps_row(400),
+        batch_size_row(4),
         row(io.Float, "learning_rate", "learning_rate", "0: by the size of the model: 1e-4 for the released models, "
              "2e-3 for the tiny cascade.", **RATE),
         row(io.Int, "rank", ".rank", "Size of the LoRA: 4 to 16 for a subject, 16 to 64 for a style.",
@@ -121,8 +122,7 @@ def _lora_rows() -> list[Row]:
              f"that the class stays as it is. Empty: none. {SHAPES}: images of the tiny cascade's "
              "training.", default=""),
         caption_row(),
-        more(io.String, "sample_prompts", ".sample_prompts", "Samples are generated from these prompts, one a "
-             "line. Empty: from the first captions.", lambda text: lines_of(text) or None, default="", multiline=True),
+        sample_prompts_row(),
         *end_rows(),
         row(io.Image, "images", None, "Images in place of the folder, all of one size.", optional=True),
         row(io.String, "captions", None, "For connected images: one line each, or one for all.",

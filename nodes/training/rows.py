@@ -75,6 +75,22 @@ def encoder_rows() -> list[Row]:
     # fmt: on
 
 
+def steps_row(default: int) -> Row:
+    tip = "Length of the training. Raise it to train a finished run further."
+    return row(io.Int, "steps", "steps", tip, default=default, min=1, max=1_000_000)
+
+
+def batch_size_row(default: int) -> Row:
+    tip = "Images per step. More need more memory."
+    return row(io.Int, "batch_size", "batch_size", tip, default=default, min=1, max=256)
+
+
+def sample_prompts_row() -> Row:
+    tip = "Samples are generated from these prompts, one a line. Empty: from the first captions."
+    key, options = "sample_prompts", {"default": "", "multiline": True}
+    return more(io.String, key, f".{key}", tip, lambda text: lines_of(text) or None, **options)
+
+
 def resolution_row() -> Row:
     tip = (
         "Images are cropped to a centered square of so many pixels. 0: by the size of the model: 1024 for the released "
