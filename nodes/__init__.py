@@ -16,6 +16,7 @@ from . import (
     instruct,
     latents,
     loaders,
+    prior,
     prompt_images,
     sampling,
     style,
@@ -27,6 +28,7 @@ NODES = short_names(
     [
         *loaders.NODES,
         *conditioning.NODES,
+        *prior.NODES,
         *latents.NODES,
         *images.NODES,
         *prompt_images.NODES,

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..cascade.errors import CascadeError
-from ..cascade.images import canny, inpaint_hint, outpaint
+from ..cascade.images import canny, inpaint_hint, outpaint, sketch
 from ..cascade.images import identity_hint as faces_hint
 from ..cascade.images.canny import LEARNED_SIZE
 from ..cascade.images.hints import GRID, MAX_FACES, super_resolution_hint
@@ -89,6 +89,27 @@ class CascadeCannyHint(io.ComfyNode):
         low, high = sorted((low_threshold, high_threshold))
         edges = canny(imaging.from_image(image), size=size, low=low, high=high)
         return io.NodeOutput(imaging.to_image(edges.expand(-1, 3, -1, -1)))
+
+
+class CascadeSketchHint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CascadeSketchHint",
+            display_name="Sketch Hint (Stable Cascade)",
+            category=CONTROL,
+            description="White lines on black, for the sketch adapter: the outlines of an image, or the lines of a "
+            "drawing, on paper or on black.",
+            inputs=[
+                field(io.Image, "image", tooltip="A drawing, or an image whose outlines the result should follow.")
+            ],
+            outputs=[io.Image.Output("hint", display_name="hint", tooltip="For Apply ControlNet.")],
+            search_aliases=["sketch", "scribble", "line art", "drawing", "t2i adapter", "preprocessor"],
+        )
+
+    @classmethod
+    def execute(cls, image: Any) -> io.NodeOutput:
+        return io.NodeOutput(imaging.to_image(sketch(imaging.from_image(image)).expand(-1, 3, -1, -1)))
 
 
 class CascadeInpaintHint(io.ComfyNode):
@@ -283,6 +304,7 @@ class CascadeIdentityHint(io.ComfyNode):
 
 NODES = [
     CascadeCannyHint,
+    CascadeSketchHint,
     CascadeInpaintHint,
     CascadeOutpaintHint,
     CascadeSuperResolutionHint,

@@ -58,6 +58,20 @@ def part(kind: str) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
+def prior() -> models.Prior:
+    """A random prior for the small encoders."""
+    config = models.PriorConfig(
+        clip_img=IMAGE, clip_text=TEXT, clip_text_pooled=POOLED, width=16, heads=2, depth=2, timestep_channels=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = models.initialize(models.Prior(config))
+        for name, parameter in net.named_parameters():
+            if name.startswith("out") or ".mapper" in name:
+                nn.init.normal_(parameter, std=0.3)
+    return net.eval().requires_grad_(False)
+
+
 def instruct_network(net: Any = None) -> InstructNetwork:
     """A random one for a Stage C, the small one if none is given: both its parts make a difference."""
     net = part("stage_c") if net is None else net

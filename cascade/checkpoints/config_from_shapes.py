@@ -20,6 +20,7 @@ from ..models import (
     HighResGuideConfig,
     Level,
     PreviewerConfig,
+    PriorConfig,
     StageAConfig,
     StageBConfig,
     StageCConfig,
@@ -318,6 +319,20 @@ def _high_res_guide(shapes: Shapes) -> Inferred:
     return _high_res_guides(shapes, "")
 
 
+def _prior(shapes: Shapes) -> Inferred:
+    width = shapes.size("embedding.weight")
+    config = PriorConfig(
+        clip_img=shapes.size("embedding.weight", 1),
+        clip_text=shapes.size("text_mapper.weight", 1),
+        clip_text_pooled=shapes.size("pooled_mapper.weight", 1),
+        width=width,
+        heads=_heads(width),
+        depth=shapes.count("blocks.{}.0.channelwise.0.weight"),
+        timestep_channels=shapes.size("blocks.0.1.mapper.weight", 1),
+    )
+    return Inferred(config, ("heads",), _unknown_heads([width]))
+
+
 def _text_encoder(shapes: Shapes) -> Inferred:
     width = shapes.size("text_model.embeddings.token_embedding.weight", 1)
     config = ClipTextConfig(
@@ -375,6 +390,7 @@ _INFERENCES: Mapping[str, Callable[[Shapes], Inferred]] = {
     "controlnet": _controlnet,
     "high_res_guide": _high_res_guide,
     "high_res_guides": _high_res_guides,
+    "prior": _prior,
     "text_encoder": _text_encoder,
     "image_encoder": _image_encoder,
     "style_descriptor": _style_descriptor,

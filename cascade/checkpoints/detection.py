@@ -63,6 +63,7 @@ SIGNATURES = (
     Signature(
         "high_res_guides", "released", ("*.0.wtokens", "*.0.base_params.wb0", "*.0.hr_norm.mapping.mapper.weight")
     ),
+    Signature("prior", "released", ("text_mapper.weight", "pooled_mapper.weight", "blocks.0.2.kv_mapper.1.weight")),
     Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
     Signature("text_encoder", "comfyui", ("transformer.text_model.embeddings.token_embedding.weight",)),
     Signature("style_descriptor", "released", ("vision_model.embeddings.patch_embedding.weight", "style", "content")),

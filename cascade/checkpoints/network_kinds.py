@@ -80,6 +80,7 @@ KINDS: Mapping[str, Kind] = {
         _ours(models.HighResGuides),
         {"UltraPixel": models.ULTRAPIXEL},
     ),
+    "prior": Kind("Prior", "model_patches", models.PriorConfig, _ours(models.Prior)),
     # Networks of transformers ignore `ops`.
     "text_encoder": Kind(
         "Text encoder",
@@ -113,6 +114,7 @@ NETWORKS: Mapping[str, str] = {
     "ControlNet": "controlnet",
     "HighResGuide": "high_res_guide",
     "HighResGuides": "high_res_guides",
+    "Prior": "prior",
     "CLIPTextModelWithProjection": "text_encoder",
     "CLIPVisionModelWithProjection": "image_encoder",
     "StyleDescriptor": "style_descriptor",

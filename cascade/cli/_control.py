@@ -14,6 +14,7 @@ from ._common import fraction, read_image
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..models import ControlNetConfig
     from ..pipelines import Control, Parts
 
 EDGES, IMAGE, INPAINTING, LATENTS, FACES = 1, 3, 4, 16, 512
@@ -44,8 +45,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_given,
         metavar="FILE=HINT[=STRENGTH]",
-        help="ControlNet file (canny, inpainting, super_resolution: those of the tiny cascade), the image that its "
-        "hint is made from, and how strongly it acts, default 1; may be repeated",
+        help="ControlNet file (canny, sketch, inpainting, super_resolution: those of the tiny cascade), the image that "
+        "its hint is made from, and how strongly it acts, default 1; may be repeated",
     )
     group.add_argument(
         "--control-start",
@@ -98,7 +99,7 @@ def _loaded(args: argparse.Namespace, given: Given) -> Control:
     from ..pipelines import Control
 
     image = read_image(given.hint)
-    path = tiny.path(f"controlnet_{given.file}") if given.file in tiny.CONTROLNETS else given.file
+    path = tiny.path(tiny.CONTROLS[given.file]) if given.file in tiny.CONTROLS else given.file
     net = load_model(path, part="controlnet")
     channels = net.config.in_channels
     if channels not in (EDGES, IMAGE, INPAINTING, LATENTS):
@@ -128,19 +129,22 @@ def with_hints(
         channels = control.net.config.in_channels
         if channels == LATENTS:
             return _latents(control.hint, parts, size)
-        return _image_hint(channels, control.hint, size, mask, args.control_as_is)
+        return _image_hint(control.net.config, control.hint, size, mask, args.control_as_is)
 
     return [replace(control, net=control.net.to(parts.device, parts.dtype), hint=hint(control)) for control in controls]
 
 
-def _image_hint(channels: int, image: Tensor, size: tuple[int, int], mask: Tensor | None, as_is: bool) -> Tensor:
-    """The hint [1, channels, H, W] of a ControlNet that reads edges, an image, or an image with a mask."""
-    from ..images import as_mask, canny, fit, inpaint_hint, resize_mask
+def _image_hint(
+    config: ControlNetConfig, image: Tensor, size: tuple[int, int], mask: Tensor | None, as_is: bool
+) -> Tensor:
+    """The hint [1, channels, H, W] of a ControlNet that reads lines, an image, or an image with a mask."""
+    from ..images import as_mask, canny, fit, inpaint_hint, resize_mask, sketch
 
     fitted = fit(image, *size)
-    if channels == EDGES:
-        return fitted.mean(dim=1, keepdim=True) if as_is else canny(fitted)
-    if channels == IMAGE:
+    if config.in_channels == EDGES:
+        lines = sketch if config.hint == "sketch" else canny
+        return fitted.mean(dim=1, keepdim=True) if as_is else lines(fitted)
+    if config.in_channels == IMAGE:
         return fitted
     if mask is None:
         raise CascadeError("--control: an inpainting ControlNet needs --mask, white where to generate again.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OWN = ("negative", "seed", "width", "height", *SAMPLING, *GUIDANCE, *(f"{name}_b" for name in (*SAMPLING, "cfg")))
 """The options that a line can give for itself, by their names in the code."""
-NOT_WITH_PROMPTS = ("image", "like", "unlike", "weight", "mask", "control", "region")
+NOT_WITH_PROMPTS = ("image", "like", "unlike", "weight", "mask", "control", "region", "prior")
 DIGITS = 5
 
 

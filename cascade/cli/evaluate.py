@@ -47,7 +47,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--style",
         action="store_true",
-        help="measure what images of reference and a shared style do, --prompts cases of each kind",
+        help="measure what images of reference, a shared style, image prompts and the included prior do, --prompts "
+        "cases of each kind",
     )
     parser.add_argument(
         "--high-res",
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         high_res,
         image_prompt_evaluation,
         new_shapes,
+        prior_evaluation,
         style_evaluation,
     )
 
@@ -111,13 +113,17 @@ def run(args: argparse.Namespace) -> int:
         network = read_instruct(tiny.path(tiny.INSTRUCT) if folder is None else folder / tiny.path(tiny.INSTRUCT).name)
         result = editing.evaluate_edit(parts, network, cases=args.prompts, settings=settings, on_progress=_report)
     elif args.style:
-        result = style_evaluation.evaluate_style(parts, cases=args.prompts, settings=settings, on_progress=_report)
-        images = image_prompt_evaluation.image_prompt_rows(
-            parts, cases=args.prompts, settings=settings, on_progress=_report
-        )
-        result = evaluation.Evaluation((*result.rows, *images.rows), (*result.samples, *images.samples))
+        given = {"cases": args.prompts, "settings": settings, "on_progress": _report}
+        found = [
+            style_evaluation.evaluate_style(parts, **given),
+            image_prompt_evaluation.image_prompt_rows(parts, **given),
+            prior_evaluation.evaluate_prior(parts, _included(args, tiny.PRIOR, "prior"), **given),
+        ]
+        rows, samples = ([each for one in found for each in getattr(one, name)] for name in ("rows", "samples"))
+        result = evaluation.Evaluation(tuple(rows), tuple(samples))
     elif args.high_res:
-        result = high_res.evaluate_high_res(parts, _guides(args), prompts=args.prompts, on_progress=_report)
+        guides = _included(args, tiny.GUIDES, "high_res_guides")
+        result = high_res.evaluate_high_res(parts, guides, prompts=args.prompts, on_progress=_report)
     else:
         result = evaluation.evaluate(
             parts, prompts=args.prompts, seed=args.seed, settings=settings, on_progress=_report
@@ -132,30 +138,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _controlnets(args: argparse.Namespace) -> dict[str, Any]:
-    """What they read -> network: the shipped ones, or those of the folder."""
+    """What they read -> network."""
+    from .. import tiny
+
+    return {name: _included(args, part, "controlnet") for name, part in tiny.CONTROLS.items()}
+
+
+def _included(args: argparse.Namespace, name: str, part: str) -> Any:
+    """A network beside the stages: the shipped one, or that of the folder."""
     import torch
 
     from .. import tiny
     from ..checkpoints import load_model
 
-    found = {}
-    for name in tiny.CONTROLNETS:
-        path = tiny.path(f"controlnet_{name}")
-        path = path if args.model == "tiny" else Path(args.model) / path.name
-        found[name] = load_model(path, part="controlnet", dtype=torch.float32, device=args.device)
-    return found
-
-
-def _guides(args: argparse.Namespace) -> Any:
-    """The shipped high-res guides, or those of the folder."""
-    import torch
-
-    from .. import tiny
-    from ..checkpoints import load_model
-
-    path = tiny.path(tiny.GUIDES)
+    path = tiny.path(name)
     path = path if args.model == "tiny" else Path(args.model) / path.name
-    return load_model(path, part="high_res_guides", dtype=torch.float32, device=args.device)
+    return load_model(path, part=part, dtype=torch.float32, device=args.device)
 
 
 def _positive(text: str) -> int:

@@ -28,6 +28,7 @@ from ._common import (
 )
 from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
 from ._image_prompts import add_image_prompts, check_image_prompts, image_prompts_of, image_prompts_recipe
+from ._prior import add_prior, prior_of, prior_recipe
 from ._style import add_style, style_needs, style_of, style_recipe, with_descriptor
 from ._words import region_of, without_folder
 
@@ -105,6 +106,7 @@ def add_parser(subparsers: Any) -> None:
         help="mask over --image, and over the HINT of an inpainting ControlNet: white is generated again, black stays "
         "as it is",
     )
+    add_prior(group)
     add_image_prompts(parser)
     parser.add_argument(
         "--region",
@@ -197,6 +199,7 @@ def run(args: argparse.Namespace) -> int:
             negative=args.negative,
             source=_source(args, image, mask),
             **image_prompts,
+            prior=prior_of(args, parts),
             controls=controls,
             high_res=_high_res(args, parts),
             regions=regions,
@@ -260,5 +263,5 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
     if args.region:
         about["region"] = [without_folder(text) for text in args.region]
-    about |= image_prompts_recipe(args)
+    about |= image_prompts_recipe(args) | prior_recipe(args)
     return about | control_recipe(args) | style_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

@@ -29,6 +29,7 @@ from .resize import (
     three_quarters,
 )
 from .rgb import as_rgb
+from .sketch import sketch
 from .tiles import Box, blended, stitched
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "short_side_size",
     "shrink",
     "side_by_side",
+    "sketch",
     "soften",
     "ssim",
     "stage_c_input",

@@ -11,6 +11,7 @@ from .controlnet import (
     CONTROLNET_IDENTITY,
     CONTROLNET_INPAINTING,
     CONTROLNET_SUPER_RESOLUTION,
+    T2I_ADAPTER,
     ControlNet,
     ControlNetConfig,
 )
@@ -18,6 +19,7 @@ from .effnet import EFFNET_V2_S, EffnetConfig, EffnetEncoder, EffnetStage
 from .high_res import ULTRAPIXEL, Features, HighResGuide, HighResGuideConfig, HighResGuides
 from .initialization import initialize
 from .previewer import PREVIEWER, Previewer, PreviewerConfig
+from .prior import Prior, PriorConditions, PriorConfig
 from .stack import Conditions, Residuals
 from .stage_a import STAGE_A, StageA, StageAConfig
 from .stage_b import STAGE_B_1_5B, STAGE_B_700M, StageB, StageBConfig
@@ -35,6 +37,7 @@ __all__ = [
     "STAGE_B_700M",
     "STAGE_C_1B",
     "STAGE_C_3_6B",
+    "T2I_ADAPTER",
     "ULTRAPIXEL",
     "AroundAttention",
     "Attention",
@@ -53,6 +56,9 @@ __all__ = [
     "Level",
     "Previewer",
     "PreviewerConfig",
+    "Prior",
+    "PriorConditions",
+    "PriorConfig",
     "Process",
     "Residuals",
     "StackConfig",

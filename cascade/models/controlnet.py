@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class ControlNetConfig(Config):
         stem, stages: the effnet's sizes, as in `EffnetConfig`.
         inside: channels of a large backbone: of its first convolution, and of its residual blocks.
         depth: a large backbone's residual blocks.
+        hint: what the hint shows, such as sketch; empty where the file does not say.
     """
 
     in_channels: int
@@ -44,6 +45,7 @@ class ControlNetConfig(Config):
     stages: tuple[EffnetStage, ...] = EFFNET_V2_S.stages
     inside: tuple[int, int] = (16384, 1024)
     depth: int = 8
+    hint: str = field(default="", compare=False)
 
     @property
     def reads_images(self) -> bool:
@@ -54,6 +56,7 @@ class ControlNetConfig(Config):
         """As of every config; sizes of the other backbones are left out."""
         sizes = {"effnet": ("features", "stem", "stages"), "simple": (), "large": ("features", "inside", "depth")}
         others = {name for names in sizes.values() for name in names} - set(sizes[self.backbone])
+        others |= set() if self.hint else {"hint"}
         return {name: value for name, value in super().to_dict().items() if name not in others}
 
     @classmethod
@@ -87,6 +90,19 @@ CONTROLNET_CANNY = ControlNetConfig(in_channels=1)
 CONTROLNET_INPAINTING = ControlNetConfig(in_channels=4)
 CONTROLNET_SUPER_RESOLUTION = ControlNetConfig(in_channels=16, backbone="large")
 CONTROLNET_IDENTITY = ControlNetConfig(in_channels=512, blocks=tuple(range(64)), backbone="simple")
+
+T2I_ADAPTER = ControlNetConfig(
+    in_channels=1,
+    features=256,
+    stem=16,
+    stages=(
+        EffnetStage(True, 1, 2, 32, 1),
+        EffnetStage(True, 2, 2, 48, 2),
+        EffnetStage(False, 4, 2, 64, 2),
+        EffnetStage(False, 4, 2, 96, 2),
+    ),
+)
+"""A light one, a tenth of the canny ControlNet (Mou et al. 2023, "T2I-Adapter")."""
 
 
 class ControlResBlock(nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 from .blocks import BatchNorm2d, FeedForwardBlock, GlobalResponseNorm, ResBlock, TimestepBlock
 from .controlnet import ControlNet
 from .high_res import HighResGuide
+from .prior import Prior
 from .stack import Stack
 from .stage_a import ModulatedResBlock, VectorQuantizer
 from .stage_b import StageB
@@ -27,6 +28,8 @@ def initialize(net: nn.Module) -> nn.Module:
         _initialize_layer(module)
     if isinstance(net, Stack):
         _initialize_stack(net)
+    if isinstance(net, Prior):
+        _initialize_prior(net)
     for module in net.modules():
         if isinstance(module, HighResGuide):
             _initialize_guide(module)
@@ -74,6 +77,17 @@ def _initialize_stack(net: Stack) -> None:
     for block in net.blocks(TimestepBlock):
         for layer in block.children():
             _zero(layer)
+
+
+def _initialize_prior(net: Prior) -> None:
+    nn.init.zeros_(net.mean)
+    nn.init.ones_(net.std)
+    _zero(net.out)
+    for block in net.modules():
+        if isinstance(block, FeedForwardBlock):
+            block.channelwise[-1].weight.mul_(math.sqrt(1 / net.config.depth))
+        elif isinstance(block, TimestepBlock):
+            _zero(block.mapper)
 
 
 def _initialize_guide(guide: HighResGuide) -> None:

@@ -14,6 +14,7 @@ from .mix import mix
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
 from .presets import PRESETS, Preset
+from .prior import PRIOR_SETTINGS, PriorPrompt, sample_prior
 from .prompt_images import ImagePrompt
 from .reconstruct import reconstruct
 from .search import find_parts
@@ -32,6 +33,7 @@ from .style import StyleReference
 
 __all__ = [
     "PRESETS",
+    "PRIOR_SETTINGS",
     "STAGE_B_SETTINGS",
     "STAGE_C_SETTINGS",
     "Control",
@@ -44,6 +46,7 @@ __all__ = [
     "LatentSizes",
     "Parts",
     "Preset",
+    "PriorPrompt",
     "RegionalPrompt",
     "SamplingSettings",
     "Settings",
@@ -67,6 +70,7 @@ __all__ = [
     "mix",
     "reconstruct",
     "sample_features",
+    "sample_prior",
     "sample_stage_b",
     "sample_stage_c",
     "stage_b_size",

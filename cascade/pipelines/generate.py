@@ -22,6 +22,7 @@ from .inversion import Inversion
 from .memory import check_network
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
+from .prior import PriorPrompt
 from .prompt_images import ImagePrompt, encode_prompt_images
 from .sizes import LatentSizes, latent_sizes
 from .stages import (
@@ -127,6 +128,7 @@ def generate(
     source: ImageToImage | None = None,
     variation_of: Tensor | Sequence[Tensor] | None = None,
     variation_weights: Sequence[float] | None = None,
+    prior: PriorPrompt | None = None,
     controls: Sequence[Control] = (),
     high_res: HighRes | None = None,
     regions: Sequence[RegionalPrompt] = (),
@@ -147,6 +149,7 @@ def generate(
     source: images to start from, with or without a mask.
     variation_of: images [B, 3, H, W] in [0, 1] to vary, one for each prompt (which may be empty); or several of these.
     variation_weights: a weight for each of several, as in `ImagePrompt`. Default: 1 each.
+    prior: turns each prompt into an image embedding, which Stage C reads beside the images; the stages get no text.
     controls: ControlNets with their hints; their residuals are added up.
     high_res: guides for images of more than about 1.5 megapixels: Stage C runs at `high_res.resolution` first (without
         a source), then at the images' size. ControlNets act in the first run. The last progress of the first run has
@@ -175,11 +178,13 @@ def generate(
     if sum((bool(regions), style is not None, style_aligned != 0)) > 1:
         raise InvalidSettings("regions, a style and a shared style all change what attention sees: use one of them")
     sizes = settings.sizes
-    wanted = [*prompts, negative, *(region.prompt for region in regions)]
+    said = prompts if prior is None else [""] * len(prompts)
+    wanted = [*prompts, *said, negative, *(region.prompt for region in regions)]
     texts = parts.use("text_encoder", lambda net: encode_prompts(net, wanted))
-    seen = encode_prompt_images(parts, shown, negative_images)
+    made = None if prior is None else prior.embeddings([texts[prompt] for prompt in prompts], texts[negative], seeds)
+    seen = encode_prompt_images(parts, shown, negative_images, made)
     run = Run(
-        texts=[texts[prompt] for prompt in prompts],
+        texts=[texts[prompt] for prompt in said],
         negative=texts[negative],
         images=seen,
         seeds=seeds,

@@ -6,11 +6,11 @@ from functools import cache
 
 from ..diffusion import Diffusion
 from ..errors import IncompatibleCheckpoint
-from ..models import Process, StackConfig
+from ..models import PriorConfig, Process, StackConfig
 
 
-def diffusion_of(config: StackConfig) -> Diffusion:
-    """What a Stage C or Stage B was trained for, which its sampling must share.
+def diffusion_of(config: StackConfig | PriorConfig) -> Diffusion:
+    """What a Stage C, Stage B or prior was trained for, which its sampling must share.
 
     Raises IncompatibleCheckpoint for names that this version does not know.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..conditioning import ImageEncoder
 from ..conditioning.image import noise_augmented
 from ..diffusion import InInterval
-from ..editing import BLOCK_WEIGHTS, COMBINE, BlockWeights, PlacedImages, SeenImages
+from ..editing import BLOCK_WEIGHTS, COMBINE, BlockWeights, PlacedImages, PromptImages, SeenImages
 from ..errors import InvalidSettings
 from ..images import as_rgb
 from .networks import Parts
@@ -72,14 +72,22 @@ class ImagePrompt(InInterval):
 
 
 def encode_prompt_images(
-    parts: Parts, images: Sequence[ImagePrompt], negative: Sequence[ImagePrompt] = ()
+    parts: Parts,
+    images: Sequence[ImagePrompt],
+    negative: Sequence[ImagePrompt] = (),
+    embeddings: Tensor | None = None,
 ) -> SeenImages:
-    """The image prompts of a run; the image encoder is not loaded without any. Raises MissingPart, InvalidImage."""
+    """The image prompts of a run, after `embeddings` [B, 1, c] that no encoder made.
+
+    The image encoder is not loaded without any. Raises MissingPart, InvalidImage.
+    """
+    first = [] if embeddings is None else [PlacedImages(images=PromptImages(embeddings.float().cpu(), (1.0,)))]
     if not images and not negative:
-        return SeenImages()
+        return SeenImages(first)
 
     def encode(net: Any) -> SeenImages:
         encoder = ImageEncoder(net)
-        return SeenImages(*([each.placed(encoder) for each in given] for given in (images, negative)))
+        placed, unlike = ([each.placed(encoder) for each in given] for given in (images, negative))
+        return SeenImages([*first, *placed], unlike)
 
     return parts.use("image_encoder", encode)

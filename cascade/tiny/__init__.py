@@ -20,10 +20,16 @@ _PARTS = ("text_encoder", "image_encoder", "effnet", "stage_c", "stage_b", "stag
 
 GUIDES = "high_res_guides"
 """For 512 x 512 and 768 x 768 pixels, after a first pass of 256."""
+PRIOR = "prior"
+"""Turns a prompt into the embedding of an image."""
+SKETCH = "t2i_sketch"
+"""A T2I-Adapter that reads line drawings."""
 INSTRUCT = "instruct"
 """An instruct network: follows instructions such as "make it green"."""
 CONTROLNETS = ("canny", "inpainting", "super_resolution")
 """The kinds of hints that the shipped ControlNets read."""
+CONTROLS = {**{name: f"controlnet_{name}" for name in CONTROLNETS}, "sketch": SKETCH}
+"""Kind of hint -> the part that reads it, the sketch adapter among them."""
 
 
 def parts() -> dict[str, Path]:
@@ -32,12 +38,12 @@ def parts() -> dict[str, Path]:
 
 
 def path(kind: str) -> Path:
-    """Where the shipped file of a part, a ControlNet ("controlnet_canny"), the high-res guides, the instruct network or
-    a LoRA lies.
+    """Where the shipped file of a part, a ControlNet ("controlnet_canny"), the high-res guides, the prior, the sketch
+    adapter, the instruct network or a LoRA lies.
 
     ValueError for what there is not.
     """
-    known = (*_PARTS, GUIDES, INSTRUCT, *TURBO, *(f"controlnet_{name}" for name in CONTROLNETS), *_ADAPTERS)
+    known = (*_PARTS, GUIDES, PRIOR, INSTRUCT, *TURBO, *CONTROLS.values(), *_ADAPTERS)
     if kind not in known:
         raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(known)}")
     return Path(__file__).parent / f"{_ADAPTERS.get(kind, kind)}.safetensors"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import canny, inpaint_hint, normalize, outpaint, psnr, shrink, super_resolution_hint
+from ..images import canny, inpaint_hint, normalize, outpaint, psnr, shrink, sketch, super_resolution_hint
 from ..models import ControlNet
 from ..pipelines import Control, Generated, ImageToImage, Parts, Settings, generate
 from . import grammar
@@ -26,6 +26,8 @@ AIMS = {
     "inpainting: the hole has what the prompt says": 0.85,
     "inpainting: the rest is the source, bit for bit": 1.0,
     "outpainting: the background goes on": 0.90,
+    "sketch: overlap of the outlines (IoU)": 0.8,
+    "sketch: the colors are the prompt's": 0.90,
     "super resolution: closer to the true image than bicubic": 0.90,
     "super resolution: the same colors and shapes": None,
 }
@@ -45,17 +47,18 @@ def evaluate_control(
 ) -> Evaluation:
     """Generate and judge so many cases of each kind, always the same ones.
 
-    parts: those of the tiny cascade. nets: canny, inpainting and super_resolution. settings: the released ones where
-    none are given. Raises as `pipelines.generate`.
+    parts: those of the tiny cascade. nets: canny, sketch, inpainting and super_resolution. settings: the released ones
+    where none are given. Raises as `pipelines.generate`.
     """
     report = on_progress or (lambda _what, _done, _all: None)
     judged: list[Judged] = []
     samples: list[Sample] = []
     kinds: dict[str, Callable[..., Iterator[Judged]]] = {
-        "canny": partial(_canny, net=nets["canny"]),
+        "canny": partial(_lines, what="canny", filter_=canny, net=nets["canny"]),
         "inpainting": partial(_inpaint, net=nets["inpainting"]),
         "outpainting": partial(_outpaint, net=nets["inpainting"]),
         "super resolution": partial(_enlarge, net=nets["super_resolution"]),
+        "sketch": partial(_lines, what="sketch", filter_=sketch, net=nets["sketch"]),
     }
     for number, (kind, measure) in enumerate(kinds.items()):
         for first in range(0, cases, BATCH):
@@ -109,14 +112,14 @@ def _recolored(scene: Scene, rng: np.random.Generator) -> Scene:
             return new
 
 
-def _canny(cases: _Cases, net: ControlNet) -> Iterator[Judged]:
-    """Edges of a drawn image, with a prompt of other colors."""
+def _lines(cases: _Cases, net: ControlNet, what: str, filter_: Callable[[Tensor], Tensor]) -> Iterator[Judged]:
+    """Edges or lines of a drawn image, with a prompt of other colors."""
     scenes = cases.scenes()
     drawn = cases.drawn(scenes)
     prompts = [_recolored(scene, np.random.default_rng((seed, 0, 5))) for scene, seed in zip(scenes, cases.seeds)]
-    for prompt, image, source in zip(prompts, cases.generate(prompts, canny(drawn), net), drawn):
-        yield Judged("canny: overlap of the outlines (IoU)", outline_overlap(image, source))
-        yield Judged("canny: the colors are the prompt's", float(_colors(image, prompt)))
+    for prompt, image, source in zip(prompts, cases.generate(prompts, filter_(drawn), net), drawn):
+        yield Judged(f"{what}: overlap of the outlines (IoU)", outline_overlap(image, source))
+        yield Judged(f"{what}: the colors are the prompt's", float(_colors(image, prompt)))
 
 
 def _colors(image: Tensor, scene: Scene) -> bool:

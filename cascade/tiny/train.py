@@ -41,6 +41,8 @@ PARTS = (
     "turbo_stage_c",
     "turbo_stage_b",
     "instruct",
+    "t2i_sketch",
+    "prior",
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 

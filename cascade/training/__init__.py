@@ -17,7 +17,7 @@ processes  several processes, one training; sharding: networks split over them
 trackers   TensorBoard and wandb
 task       what the loop asks of a training
 state, metrics   what a run leaves in its folder; background: while the training goes on
-stage_a encoder captions stage_c stage_b controlnet lora instruct   one file a task
+stage_a encoder captions stage_c stage_b controlnet lora instruct prior   one file a task
 filters    what a ControlNet is shown; backbones: what its EfficientNet starts with
 plain      a LoRA of a folder of images without a settings file
 lora_layers, lora_kinds   what a LoRA trains: the changes beside the layers, learned tokens and words

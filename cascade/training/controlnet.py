@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..conditioning import TextEncoder
 from ..errors import InvalidConfig
-from ..models import ControlNet, ControlNetConfig
+from ..models import T2I_ADAPTER, ControlNet, ControlNetConfig
 from ..models.blocks import ResBlock
 from .backbones import start_backbone
 from .beside import EMBEDDING
@@ -50,6 +51,14 @@ from .text import batch_texts, text_conditions, tokenized
 SHOWN = 8
 """Images on a sheet of samples."""
 
+_FILES = {"controlnet": "controlnet", "t2i_adapter": "t2i"}
+"""What names of files begin with."""
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "controlnet": {},
+    "t2i_adapter": {name: T2I_ADAPTER.to_dict()[name] for name in ("backbone", "features", "stem", "stages")},
+}
+"""The sizes that a preset sets."""
+
 
 class ReferenceSettings(Settings):
     """The lines of a released training's file that describe the hint and the blocks that read it."""
@@ -63,11 +72,12 @@ class ReferenceSettings(Settings):
 class ControlNetSettings(Settings):
     """`stage_c` and `text_encoder` are the networks that are to be controlled, `effnet` the encoder of the latents.
 
-    `filter` names the kind of hint, `filter_params` are its own: canny (`resize`), inpainting (`threshold`,
+    `filter` names the kind of hint, `filter_params` are its own: canny (`resize`), sketch, inpainting (`threshold`,
     `p_outpaint`, `masks`), super_resolution (`scale_factor`), stored (`channels`): images beside the images, and
     identity (`max_faces`, `p_drop`, `p_full`): faces beside them. The reference's names are accepted too, and so is
     `reference` in place of filter, filter_params and model: the `controlnet_*` lines of a released training's file.
-    What `model` does not say is as released, for this Stage C; see `default_model`.
+    `preset: t2i_adapter` has the sizes of a T2I-Adapter, a tenth of a ControlNet. What it and `model` do not say is as
+    released, for this Stage C; see `default_model`.
 
     `start` is a ControlNet of the same sizes to go on from, trained for this Stage C or for one like it. `backbone` is
     a file whose EfficientNet a new one of the released sizes starts with; see `start_backbone`.
@@ -87,6 +97,7 @@ class ControlNetSettings(Settings):
     backbone: PathFromRoot | None = None
     filter: str | None = None
     filter_params: Mapping[str, Any] = {}
+    preset: Literal["controlnet", "t2i_adapter"] = "controlnet"
     model: Mapping[str, Any] = {}
     reference: ReferenceSettings | None = None
     repeats: Count = 1
@@ -126,8 +137,9 @@ class ControlNetTask(DiffusionTask):
         name, params, model = _described(settings)
         encoder = frozen(settings.effnet, self.device)
         self.filter = build_filter(name, params, settings.hint_size, encoder, settings.effnet_size // 32)
-        net = ControlNet(self._config(model))
-        self.name = f"controlnet_{REFERENCE_NAMES.get(name, name)}"
+        hint = REFERENCE_NAMES.get(name, name)
+        net = ControlNet(replace(self._config(model), hint=hint))
+        self.name = f"{_FILES[settings.preset]}_{hint}"
         self.modules = {self.name: new_network(net, config.seed, self.name, self.device)}
         if settings.start is not None:
             _go_on(self.modules[self.name], settings.start, self.device)
@@ -144,7 +156,8 @@ class ControlNetTask(DiffusionTask):
         width = self.stage_c.config.levels[0].width
         blocks = len(self.stage_c.blocks(ResBlock))
         if set(model) != {"reference"}:
-            model = {**default_model(width, blocks, self.filter.channels, model.get("backbone")), **model}
+            given = {**_PRESETS[self.settings.preset], **model}
+            model = {**default_model(width, blocks, self.filter.channels, given.get("backbone")), **given}
         config = model_config(ControlNetConfig, model, "controlnet: model")
         wrong = {
             f"width is {config.width}, Stage C's {width}": config.width != width,

@@ -21,6 +21,7 @@ from ..images import (
     inpaint_hint,
     normalize,
     shrink,
+    sketch,
     super_resolution_hint,
 )
 from ..images.hints import GRID
@@ -56,15 +57,28 @@ class Filter:
 
 
 def scaled_hint(images: Tensor, size: int) -> tuple[int, int]:
-    """(h, w) of the hints of images [B, 3, H, W], of which square ones have hints of `size`."""
+    """(h, w) of the hints of images [B, C, H, W], of which square ones have hints of `size`."""
     height, width = images.shape[-2:]
     return hint_size(Size(height, width), round((height * width) ** 0.5), size)
 
 
-class CannyFilter(Filter):
-    """Edges at `size` pixels; `resize` as in `images.canny`."""
+class _LinesFilter(Filter):
+    """Hints of one channel at `size` pixels, kept as whole numbers."""
 
     channels = 1
+    size: int
+
+    def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
+        return kept[:, None].float() / 255
+
+    def _kept(self, lines: Tensor) -> np.ndarray:
+        """uint8 [B, h, w] of lines [B, 1, H, W] in [0, 1]."""
+        scaled = resize(lines, scaled_hint(lines, self.size))
+        return (scaled[:, 0] * 255).round().byte().cpu().numpy()
+
+
+class CannyFilter(_LinesFilter):
+    """Edges at `size` pixels; `resize` as in `images.canny`."""
 
     @validate_call
     def __init__(self, size: int, encoder: Any, grid: int, *, resize: int | None = 224) -> None:
@@ -72,11 +86,19 @@ class CannyFilter(Filter):
         self.key = f"canny-{size}-{resize}"
 
     def compute(self, images: Tensor) -> np.ndarray:
-        edges = resize(canny(images, size=self.resize), scaled_hint(images, self.size))
-        return (edges[:, 0] * 255).round().byte().cpu().numpy()
+        return self._kept(canny(images, size=self.resize))
 
-    def hint(self, kept: Tensor, random: np.random.Generator) -> Tensor:
-        return kept[:, None].float() / 255
+
+class SketchFilter(_LinesFilter):
+    """Lines at `size` pixels; see `images.sketch`."""
+
+    @validate_call
+    def __init__(self, size: int, encoder: Any, grid: int) -> None:
+        self.size = size
+        self.key = f"sketch-{size}"
+
+    def compute(self, images: Tensor) -> np.ndarray:
+        return self._kept(sketch(images))
 
 
 class InpaintingFilter(Filter):
@@ -232,6 +254,7 @@ class IdentityFilter(Filter):
 
 FILTERS: Mapping[str, Any] = {
     "canny": CannyFilter,
+    "sketch": SketchFilter,
     "inpainting": InpaintingFilter,
     "super_resolution": SuperResolutionFilter,
     "stored": StoredFilter,

@@ -17,6 +17,7 @@ from .instruct import InstructSettings, InstructTask
 from .lock import exclusive
 from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
+from .prior import PriorSettings, PriorTask
 from .processes import joined
 from .stage_a import StageASettings, StageATask
 from .stage_b import StageBSettings, StageBTask
@@ -41,6 +42,7 @@ TASKS: dict[str, Training] = {
     "lora": Training(LoraSettings, LoraTask),
     "distill": Training(DistillationSettings, DistillationTask),
     "instruct": Training(InstructSettings, InstructTask),
+    "prior": Training(PriorSettings, PriorTask),
 }
 SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}
 

@@ -31,6 +31,7 @@ HINTS = {
     512: "Identity Hint (Stable Cascade)",
 }
 """Channels that a ControlNet reads -> the nodes that make such a hint."""
+SKETCH_HINT = "Sketch Hint (Stable Cascade)"
 READS = {1: "edges", 3: "images", 4: "images with their mask", 16: "the encoder's latents", 512: "faces"}
 
 
@@ -183,7 +184,8 @@ def load_control(path: Path, blocks: tuple[int, ...] = ()) -> tuple[CascadeContr
         config, state = _read(path, blocks)
         control = built(CascadeControl, config, state)
     reads = READS.get(config.in_channels, f"{config.in_channels} channels")
-    make = f", made by {HINTS[config.in_channels]}" if config.in_channels in HINTS else ""
+    node = SKETCH_HINT if config.hint == "sketch" else HINTS.get(config.in_channels)
+    make = f", made by {node}" if node else ""
     report = f"{variant('controlnet', config)}, reads {reads}{make}; for a Stage C of width {config.width}"
     return control, f"{report}, blocks {', '.join(map(str, config.blocks))}"
 

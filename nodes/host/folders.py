@@ -33,9 +33,10 @@ ALL_FOLDERS = tuple(dict.fromkeys(folder for folders in FOLDERS.values() for fol
 
 CHECKPOINTS = ("checkpoints",)
 CONTROLNETS = ("controlnet",)
-TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": f"controlnet_{name}" for name in tiny.CONTROLNETS}
+TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": part for name, part in tiny.CONTROLS.items()}
 """Choice -> part of the tiny cascade."""
 
+PRIORS = ("model_patches",)
 HIGH_RES = ("model_patches", "controlnet")
 """Folders of high-res guides."""
 
@@ -149,6 +150,16 @@ def descriptor_choices() -> list[str]:
 def find_descriptor(choice: str) -> Path | None:
     """The file of one of `descriptor_choices`; None for the image encoder. Raises MissingPart."""
     return None if choice == NO_DESCRIPTOR else _full_path(DESCRIPTORS, choice)
+
+
+def prior_choices() -> list[str]:
+    """The tiny cascade's prior, then the user's files."""
+    return [TINY, *_names(PRIORS)]
+
+
+def find_prior(choice: str) -> Path:
+    """The file of one of `prior_choices`. Raises MissingPart."""
+    return _existing(tiny.path(tiny.PRIOR)) if choice == TINY else _full_path(PRIORS, choice)
 
 
 def model_folders() -> list[Path]:

@@ -38,7 +38,7 @@ from .rows import (
     whole,
 )
 
-HINTS = ("canny", "inpainting", "super_resolution", "stored", "identity")
+HINTS = ("canny", "sketch", "inpainting", "super_resolution", "stored", "identity")
 CHANNELS = {"gray": 1, "color": 3}
 """Of a stored hint."""
 
@@ -81,9 +81,9 @@ def _control_rows() -> list[Row]:
     return [
         name_row("controlnet", "my_controlnet"),
         folder_row(SHAPES, EXAMPLES["shapes"]["count"]),
-        row(io.Combo, "hint", ".filter", "What it reads. canny: edges. inpainting: images with a masked part. "
-             "super_resolution: small images. stored: owl.hint.png beside owl.png, such as depth or a pose. identity: "
-             "faces in owl.faces.json.", options=list(HINTS), default="canny"),
+        row(io.Combo, "hint", ".filter", "What it reads. canny: edges. sketch: drawn lines. inpainting: images "
+             "with a masked part. super_resolution: small images. stored: owl.hint.png beside owl.png, such as depth "
+             "or a pose. identity: faces in owl.faces.json.", options=list(HINTS), default="canny"),
         file_row("stage_c", "unet_name", "The Stage C that is to follow hints. It stays as it is."),
         file_row("text_encoder", "clip_name", "The text encoder of this Stage C."),
         *encoder_rows(),

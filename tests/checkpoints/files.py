@@ -51,6 +51,9 @@ CONFIGS: dict[str, Any] = {
     ),
     "high_res_guide": models.HighResGuideConfig(stage_c_width=16, width=64, heads=2, groups=8, timestep_channels=16),
     "high_res_guides": models.HighResGuideConfig(stage_c_width=16, width=64, heads=2, groups=8, levels=3),
+    "prior": models.PriorConfig(
+        clip_img=8, clip_text=20, clip_text_pooled=12, width=64, heads=1, depth=2, timestep_channels=16
+    ),
     "text_encoder": ClipTextConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -124,6 +127,9 @@ def outputs(kind: str, net: Any) -> list[Tensor]:
             return [
                 guide(noise(1, 16, 4, 5), noise(1, 16, 2, 3), torch.tensor([0.2])) for guide in (*net.down, *net.up)
             ]
+        case "prior":
+            conditions = net.conditions(noise(2, 7, 20), noise(2, 1, 12))
+            return [net.embeddings(net.denoise(noise(2, 8), torch.tensor([0.2, 0.9]), conditions))]
         case "text_encoder":
             result = net(torch.arange(9)[None] % 40, output_hidden_states=True)
             return [result.text_embeds, result.hidden_states[-1]]
@@ -150,6 +156,8 @@ def released_state(kind: str) -> dict[str, Tensor]:
     if kind == "style_descriptor":
         return csd_state()
     state: dict[str, Tensor] = {}
+    if kind == "prior":  # there is no released one, only ours
+        return dict(network(kind).state_dict())
     for name, tensor in network(kind).state_dict().items():
         if kind == "high_res_guides":
             state[name.replace("down.", "agg_net.").replace("up.", "agg_net_up.")] = tensor

@@ -63,8 +63,8 @@ def test_the_controlnets(asked: dict[str, Any], tmp_path: Path, monkeypatch: pyt
     from cascade.tiny import control
 
     net = initialize(ControlNet(ControlNetConfig(in_channels=1, width=8, blocks=(0,), backbone="simple")))
-    for name in tiny.CONTROLNETS:
-        save_model(net, tmp_path / f"controlnet_{name}.safetensors")
+    for part in tiny.CONTROLS.values():
+        save_model(net, tmp_path / f"{part}.safetensors")
     seen: dict[str, Any] = {}
 
     def evaluate_control(parts: Any, nets: Any, **given: Any) -> Evaluation:
@@ -73,5 +73,5 @@ def test_the_controlnets(asked: dict[str, Any], tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(control, "evaluate_control", evaluate_control)
     assert main(["evaluate", str(tmp_path), "--control", "--prompts", "7"]) == 0
-    assert (seen["cases"], set(seen["nets"])) == (7, set(tiny.CONTROLNETS))
+    assert (seen["cases"], set(seen["nets"])) == (7, set(tiny.CONTROLS))
     assert not asked

@@ -16,7 +16,7 @@ from cascade.tiny.analysis import describe
 from tests.nodes.hosting import Failed, Graph
 from tests.nodes.workflows import nodes_of, to_prompt, workflow
 
-FILES = [*tiny.parts().values(), *(tiny.path(f"controlnet_{name}") for name in tiny.CONTROLNETS)]
+FILES = [*tiny.parts().values(), *map(tiny.path, tiny.CONTROLS.values())]
 needs_tiny = pytest.mark.skipif(
     not all(path.exists() for path in FILES),
     reason="the tiny cascade's weights are not here",

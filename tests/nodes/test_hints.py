@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cascade.images import canny, inpaint_hint
+from cascade.images import canny, inpaint_hint, sketch
 from tests.nodes.networks import file_name
 
 
@@ -38,6 +38,13 @@ def test_canny(host: Any) -> None:
         "CascadeCannyHint", image=image, resolution="full size", low_threshold=300.0, high_threshold=100.0
     )
     assert set(thin.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_sketch(host: Any) -> None:
+    image = random_image(2)
+    [hint] = host.call("CascadeSketchHint", image=image)
+    assert hint.shape == (2, 96, 128, 3)
+    assert torch.equal(hint[..., 0], sketch(image.movedim(-1, 1))[:, 0])
 
 
 def test_inpainting_with_and_without_the_encoder(host: Any, encoder: Any) -> None:

@@ -52,7 +52,7 @@ def test_schemas_are_as_they_were(host: Any, request: pytest.FixtureRequest) -> 
 
 
 def test_ids_and_categories(host: Any) -> None:
-    assert len(ours(host)) == 53
+    assert len(ours(host)) == 55
     for kind in ours(host).values():
         assert kind.CATEGORY.startswith("Stable Cascade/")
         assert kind.GET_SCHEMA().display_name.endswith("(Stable Cascade)")

@@ -17,7 +17,7 @@ from cascade.tiny.analysis import foreground
 from cascade.tiny.drawing import draw
 
 CASES = 4
-NETS: Any = dict.fromkeys(("canny", "inpainting", "super_resolution"))
+NETS: Any = dict.fromkeys(("canny", "sketch", "inpainting", "super_resolution"))
 
 
 class Encoder(torch.nn.Module):
@@ -42,8 +42,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, drawing: Any) -> dict[str, float]
 
     monkeypatch.setattr(control, "generate", generate)
     result = control.evaluate_control(Parts({"effnet": Encoder()}), NETS, cases=CASES)
-    assert [hint.shape[1] for hint in hints] == [1, 4, 4, 16]
-    assert len(result.samples) == 4 * CASES
+    assert [hint.shape[1] for hint in hints] == [1, 4, 4, 16, 1]
+    assert len(result.samples) == 5 * CASES
     assert [row.aim for row in result.rows] == list(control.AIMS.values())
     assert all(len(row.answers) == CASES for row in result.rows)
     return {row.question: row.reached for row in result.rows}
@@ -58,7 +58,8 @@ def as_told(caption: str, seed: int) -> Tensor:
 def test_images_as_they_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     found = evaluated(monkeypatch, as_told)
     # Other colors move the shapes of a drawing a little.
-    assert found.pop("canny: overlap of the outlines (IoU)") > 0.6
+    for kind in ("canny", "sketch"):
+        assert found.pop(f"{kind}: overlap of the outlines (IoU)") > 0.6
     assert set(found.values()) == {1.0}
 
 

@@ -137,7 +137,7 @@ def test_prompts_variations_and_reconstructions_are_as_good_as_the_card_says() -
 
 @pytest.mark.slow
 def test_controlnets_show_in_the_images() -> None:
-    nets = {name: load_model(tiny.path(f"controlnet_{name}"), dtype=torch.float32) for name in tiny.CONTROLNETS}
+    nets = {name: load_model(tiny.path(part), dtype=torch.float32) for name, part in tiny.CONTROLS.items()}
     assert missed(evaluate_control(Parts(tiny.parts()), nets, cases=CASES), CONTROL_SCORES) == {}
 
 

@@ -12,7 +12,7 @@ import torch
 from cascade.checkpoints import load_model, save_model
 from cascade.errors import InvalidConfig
 from cascade.images import canny, inpaint_hint
-from cascade.models import Previewer, PreviewerConfig, initialize
+from cascade.models import CONTROLNET_CANNY, T2I_ADAPTER, ControlNet, Previewer, PreviewerConfig, initialize
 from cascade.training import SETTINGS, TASKS, fit, parse_config
 from cascade.training.backbones import IMAGENET
 from cascade.training.controlnet import default_model
@@ -58,6 +58,7 @@ def build(folder: Path, output: str = "none", changes: dict[str, Any] | None = N
     ("name", "model", "shape"),
     [
         ("canny", EFFNET, (4, 1, SIZE, SIZE)),
+        ("sketch", EFFNET, (4, 1, SIZE, SIZE)),
         ("inpainting", EFFNET, (4, 4, SIZE, SIZE)),
         ("super_resolution", LARGE, (4, 16, 8, 8)),
     ],
@@ -73,6 +74,7 @@ def test_each_filter_trains_and_leaves_stage_c_alone(
     assert (tmp_path / "samples" / "step_00000004.png").exists()
     net = load_model(tmp_path / f"controlnet_{name}.safetensors")
     assert (net.config.in_channels, net.config.width) == (shape[1], small.CONFIGS["stage_c"].levels[0].width)
+    assert net.config.hint == name
     assert any(parameter.abs().max() > 0 for parameter in net.projections[0][2].parameters())
 
 
@@ -152,6 +154,17 @@ def test_masks_follow_what_draws_the_eye() -> None:
     assert hint[0, 3, 80, 10] == 1
 
 
+def test_an_adapter_is_a_tenth_of_a_controlnet(folder: Path) -> None:
+    """The preset gives the sizes, and settings of its own change them."""
+    task = build(folder, filter="sketch", preset="t2i_adapter", model={"blocks": [0, 2]})
+    net = task.modules["t2i_sketch"]
+    assert (net.config.features, net.config.stages) == (T2I_ADAPTER.features, T2I_ADAPTER.stages)
+    changed = build(folder, filter="sketch", preset="t2i_adapter", model=EFFNET).modules["t2i_sketch"]
+    assert changed.config.features == EFFNET["features"]
+    sizes = [sum(p.numel() for p in ControlNet(config).parameters()) for config in (CONTROLNET_CANNY, T2I_ADAPTER)]
+    assert sizes[0] > 10 * sizes[1]
+
+
 def drawn(count: int = 3) -> Any:
     from cascade.tiny import drawing
 
@@ -198,7 +211,7 @@ def test_the_references_lines_are_understood(folder: Path) -> None:
     [
         (
             {"filter": "depth"},
-            "filter is 'depth'; known filters: canny, inpainting, .*, stored, identity",
+            "filter is 'depth'; known filters: canny, sketch, inpainting, .*, stored, identity",
         ),
         ({"filter": "canny", "filter_params": {"breadth": 3}}, "filter_params: .*breadth"),
         ({}, r"missing filter \(or reference\)"),
