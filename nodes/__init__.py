@@ -14,6 +14,7 @@ from . import (
     hints,
     images,
     instruct,
+    ip_adapter,
     latents,
     loaders,
     prior,
@@ -44,5 +45,6 @@ NODES = short_names(
         *crop.NODES,
         *instruct.NODES,
         *style.NODES,
+        *ip_adapter.NODES,
     ]
 )

@@ -14,7 +14,6 @@ from .types import CONDITIONING, conditioning_fields, field, schema, seed_field
 class CascadePrior(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        choices = folders.prior_choices()
         return schema(
             node_id="CascadePrior",
             display_name="Prior (Stable Cascade)",
@@ -22,12 +21,10 @@ class CascadePrior(io.ComfyNode):
             description="Makes the image embedding of a prompt: what an image encoder would find in such an image. Use "
             "it in place of text, or mix it with images, in unCLIPConditioning.",
             inputs=[
-                field(
-                    io.Combo,
+                folders.file_field(
+                    "prior",
+                    "From ComfyUI's model_patches folder. The tiny one fits the tiny cascade only.",
                     "prior_name",
-                    options=choices,
-                    default=choices[0],
-                    tooltip="From ComfyUI's model_patches folder. The tiny one fits the tiny cascade only.",
                 ),
                 *conditioning_fields(),
                 seed_field("Seed of the embedding. Another one gives another image of the prompt."),
@@ -61,11 +58,11 @@ class CascadePrior(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, prior_name: str, **_: Any) -> Any:
-        return folders.stamp(folders.find_prior(prior_name))
+        return folders.stamp(folders.find("prior", prior_name))
 
     @classmethod
     def execute(cls, prior_name: str, positive: Any, negative: Any, seed: int, steps: int, cfg: float) -> io.NodeOutput:
-        net = prior.load_prior(folders.find_prior(prior_name))
+        net = prior.load_prior(folders.find("prior", prior_name))
         return io.NodeOutput(net.embedding(positive, negative, seed, steps, cfg))
 
 

@@ -70,21 +70,7 @@ class CascadeImagePrompt(io.ComfyNode):
                     **PERCENT,
                     tooltip="Where in the run they stop. Below 1 the prompt alone makes the detail.",
                 ),
-                field(
-                    io.Combo,
-                    "blocks",
-                    options=[*BLOCK_WEIGHTS, RANGES],
-                    default="all",
-                    tooltip="The blocks of Stage C that see them. composition: the first half; style: the second half; "
-                    "ranges: those of block_ranges.",
-                ),
-                field(
-                    io.String,
-                    "block_ranges",
-                    default="0-0.5=1, 0.5-1=0.5",
-                    tooltip="With ranges in blocks, these are parts of the network, from 0 (first block) to 1 (last), "
-                    "each with its weight from 0 to 1.",
-                ),
+                *block_fields(),
                 field(
                     io.Float,
                     "noise_augmentation",
@@ -140,9 +126,35 @@ class CascadeImagePrompt(io.ComfyNode):
             strength=strength,
             start_percent=start_percent,
             end_percent=end_percent,
-            blocks=BlockWeights.of(block_ranges if blocks == RANGES else blocks),
+            blocks=block_weights(blocks, block_ranges),
         )
         return io.NodeOutput(made)
+
+
+def block_fields() -> list[Any]:
+    """The inputs of a node for `BlockWeights`, which `block_weights` reads."""
+    return [
+        field(
+            io.Combo,
+            "blocks",
+            options=[*BLOCK_WEIGHTS, RANGES],
+            default="all",
+            tooltip="The blocks of Stage C that see them. composition: the first half; style: the second half; "
+            "ranges: those of block_ranges.",
+        ),
+        field(
+            io.String,
+            "block_ranges",
+            default="0-0.5=1, 0.5-1=0.5",
+            tooltip="With ranges in blocks, these are parts of the network, from 0 (first block) to 1 (last), "
+            "each with its weight from 0 to 1.",
+        ),
+    ]
+
+
+def block_weights(blocks: str, block_ranges: str) -> BlockWeights:
+    """Of these inputs. Raises InvalidSettings for ranges that are none."""
+    return BlockWeights.of(block_ranges if blocks == RANGES else blocks)
 
 
 def _weights(text: str, images: int) -> list[float]:

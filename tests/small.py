@@ -12,6 +12,7 @@ from cascade import models
 from cascade.adapters import InstructNetwork, Lora, LowRank
 from cascade.models.blocks import ResBlock
 from cascade.models.effnet import EffnetStage
+from cascade.models.ip_adapter import attention_widths
 from tests.support import NETWORKS
 
 TEXT, POOLED, IMAGE = 16, 12, 8
@@ -90,6 +91,18 @@ def instruct_network(net: Any = None) -> InstructNetwork:
             for name, weight in weights.items()
         }
     return InstructNetwork(control.eval().requires_grad_(False), Lora({"stage_c": changes}))
+
+
+def ip_adapter(net: Any = None, encoder: int = 16) -> models.IPAdapter:
+    """A random one for a Stage C, the small one if none is given, that makes a difference."""
+    blocks = attention_widths(part("stage_c") if net is None else net)
+    config = models.IPAdapterConfig(encoder=encoder, blocks=blocks, tokens=3, width=8, heads=2, depth=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        adapter: Any = models.initialize(models.IPAdapter(config))
+        for to_v in adapter.to_v:
+            nn.init.normal_(to_v.weight)
+    return adapter.eval().requires_grad_(False)
 
 
 def small_cascade() -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from ..models import (
     EffnetConfig,
     EffnetStage,
     HighResGuideConfig,
+    IPAdapterConfig,
     Level,
     PreviewerConfig,
     PriorConfig,
@@ -333,6 +334,19 @@ def _prior(shapes: Shapes) -> Inferred:
     return Inferred(config, ("heads",), _unknown_heads([width]))
 
 
+def _ip_adapter(shapes: Shapes) -> Inferred:
+    width = shapes.size("queries", 2)
+    config = IPAdapterConfig(
+        encoder=shapes.size("mapper.weight", 1),
+        blocks=tuple(shapes.size(f"to_k.{i}.weight") for i in range(shapes.count("to_k.{}.weight"))),
+        tokens=shapes.size("queries", 1),
+        width=width,
+        heads=_heads(width),
+        depth=shapes.count("layers.{}.to_q.weight"),
+    )
+    return Inferred(config, ("heads",), _unknown_heads([width]))
+
+
 def _text_encoder(shapes: Shapes) -> Inferred:
     width = shapes.size("text_model.embeddings.token_embedding.weight", 1)
     config = ClipTextConfig(
@@ -391,6 +405,7 @@ _INFERENCES: Mapping[str, Callable[[Shapes], Inferred]] = {
     "high_res_guide": _high_res_guide,
     "high_res_guides": _high_res_guides,
     "prior": _prior,
+    "ip_adapter": _ip_adapter,
     "text_encoder": _text_encoder,
     "image_encoder": _image_encoder,
     "style_descriptor": _style_descriptor,

@@ -64,6 +64,7 @@ SIGNATURES = (
         "high_res_guides", "released", ("*.0.wtokens", "*.0.base_params.wb0", "*.0.hr_norm.mapping.mapper.weight")
     ),
     Signature("prior", "released", ("text_mapper.weight", "pooled_mapper.weight", "blocks.0.2.kv_mapper.1.weight")),
+    Signature("ip_adapter", "released", ("queries", "to_k.0.weight", "to_v.0.weight", "mapper.weight")),
     Signature("text_encoder", "released", ("text_model.embeddings.token_embedding.weight", "text_projection.weight")),
     Signature("text_encoder", "comfyui", ("transformer.text_model.embeddings.token_embedding.weight",)),
     Signature("style_descriptor", "released", ("vision_model.embeddings.patch_embedding.weight", "style", "content")),
@@ -78,6 +79,7 @@ FOREIGN: Sequence[tuple[str, tuple[str, ...]]] = (
     ("a LoRA, which is applied to a network, not loaded as one", ("*lora_down*",)),
     ("a LoRA, which is applied to a network, not loaded as one", ("*lora_A*",)),
     ("a LoRA, which is applied to a network, not loaded as one", ("weights.0.lora_up",)),
+    ("an IP-Adapter of Stable Diffusion or another model", ("*.to_k_ip.weight", "image_proj.*")),
     ("a learned token's embedding", ("clip_g",)),
     ("an SDXL ControlNet", ("*input_hint_block.0.weight", "*label_emb.0.0.weight")),
     ("an SDXL ControlNet", ("controlnet_cond_embedding.conv_in.weight", "add_embedding.linear_1.weight")),

@@ -48,8 +48,8 @@ def load_model(
 
     Args:
         source: a path or a state dict.
-        part: the kind of network to load (stage_a, stage_b, stage_c, effnet, previewer, controlnet, text_encoder,
-            image_encoder); required if the source contains several, checked if it contains one.
+        part: the kind of network to load (stage_a, stage_b, stage_c, effnet, previewer, controlnet, ip_adapter,
+            text_encoder, image_encoder); required if the source contains several, checked if it contains one.
         config: replaces the detected config. Shapes do not determine the number of attention heads: without a config
             it is width / 64, as in every released network, unless our metadata or config.json of diffusers says more.
         dtype: of the floating tensors; None keeps theirs, except that float8, with which torch.nn cannot compute,

@@ -81,6 +81,7 @@ KINDS: Mapping[str, Kind] = {
         {"UltraPixel": models.ULTRAPIXEL},
     ),
     "prior": Kind("Prior", "model_patches", models.PriorConfig, _ours(models.Prior)),
+    "ip_adapter": Kind("IP-Adapter", "model_patches", models.IPAdapterConfig, _ours(models.IPAdapter)),
     # Networks of transformers ignore `ops`.
     "text_encoder": Kind(
         "Text encoder",
@@ -115,6 +116,7 @@ NETWORKS: Mapping[str, str] = {
     "HighResGuide": "high_res_guide",
     "HighResGuides": "high_res_guides",
     "Prior": "prior",
+    "IPAdapter": "ip_adapter",
     "CLIPTextModelWithProjection": "text_encoder",
     "CLIPVisionModelWithProjection": "image_encoder",
     "StyleDescriptor": "style_descriptor",

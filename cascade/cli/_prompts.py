@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OWN = ("negative", "seed", "width", "height", *SAMPLING, *GUIDANCE, *(f"{name}_b" for name in (*SAMPLING, "cfg")))
 """The options that a line can give for itself, by their names in the code."""
-NOT_WITH_PROMPTS = ("image", "like", "unlike", "weight", "mask", "control", "region", "prior")
+NOT_WITH_PROMPTS = ("image", "like", "unlike", "weight", "mask", "control", "region", "prior", "ip_image")
 DIGITS = 5
 
 
@@ -73,7 +73,7 @@ def check(args: argparse.Namespace) -> None:
         raise CascadeError("--number cannot be used with --prompts: each line is one image. Repeat the line.")
     for name in NOT_WITH_PROMPTS:
         if getattr(args, name):
-            raise CascadeError(f"--{name} cannot be used with --prompts.")
+            raise CascadeError(f"--{name.replace('_', '-')} cannot be used with --prompts.")
 
 
 def run(

@@ -47,8 +47,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--style",
         action="store_true",
-        help="measure what images of reference, a shared style, image prompts and the included prior do, --prompts "
-        "cases of each kind",
+        help="measure what images of reference, a shared style, image prompts, and the included IP-Adapter and prior "
+        "do, --prompts cases of each kind",
     )
     parser.add_argument(
         "--high-res",
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation,
         high_res,
         image_prompt_evaluation,
+        ip_adapter_evaluation,
         new_shapes,
         prior_evaluation,
         style_evaluation,
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         found = [
             style_evaluation.evaluate_style(parts, **given),
             image_prompt_evaluation.image_prompt_rows(parts, **given),
+            ip_adapter_evaluation.evaluate_ip_adapter(parts, _included(args, tiny.IP_ADAPTER, "ip_adapter"), **given),
             prior_evaluation.evaluate_prior(parts, _included(args, tiny.PRIOR, "prior"), **given),
         ]
         rows, samples = ([each for one in found for each in getattr(one, name)] for name in ("rows", "samples"))

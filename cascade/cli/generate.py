@@ -28,6 +28,7 @@ from ._common import (
 )
 from ._control import INPAINTING, LATENTS, add_control, control_recipe, load_controls, reads, with_hints
 from ._image_prompts import add_image_prompts, check_image_prompts, image_prompts_of, image_prompts_recipe
+from ._ip_adapter import add_ip_adapter, ip_images, ip_needs, ip_recipe
 from ._prior import add_prior, prior_of, prior_recipe
 from ._style import add_style, style_needs, style_of, style_recipe, with_descriptor
 from ._words import region_of, without_folder
@@ -118,6 +119,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_control(parser)
     add_style(parser)
+    add_ip_adapter(parser)
     group = parser.add_argument_group("large images")
     group.add_argument(
         "--enlarge",
@@ -186,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     from ..pipelines import generate
 
     seeds = [args.seed + i for i in range(args.number)]
-    needed = [*NEEDED, *style_needs(args)]
+    needed = [*NEEDED, *style_needs(args), *ip_needs(args)]
     needed += ["effnet"] if args.image is not None or reads(controls, LATENTS) else []
     parts = parts_of(args, list(dict.fromkeys([*needed, *(["image_encoder"] if image_prompts else [])])))
     parts = with_descriptor(args, parts)
@@ -205,6 +207,7 @@ def run(args: argparse.Namespace) -> int:
             regions=regions,
             style=style_of(args),
             style_aligned=args.style_aligned,
+            ip_adapters=ip_images(args, parts),
             settings=settings,
             on_progress=bars,
         )
@@ -263,5 +266,5 @@ def _about_images(args: argparse.Namespace) -> dict[str, Any]:
         about |= {"high_res": args.high_res.name, "high_res_weight": args.high_res_weight}
     if args.region:
         about["region"] = [without_folder(text) for text in args.region]
-    about |= image_prompts_recipe(args) | prior_recipe(args)
-    return about | control_recipe(args) | style_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})
+    about |= image_prompts_recipe(args) | prior_recipe(args) | ip_recipe(args) | control_recipe(args)
+    return about | style_recipe(args) | ({} if args.enlarge == 1 else {"enlarge": args.enlarge})

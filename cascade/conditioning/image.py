@@ -24,11 +24,17 @@ class ImageEncoder:
 
     def encode(self, images: Tensor) -> Tensor:
         """Image embeddings [B, 1, c] of images [B, 3, H, W] in [0, 1]; gradients flow."""
+        return self._run(images).image_embeds[:, None]
+
+    def hidden_states(self, images: Tensor) -> Tensor:
+        """What enters the last layer [B, 1 + patches, c], of images as in `encode`; IP-Adapters read it."""
+        return self._run(images, output_hidden_states=True).hidden_states[-2]
+
+    def _run(self, images: Tensor, **options: bool) -> Any:
         parameter = next(self.model.parameters())
         config: Any = self.model.config
         pixels = preprocess(images.to(parameter.device, torch.float32), config.image_size)
-        output: Any = self.model(pixel_values=pixels.to(parameter.dtype))
-        return output.image_embeds[:, None]
+        return self.model(pixel_values=pixels.to(parameter.dtype), **options)
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:

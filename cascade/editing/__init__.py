@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .attention import AttentionController, NetworkCall, Tokens
+from .blocks import BLOCK_WEIGHTS, BlockWeights
+from .ip_adapter import AdapterTokens, IPAdapters
 from .maps import WordMaps, lit
-from .prompt_images import BLOCK_WEIGHTS, COMBINE, BlockWeights, PlacedImages, PromptImages, SeenImages
+from .prompt_images import COMBINE, PlacedImages, PromptImages, SeenImages
 from .prompt_to_prompt import EditStrength, PromptToPrompt
 from .references import References
 from .regions import Region, Regions, box_mask
@@ -16,11 +18,13 @@ from .words import Alignment, PromptTokens, align
 __all__ = [
     "BLOCK_WEIGHTS",
     "COMBINE",
+    "AdapterTokens",
     "Alignment",
     "AttentionController",
     "BlockWeights",
     "ControlSteps",
     "EditStrength",
+    "IPAdapters",
     "NetworkCall",
     "PlacedImages",
     "PromptImages",

@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..conditioning import StageCInputs
-from ..models import AroundAttention
+from ..models import AroundAttention, StageC
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class AttentionController(Protocol):
     def inputs(self, cond: StageCInputs) -> StageCInputs:
         """The conditions that the run must have, from those of its prompts."""
         return cond
+
+    def check_network(self, net: StageC) -> None:
+        """Raises IncompatibleCheckpoint for a Stage C that it does not fit."""
 
     def around(self, call: NetworkCall) -> AroundAttention | None:
         """What the attention blocks do in this call; None: nothing but their own attention."""

@@ -18,6 +18,7 @@ from .controlnet import (
 from .effnet import EFFNET_V2_S, EffnetConfig, EffnetEncoder, EffnetStage
 from .high_res import ULTRAPIXEL, Features, HighResGuide, HighResGuideConfig, HighResGuides
 from .initialization import initialize
+from .ip_adapter import IPAdapter, IPAdapterConfig
 from .previewer import PREVIEWER, Previewer, PreviewerConfig
 from .prior import Prior, PriorConditions, PriorConfig
 from .stack import Conditions, Residuals
@@ -53,6 +54,8 @@ __all__ = [
     "HighResGuide",
     "HighResGuideConfig",
     "HighResGuides",
+    "IPAdapter",
+    "IPAdapterConfig",
     "Level",
     "Previewer",
     "PreviewerConfig",

@@ -11,6 +11,7 @@ from torch import nn
 from .blocks import BatchNorm2d, FeedForwardBlock, GlobalResponseNorm, ResBlock, TimestepBlock
 from .controlnet import ControlNet
 from .high_res import HighResGuide
+from .ip_adapter import IPAdapter
 from .prior import Prior
 from .stack import Stack
 from .stage_a import ModulatedResBlock, VectorQuantizer
@@ -37,6 +38,11 @@ def initialize(net: nn.Module) -> nn.Module:
         for projection in net.projections:
             # Zero residuals: training starts from the network as it is without control.
             _zero(projection.get_submodule("2"))
+    if isinstance(net, IPAdapter):
+        nn.init.normal_(net.queries, std=net.config.width**-0.5)
+        for to_v in net.to_v:
+            # Nothing is found in an image: training starts from the network as it is without one.
+            nn.init.zeros_(to_v.get_parameter("weight"))
     return net
 
 
@@ -73,7 +79,7 @@ def _initialize_stack(net: Stack) -> None:
     _zero(net.clf[1])
     depth = sum(level.depth for level in net.config.levels)
     for block in net.blocks(ResBlock) + net.blocks(FeedForwardBlock):
-        block.channelwise[-1].weight.mul_(math.sqrt(1 / depth))
+        block.channelwise[-1].get_parameter("weight").mul_(math.sqrt(1 / depth))
     for block in net.blocks(TimestepBlock):
         for layer in block.children():
             _zero(layer)
@@ -85,7 +91,7 @@ def _initialize_prior(net: Prior) -> None:
     _zero(net.out)
     for block in net.modules():
         if isinstance(block, FeedForwardBlock):
-            block.channelwise[-1].weight.mul_(math.sqrt(1 / net.config.depth))
+            block.channelwise[-1].get_parameter("weight").mul_(math.sqrt(1 / net.config.depth))
         elif isinstance(block, TimestepBlock):
             _zero(block.mapper)
 

@@ -95,7 +95,7 @@ class Prior(nn.Module):
         self.pooled_mapper = ops.Linear(config.clip_text_pooled, width)
         self.token_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.embedding = ops.Linear(config.clip_img, width)
-        self.blocks = nn.ModuleList()
+        self.blocks: Any = nn.ModuleList()
         for number in range(config.depth):
             attend = AttnBlock(width, config.heads, width, True, attention, ops)
             attend.number = number

@@ -10,6 +10,7 @@ from .generate import Generated, ImageToImage, RegionalPrompt, Settings, generat
 from .high_res import HighRes
 from .instruct import follow
 from .inversion import Inversion
+from .ip_adapter import IPAdapterImages
 from .mix import mix
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
@@ -40,6 +41,7 @@ __all__ = [
     "Edited",
     "Generated",
     "HighRes",
+    "IPAdapterImages",
     "ImagePrompt",
     "ImageToImage",
     "Inversion",

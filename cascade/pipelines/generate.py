@@ -19,6 +19,7 @@ from ..models import StageB, StageC
 from .control import Control
 from .high_res import HighRes
 from .inversion import Inversion
+from .ip_adapter import IPAdapterImages, following
 from .memory import check_network
 from .networks import Parts
 from .plan import STAGE_B_SETTINGS, STAGE_C_SETTINGS, StagePlan, Start, Tiles
@@ -136,6 +137,7 @@ def generate(
     style_aligned: float = 0.0,
     prompt_images: Sequence[ImagePrompt] = (),
     negative_images: Sequence[ImagePrompt] = (),
+    ip_adapters: Sequence[IPAdapterImages] = (),
     settings: Settings = RELEASED_SETTINGS,
     on_progress: OnProgress | None = None,
 ) -> Generated:
@@ -159,6 +161,7 @@ def generate(
     style_aligned: how much all images share the look of the first, 0 to 1; 0 is the plain run, bit for bit.
     prompt_images, negative_images: images beside the prompts, and beside the negative prompt. Also need
         "image_encoder".
+    ip_adapters: images that all images follow, by IP-Adapters. Also needs "image_encoder".
 
     Raises ValueError for prompts, seeds, images and hints of unequal number, InvalidSize (also for a size that does not
     fit into memory), InvalidImage, MissingPart, or what loading a part raises.
@@ -177,6 +180,8 @@ def generate(
         raise InvalidSettings("high-res guides and enlarge are two ways to a large image: use one of them")
     if sum((bool(regions), style is not None, style_aligned != 0)) > 1:
         raise InvalidSettings("regions, a style and a shared style all change what attention sees: use one of them")
+    if style is not None and ip_adapters:
+        raise InvalidSettings("a style and an IP-Adapter both say how images look: use one of them")
     sizes = settings.sizes
     said = prompts if prior is None else [""] * len(prompts)
     wanted = [*prompts, *said, negative, *(region.prompt for region in regions)]
@@ -196,6 +201,7 @@ def generate(
     )
     if style_aligned:
         run = run.sharing_style(style_aligned)
+    run = following(parts, run, ip_adapters)
     run = run if source is None else run.starting_from(parts, source, sizes)
     return run(parts) if style is None or style.weight == 0 else style(parts, run)
 

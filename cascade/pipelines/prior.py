@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,9 @@ def sample_prior(
         {"conditions": net.conditions(each.hidden.to(like), each.pooled.to(like))}
         for each in (text, negative.expand(len(seeds)))
     )
+    network: Any = net.denoise
     found = sample(
-        net.denoise,
+        network,
         noise.start(net.config.clip_img).to(like),
         settings,
         cond=cond,

@@ -97,6 +97,8 @@ def _sample_stage_c(
     recorder: FeatureRecorder | None,
     noise: Noise | None = None,
 ) -> Tensor:
+    if plan.attention is not None:
+        plan.attention.check_network(net)
     cond, uncond = (net.conditions(**_placed(net, given.as_kwargs())) for given in (plan.cond, plan.uncond))
     width, blocks = net.config.levels[0].width, len(net.blocks(ResBlock))
     controls = ControlRun(plan.controls, width, blocks, plan.size) if plan.controls else None

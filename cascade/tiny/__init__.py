@@ -26,6 +26,8 @@ SKETCH = "t2i_sketch"
 """A T2I-Adapter that reads line drawings."""
 INSTRUCT = "instruct"
 """An instruct network: follows instructions such as "make it green"."""
+IP_ADAPTER = "ip_adapter"
+"""An IP-Adapter: shape and colors from an image, the place from the prompt."""
 CONTROLNETS = ("canny", "inpainting", "super_resolution")
 """The kinds of hints that the shipped ControlNets read."""
 CONTROLS = {**{name: f"controlnet_{name}" for name in CONTROLNETS}, "sketch": SKETCH}
@@ -39,11 +41,11 @@ def parts() -> dict[str, Path]:
 
 def path(kind: str) -> Path:
     """Where the shipped file of a part, a ControlNet ("controlnet_canny"), the high-res guides, the prior, the sketch
-    adapter, the instruct network or a LoRA lies.
+    adapter, the instruct network, the IP-Adapter or a LoRA lies.
 
     ValueError for what there is not.
     """
-    known = (*_PARTS, GUIDES, PRIOR, INSTRUCT, *TURBO, *CONTROLS.values(), *_ADAPTERS)
+    known = (*_PARTS, GUIDES, PRIOR, INSTRUCT, IP_ADAPTER, *TURBO, *CONTROLS.values(), *_ADAPTERS)
     if kind not in known:
         raise ValueError(f"the tiny cascade has no {kind!r}; it has {', '.join(known)}")
     return Path(__file__).parent / f"{_ADAPTERS.get(kind, kind)}.safetensors"

@@ -5,6 +5,7 @@ token in the captions. tiny_with_hearts: shapes, and a heart in place of some of
 those of the grammar, without captions. tiny_instructions: an image before and after each of many edits in words.
 tiny_references: an image that is shown and one that a caption describes together with it. tiny_any_colors: shapes with
 captions of the grammar, half of them in other colors than its.
+tiny_ip_adapter: an image to be shown and one to be made of it, of another place, many times.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..errors import InvalidConfig
 from ..training.data import IMAGE_SOURCES, ImageSettings
-from . import drawing, flat, hearts, instructions, references
+from . import drawing, flat, hearts, instructions, ip_adapter_images, references
 
 HEART_INTERVAL = 4
 """In `tiny_with_hearts`, images 0, 4, 8, ... show a heart."""
@@ -62,6 +63,7 @@ KINDS: dict[str, Callable[..., Batch]] = {
     "tiny_instructions": instructions.batch,
     "tiny_references": references.batch,
     "tiny_any_colors": drawing.batch_in_any_colors,
+    "tiny_ip_adapter": ip_adapter_images.batch,
 }
 IMAGE_SOURCES.update({kind: partial(TinyImages, kind, make) for kind, make in KINDS.items()})
 

@@ -43,6 +43,7 @@ PARTS = (
     "instruct",
     "t2i_sketch",
     "prior",
+    "ip_adapter",
 )
 """In an order in which each finds what it builds on, and what a later one improves stands after the first."""
 

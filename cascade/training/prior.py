@@ -95,7 +95,8 @@ class PriorTask(DiffusionTask):
 
     def _config(self, encoder: Any) -> PriorConfig:
         """The network's config; the channels of the embeddings follow from the encoders. Raises InvalidConfig."""
-        text, image = self.text.model.config, encoder.config
+        text: Any = self.text.model.config
+        image = encoder.config
         channels = {
             "clip_text": text.hidden_size,
             "clip_text_pooled": text.projection_dim,

@@ -14,6 +14,7 @@ from .distillation import DistillationSettings, DistillationTask
 from .encoder import EncoderSettings, EncoderTask
 from .high_res import HighResSettings, HighResTask
 from .instruct import InstructSettings, InstructTask
+from .ip_adapter import IPAdapterSettings, IPAdapterTask
 from .lock import exclusive
 from .loop import Outcome, fit
 from .lora import LoraSettings, LoraTask
@@ -42,6 +43,7 @@ TASKS: dict[str, Training] = {
     "lora": Training(LoraSettings, LoraTask),
     "distill": Training(DistillationSettings, DistillationTask),
     "instruct": Training(InstructSettings, InstructTask),
+    "ip_adapter": Training(IPAdapterSettings, IPAdapterTask),
     "prior": Training(PriorSettings, PriorTask),
 }
 SETTINGS: dict[str, type[Settings]] = {name: training.settings for name, training in TASKS.items()}

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...cascade.conditioning import StageCInputs
-from ...cascade.editing import AttentionController, NetworkCall, Tokens
+from ...cascade.editing import AttentionController, IPAdapters, NetworkCall, Tokens
 from ...cascade.errors import InvalidSettings
 from ...cascade.models import AroundAttention
 from . import checks
@@ -25,7 +25,7 @@ class ControlledRuns:
     """A controller for each run of a MODEL, made for the shape [B, 16, h, w] of its latents."""
 
     def __init__(self, make: Callable[[Sequence[int]], AttentionController]) -> None:
-        self._make = make
+        self.make = make
         self.controller: AttentionController | None = None
         """Of the run that goes on; None between runs."""
         self._joined: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
@@ -33,7 +33,7 @@ class ControlledRuns:
 
     def sample(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Wraps a whole sampling run."""
-        self.controller = self._make(noise.shape)
+        self.controller = self.make(noise.shape)
         try:
             return executor(noise, *args, **kwargs)
         finally:
@@ -77,6 +77,12 @@ def controlled(model: Any, make: Callable[[Sequence[int]], AttentionController])
     return changed
 
 
+def controlled_within(model: Any, around: Callable[[AttentionController | None], AttentionController]) -> Any:
+    """As `controlled`, beside what controls attention in the MODEL already, of which `around` makes a controller."""
+    before = model.model_options["transformer_options"].get(ATTENTION)
+    return controlled(model, lambda shape: around(None if before is None else before.make(shape)))
+
+
 def with_additions(conditions: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The conditions of a call of the host's model with what its controller adds to them.
 
@@ -85,7 +91,8 @@ def with_additions(conditions: Mapping[str, Any], options: Mapping[str, Any]) ->
     runs = options.get(ATTENTION)
     if runs is None or runs.controller is None:
         return conditions
-    if conditions.get(REGIONS) is not None:
+    alone = not isinstance(runs.controller, IPAdapters) or runs.controller.within is not None
+    if alone and conditions.get(REGIONS) is not None:
         raise InvalidSettings(
             "Regional prompts and image prompts with weights, a mask, a part of the run or of the blocks control "
             "attention, and so does a node on the model, such as Style Reference: use one of them."
@@ -99,8 +106,8 @@ def around_attention(
 ) -> AroundAttention | None:
     """What attention blocks do in a call of the host's model at noise levels t, with these transformer_options."""
     runs = options.get(ATTENTION)
-    controller = conditions.get(REGIONS) or (None if runs is None else runs.controller)
-    if controller is None:
+    controller, regions = None if runs is None else runs.controller, conditions.get(REGIONS)
+    if controller is None and regions is None:
         return None
     config = model.diffusion_model.config
     named = {name: conditions[name] for name in CONDITIONS}
@@ -108,4 +115,8 @@ def around_attention(
     # Reading the noise level waits for a graphics card, so only where something acts.
     percent = percent_of(float(t[0]), model.model_sampling)
     with_prompt = tuple(kind == 0 for kind in options.get("cond_or_uncond", [0]))
-    return controller.around(NetworkCall(percent, with_prompt, tokens, config.attention_blocks))
+    call = NetworkCall(percent, with_prompt, tokens, config.attention_blocks)
+    inner = None if regions is None else regions.around(call)
+    if controller is None:
+        return inner
+    return controller.over(call, inner) if isinstance(controller, IPAdapters) and regions else controller.around(call)

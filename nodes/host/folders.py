@@ -36,7 +36,6 @@ CONTROLNETS = ("controlnet",)
 TINY_CONTROLNETS = {f"tiny {name.replace('_', ' ')} (included)": part for name, part in tiny.CONTROLS.items()}
 """Choice -> part of the tiny cascade."""
 
-PRIORS = ("model_patches",)
 HIGH_RES = ("model_patches", "controlnet")
 """Folders of high-res guides."""
 
@@ -49,9 +48,10 @@ ADAPTERS = {
     "controlnet": CONTROLNETS,
     "embedding": ("embeddings", "loras"),
     **dict.fromkeys(tiny.TURBO, ("loras",)),
+    **dict.fromkeys((tiny.IP_ADAPTER, tiny.PRIOR), ("model_patches",)),
 }
-"""What is added to networks: LoRAs, those for a few steps, ControlNets, and learned tokens, which may be in LoRAs
-too."""
+"""What is added to networks: LoRAs, those for a few steps, ControlNets, learned tokens, which may be in LoRAs too,
+IP-Adapters and priors."""
 
 
 TRAINING_FOLDERS = "training_folders"
@@ -150,16 +150,6 @@ def descriptor_choices() -> list[str]:
 def find_descriptor(choice: str) -> Path | None:
     """The file of one of `descriptor_choices`; None for the image encoder. Raises MissingPart."""
     return None if choice == NO_DESCRIPTOR else _full_path(DESCRIPTORS, choice)
-
-
-def prior_choices() -> list[str]:
-    """The tiny cascade's prior, then the user's files."""
-    return [TINY, *_names(PRIORS)]
-
-
-def find_prior(choice: str) -> Path:
-    """The file of one of `prior_choices`. Raises MissingPart."""
-    return _existing(tiny.path(tiny.PRIOR)) if choice == TINY else _full_path(PRIORS, choice)
 
 
 def model_folders() -> list[Path]:

@@ -54,6 +54,7 @@ CONFIGS: dict[str, Any] = {
     "prior": models.PriorConfig(
         clip_img=8, clip_text=20, clip_text_pooled=12, width=64, heads=1, depth=2, timestep_channels=16
     ),
+    "ip_adapter": models.IPAdapterConfig(encoder=16, blocks=(16, 24), tokens=3, width=64, heads=1, depth=2),
     "text_encoder": ClipTextConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -130,6 +131,8 @@ def outputs(kind: str, net: Any) -> list[Tensor]:
         case "prior":
             conditions = net.conditions(noise(2, 7, 20), noise(2, 1, 12))
             return [net.embeddings(net.denoise(noise(2, 8), torch.tensor([0.2, 0.9]), conditions))]
+        case "ip_adapter":
+            return [x for pair in net(noise(2, 5, 16)) for x in pair]
         case "text_encoder":
             result = net(torch.arange(9)[None] % 40, output_hidden_states=True)
             return [result.text_embeds, result.hidden_states[-1]]

@@ -17,7 +17,7 @@ from tests.small import part as small_part
 pytestmark = pytest.mark.numeric
 
 KINDS = tuple(CONFIGS)
-ALONE = ("controlnet", "high_res_guide", "high_res_guides", "prior", "style_descriptor")
+ALONE = ("controlnet", "high_res_guide", "high_res_guides", "ip_adapter", "prior", "style_descriptor")
 MERGED = tuple(kind for kind in KINDS if kind not in ALONE)
 
 

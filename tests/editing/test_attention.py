@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cascade.conditioning import StageCInputs
 from cascade.diffusion import Guidance, SamplingSettings
-from cascade.editing import NetworkCall, Tokens
-from cascade.models import AttentionCall, StageC
+from cascade.editing import AttentionController, NetworkCall, Tokens
+from cascade.models import AroundAttention, AttentionCall, StageC
 from cascade.pipelines import StagePlan, sample_stage_c
 from tests import small
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numeric
 STEPS = 3
 
 
-class Recorded:
+class Recorded(AttentionController):
     """Changes nothing, or leaves out the text where there is a prompt."""
 
     def __init__(self, changes: bool = False) -> None:
@@ -28,7 +28,7 @@ class Recorded:
         self.calls: list[NetworkCall] = []
         self.blocks: list[AttentionCall] = []
 
-    def around(self, call: NetworkCall) -> object:
+    def around(self, call: NetworkCall) -> AroundAttention:
         self.calls.append(call)
 
         def attend(block: AttentionCall) -> Tensor:
@@ -43,7 +43,7 @@ class Recorded:
         return attend
 
 
-class Silent:
+class Silent(AttentionController):
     def around(self, call: NetworkCall) -> None:
         return None
 
@@ -64,9 +64,9 @@ def plan(lengths: tuple[int, int] = (7, 7), cfg: float = 4.0, images: int = 1) -
     )
 
 
-def run(given: StagePlan[StageCInputs], attention: object = None) -> Tensor:
+def run(given: StagePlan[StageCInputs], attention: AttentionController | None = None) -> Tensor:
     net: StageC = small.part("stage_c")  # type: ignore[assignment]
-    return sample_stage_c(net, replace(given, attention=attention))  # type: ignore[arg-type]
+    return sample_stage_c(net, replace(given, attention=attention))
 
 
 def test_a_controller_that_does_nothing_changes_no_bit() -> None:

@@ -37,6 +37,7 @@ def ran(host: Any, flow: dict[str, Any], **wanted: tuple[str, int]) -> Any:
         ("Canny", ("CascadeDecode", 0), (256, 256), "purple", [("yellow", "star")]),
         ("Super Resolution", ("CascadeDecode", 0), (256, 256), "white", [("purple", "square")]),
         ("Outpaint", ("ImageCompositeMasked", 0), (256, 256), "yellow", [("red", None)]),
+        ("IP-Adapter", ("CascadeDecode", 0), (256, 256), "blue", [("red", None)]),
         ("Edit by instruction", ("CascadeDecode", 0), (256, 256), "blue", [("green", None)]),
         (
             "Inpaint (crop and stitch)",
@@ -55,8 +56,8 @@ def test_its_image_shows_what_it_should(
     background: str,
     items: list[tuple[str, str | None]],
 ) -> None:
-    """Colors as in the prompts, and shapes; that of Outpaint is small and lies in the source. The source of the edit is
-    red on blue."""
+    """Colors as in the prompts, and shapes; that of Outpaint is small and lies in the source. The source of the edit
+    and of the IP-Adapter is red on blue."""
     image = ran(host, workflow(name), image=last).image
     assert image.shape == (1, *size, 3)
     step = size[0] // 256

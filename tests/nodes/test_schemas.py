@@ -16,7 +16,8 @@ import pytest
 
 FILE = Path(__file__).with_name("schemas.json")
 FILES = re.compile(
-    r"(unet|vae|clip|clip_vision|ckpt|second_ckpt|encoder|control_net|instruct|guide|lora|embedding|sampler)_name\d?|previewer|descriptor|lora_stage_[bc]"
+    r"(unet|vae|clip|clip_vision|ckpt|second_ckpt|encoder|control_net|instruct|guide|lora|embedding|sampler|prior"
+    r"|ip_adapter)_name\d?|previewer|descriptor|lora_stage_[bc]"
 )
 """Inputs whose choices are the artist's files, or the host's own."""
 CONSTRAINTS = ("default", "min", "max", "step", "multiline", "control_after_generate")
@@ -52,7 +53,7 @@ def test_schemas_are_as_they_were(host: Any, request: pytest.FixtureRequest) -> 
 
 
 def test_ids_and_categories(host: Any) -> None:
-    assert len(ours(host)) == 55
+    assert len(ours(host)) == 56
     for kind in ours(host).values():
         assert kind.CATEGORY.startswith("Stable Cascade/")
         assert kind.GET_SCHEMA().display_name.endswith("(Stable Cascade)")

@@ -11,6 +11,7 @@ from cascade import tiny
 from cascade.adapters import read_instruct, read_lora
 from cascade.checkpoints import inspect_file, load_model
 from cascade.models import StageA
+from cascade.models.ip_adapter import check_encoder, check_stage_c
 from cascade.pipelines import Parts, generate
 from cascade.tiny import drawing, grammar
 from cascade.tiny.analysis import describe
@@ -52,6 +53,15 @@ def test_files_are_small_and_say_what_they_are() -> None:
         found = inspect_file(path)
         assert found.kind == kind
         assert found.layout == "cascade"
+
+
+def test_the_ip_adapter_is_small_and_fits() -> None:
+    path = tiny.path(tiny.IP_ADAPTER)
+    assert path.stat().st_size <= 1_000_000
+    assert inspect_file(path).kind == "ip_adapter"
+    config = load_model(path).config
+    check_stage_c(config.blocks, load_model(tiny.path("stage_c")))
+    check_encoder(config, load_model(tiny.path("image_encoder")).config.hidden_size)
 
 
 def test_the_instruct_network_is_small_and_fits() -> None:

@@ -90,6 +90,17 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "drop_caption": 0.5,
         "sample_steps": 2,
     },
+    "ip_adapter": {
+        "model": {"tokens": 2, "width": 8, "heads": 2, "depth": 1},
+        "stage_c": "parts/stage_c.safetensors",
+        "text_encoder": "parts/text_encoder.safetensors",
+        "image_encoder": "parts/image_encoder.safetensors",
+        "effnet": "parts/effnet.safetensors",
+        "effnet_size": 64,
+        "previewer": "parts/previewer.safetensors",
+        "repeats": 2,
+        "sample_steps": 2,
+    },
 }
 PLAIN = {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 4, "device": "cpu"}
 
