@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,21 +22,29 @@ from memory import forget_peak
 
 from cascade.conditioning import StageCInputs, TextEmbedding
 from cascade.editing import (
+    AdapterTokens,
     Alignment,
     AttentionController,
     EditStrength,
+    IPAdapters,
+    PlacedImages,
+    PromptImages,
     PromptToPrompt,
     References,
     Region,
     Regions,
+    SeenImages,
     StyleAligned,
     WordMaps,
     box_mask,
 )
 from cascade.models import STAGE_C_1B, STAGE_C_3_6B, StageC, StageCConfig
+from cascade.models.ip_adapter import attention_widths
 from cascade.pipelines import STAGE_C_SETTINGS, StagePlan, sample_stage_c
 
 TEXT = 77
+ADAPTER_TOKENS = 16
+"""Of an image, by an IP-Adapter of the released sizes."""
 SAME = Alignment(torch.eye(TEXT), torch.zeros(TEXT), (1,), (1,))
 ALL = EditStrength(text=1.0, image=1.0, pooled=0.0)
 
@@ -47,11 +55,18 @@ def text_of(config: StageCConfig, images: int, seed: int) -> TextEmbedding:
     return TextEmbedding(hidden, torch.randn(images, 1, config.clip_text_pooled, generator=made))
 
 
-def controllers(config: StageCConfig) -> dict[str, tuple[int, Callable[[], AttentionController | None]]]:
-    """Name -> images of the step, and what makes a controller of it."""
+Made = Callable[[], AttentionController | None]
+
+
+def controllers(config: StageCConfig, widths: Sequence[int]) -> dict[str, tuple[int, Made]]:
+    """Name -> images of the step, and what makes a controller of it. widths: of the attention blocks."""
     left, right = ((0, 0, 0.5, 1), (0.5, 0, 1, 1))
     two = [Region(box_mask(box), text_of(config, 1, seed)) for seed, box in enumerate((left, right))]
-    image = torch.randn(1, 1, config.clip_img, generator=torch.Generator().manual_seed(5))
+    made = torch.Generator().manual_seed(5)
+    image = torch.randn(1, 1, config.clip_img, generator=made)
+    placed = PlacedImages(images=PromptImages(image, (0.5,)), mask=box_mask(left))
+    tokens = [torch.randn(1, ADAPTER_TOKENS, width, generator=made) for width in widths]
+    adapted = AdapterTokens(keys_values=[(each, each) for each in tokens])
     return {
         "plain, 1 image": (1, lambda: None),
         "plain, 2 images": (2, lambda: None),
@@ -62,10 +77,12 @@ def controllers(config: StageCConfig) -> dict[str, tuple[int, Callable[[], Atten
         "style": (1, lambda: References(style=image)),
         "style and content": (1, lambda: References(style=image, content=image)),
         "shared style": (2, StyleAligned),
+        "image prompt": (1, lambda: SeenImages([placed])),
+        "IP-Adapter": (1, lambda: IPAdapters([adapted])),
     }
 
 
-def step(net: StageC, images: int, make: Callable[[], AttentionController | None], side: int) -> torch.Tensor:
+def step(net: StageC, images: int, make: Made, side: int) -> torch.Tensor:
     """One guided step of so many images."""
     config, controller = net.config, make()
     cond = StageCInputs.without_image(text_of(config, images, 1), config.clip_img)
@@ -100,7 +117,7 @@ def main() -> None:
     with torch.device("meta"):
         net = StageC(config).to(dtype)
     with_random_weights(net)
-    kinds = controllers(config)
+    kinds = controllers(config, attention_widths(net))
     sides = {
         name: lambda images=images, make=make: step(net, images, make, side) for name, (images, make) in kinds.items()
     }
