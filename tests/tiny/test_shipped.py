@@ -121,9 +121,9 @@ CONTROL_SCORES = {
     "inpainting: the hole has what the prompt says": 0.975,
     "inpainting: the rest is the source, bit for bit": 1.0,
     "outpainting: the background goes on": 1.0,
-    "super resolution: the same colors and shapes": 0.95,
+    "super resolution: the same colors and shapes": 0.90,
 }
-LORA_SCORES = {LEARNED: 0.90, OTHERS: 0.85}
+LORA_SCORES = {LEARNED: 0.82, OTHERS: 0.85}
 """What the shipped weights reach in the fixed cases of the tests below, the first ones of the card's tables."""
 CASES = 40
 NOISE = 0.06
