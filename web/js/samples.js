@@ -5,9 +5,17 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const LOADER = "LoadImage";
-const SAMPLES = ["circle", "large_masked", "narrow", "room_for_more", "small", "square", "square_masked", "star"].map(
-  (name) => `stable_cascade_${name}.png`,
-);
+const SAMPLES = [
+  "circle",
+  "drawing",
+  "large_masked",
+  "narrow",
+  "room_for_more",
+  "small",
+  "square",
+  "square_masked",
+  "star",
+].map((name) => `stable_cascade_${name}.png`);
 
 app.registerExtension({
   name: "StableCascade.Samples",
