@@ -8,8 +8,7 @@ from comfy_api.latest import io
 
 from ..cascade.errors import MissingPart
 from .host import folders, ip_adapter
-from .prompt_images import block_fields, block_weights
-from .types import CONDITIONING, PERCENT, field, schema
+from .types import CONDITIONING, PERCENT, block_fields, block_weights, field, schema
 
 
 class CascadeIPAdapter(io.ComfyNode):

@@ -7,12 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..cascade.editing import BLOCK_WEIGHTS, COMBINE, BlockWeights
+from ..cascade.editing import COMBINE
 from ..cascade.errors import InvalidSettings
 from .host import imaging, prompt_images
-from .types import CONDITIONING, PERCENT, field, schema
+from .types import CONDITIONING, PERCENT, block_fields, block_weights, field, schema
 
-RANGES = "ranges"
 MOST_INPUTS = 16
 
 
@@ -129,32 +128,6 @@ class CascadeImagePrompt(io.ComfyNode):
             blocks=block_weights(blocks, block_ranges),
         )
         return io.NodeOutput(made)
-
-
-def block_fields() -> list[Any]:
-    """The inputs of a node for `BlockWeights`, which `block_weights` reads."""
-    return [
-        field(
-            io.Combo,
-            "blocks",
-            options=[*BLOCK_WEIGHTS, RANGES],
-            default="all",
-            tooltip="The blocks of Stage C that see them. composition: the first half; style: the second half; "
-            "ranges: those of block_ranges.",
-        ),
-        field(
-            io.String,
-            "block_ranges",
-            default="0-0.5=1, 0.5-1=0.5",
-            tooltip="With ranges in blocks, these are parts of the network, from 0 (first block) to 1 (last), "
-            "each with its weight from 0 to 1.",
-        ),
-    ]
-
-
-def block_weights(blocks: str, block_ranges: str) -> BlockWeights:
-    """Of these inputs. Raises InvalidSettings for ranges that are none."""
-    return BlockWeights.of(block_ranges if blocks == RANGES else blocks)
 
 
 def _weights(text: str, images: int) -> list[float]:

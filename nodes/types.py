@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cascade.diffusion import Guidance, SamplingSettings
+from ..cascade.editing import BLOCK_WEIGHTS, BlockWeights
 from ..cascade.pipelines import Preset, Tiles
 
 CATEGORY = "Stable Cascade"
@@ -39,6 +40,9 @@ PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 
 NEWER = frozenset({"search_aliases", "essentials_category", "advanced"})
 """Schema keywords that not every supported ComfyUI knows. For any other unknown one the host raises TypeError."""
+
+RANGES = "ranges"
+"""The choice of `block_fields` with weights of the artist's own."""
 
 
 def schema(**keywords: Any) -> io.Schema:
@@ -108,6 +112,32 @@ class SamplingOptions:
 
 
 RELEASED_OPTIONS = SamplingOptions(Guidance(), as_released=False, tiles=Tiles())
+
+
+def block_fields() -> list[Any]:
+    """The inputs of a node for `BlockWeights`, which `block_weights` reads."""
+    return [
+        field(
+            io.Combo,
+            "blocks",
+            options=[*BLOCK_WEIGHTS, RANGES],
+            default="all",
+            tooltip="The blocks of Stage C that see them. composition: the first half; style: the second half; "
+            "ranges: those of block_ranges.",
+        ),
+        field(
+            io.String,
+            "block_ranges",
+            default="0-0.5=1, 0.5-1=0.5",
+            tooltip="With ranges in blocks, these are parts of the network, from 0 (first block) to 1 (last), "
+            "each with its weight from 0 to 1.",
+        ),
+    ]
+
+
+def block_weights(blocks: str, block_ranges: str) -> BlockWeights:
+    """Of these inputs. Raises InvalidSettings for ranges that are none."""
+    return BlockWeights.of(block_ranges if blocks == RANGES else blocks)
 
 
 def options_field() -> Any:
