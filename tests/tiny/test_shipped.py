@@ -112,7 +112,7 @@ SCORES = {
     "the right number of shapes": 1.0,
     "all that the prompt says": 0.967,
     "reconstruction, same shapes": 0.90,
-    "image variation, same color and shape": 0.60,
+    "image variation, same color and shape": 0.50,
     "a color in the negative prompt does not appear": 1.0,
 }
 CONTROL_SCORES = {
