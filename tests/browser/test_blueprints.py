@@ -55,7 +55,8 @@ def test_a_blueprint_is_found_put_down_and_run(page: Page, name: str) -> None:
     background, color, side = SHOWN[name]
     assert image.shape == (side, side, 3)
     found = describe(image[:: side // 256, :: side // 256])
-    assert (found.background, [item.color for item in found.items]) == (background, [color])
+    # At twice its size the tiny cascade often draws a shape more than once; its card says how often.
+    assert (found.background, {item.color for item in found.items}) == (background, {color})
 
 
 def test_a_blueprint_opens_into_our_nodes(page: Page) -> None:
