@@ -72,7 +72,7 @@ def test_the_smoke_run_makes_all_files(tmp_path: Path) -> None:
     folder, target = tmp_path / "run", tmp_path / "weights"
     assert main(["train", "tiny", "--smoke", "--folder", str(folder), "--install", str(target)]) == 0
     kinds = ["effnet", "image_encoder", "previewer", "stage_a", "stage_b", "stage_c", "text_encoder"]
-    controls = [*tiny.CONTROLS.values(), tiny.GUIDES, tiny.PRIOR]
+    controls = [*tiny.CONTROLS.values(), tiny.GUIDES, tiny.PRIOR, tiny.IP_ADAPTER]
     assert sorted(p.stem for p in target.iterdir()) == sorted(
         [*kinds, *controls, *tiny.TURBO, tiny.INSTRUCT, "lora_heart"]
     )
