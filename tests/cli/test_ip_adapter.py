@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from cascade.checkpoints import save_model
 from cascade.cli import main
 from tests.small import ip_adapter
-
-FAST = ["--steps", "2", "--steps-b", "1", "--width", "64", "--height", "48"]
 
 
 @pytest.fixture
@@ -22,33 +18,17 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter.safetensors"
 
 
-@pytest.fixture
-def call(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command on the small networks: its status, the image's pixels and recipe, what it said."""
-
-    def run(*arguments: str) -> Any:
-        out = tmp_path / "out.png"
-        status = main(["generate", "a circle", *arguments, "-o", str(out), "--models", str(folder), *FAST])
-        said = capsys.readouterr().err
-        if status:
-            return status, None, {}, said
-        with Image.open(out) as image:
-            return status, image.tobytes(), json.loads(image.info["cascade"]), said
-
-    return run
-
-
 def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path, adapter: Path) -> None:
-    _, plain, recipe, _ = call()
+    _, plain, recipe, _ = call("a circle")
     assert "ip_image" not in recipe
     given = ("--ip-adapter", str(adapter), "--ip-end", "0.6", "--ip-blocks", "style", "--ip-mask", str(photo))
-    status, pixels, recipe, said = call("--ip-image", f"{photo}=0.5", "--ip-image", str(photo), *given)
+    status, pixels, recipe, said = call("a circle", "--ip-image", f"{photo}=0.5", "--ip-image", str(photo), *given)
     assert status == 0, said
     assert pixels != plain
     expected = {"ip_image": [f"{photo.name}=0.5", f"{photo.name}=1"], "ip_end": 0.6, "ip_blocks": "style"}
     assert (expected | {"ip_adapter": adapter.name, "ip_mask": photo.name}).items() <= recipe.items()
     assert "ip_start" not in recipe
-    assert call("--ip-image", f"{photo}=0", "--ip-adapter", str(adapter))[1] == plain
+    assert call("a circle", "--ip-image", f"{photo}=0", "--ip-adapter", str(adapter))[1] == plain
 
 
 @pytest.mark.parametrize(
@@ -69,7 +49,7 @@ def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path, adapter:
 def test_what_cannot_be_followed_is_said(
     call: Any, photo: Path, adapter: Path, arguments: list[str], message: str
 ) -> None:
-    status, _, _, said = call(*(argument.format(photo=photo, adapter=adapter) for argument in arguments))
+    status, _, _, said = call("a circle", *(argument.format(photo=photo, adapter=adapter) for argument in arguments))
     assert status != 0
     assert message in said
 

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from cascade.checkpoints import save_model
-from cascade.cli import main
 from tests import small
-
-FAST = ["--steps", "2", "--steps-b", "1", "--width", "64", "--height", "48"]
-
-
-@pytest.fixture
-def call(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command on the small networks: its status, the image's pixels and recipe, what it said."""
-
-    def run(*arguments: str) -> Any:
-        out = tmp_path / "out.png"
-        status = main(["generate", *arguments, "-o", str(out), "--models", str(folder), *FAST])
-        said = capsys.readouterr().err
-        if status:
-            return status, None, {}, said
-        with Image.open(out) as image:
-            return status, image.tobytes(), json.loads(image.info["cascade"]), said
-
-    return run
 
 
 def test_an_image_of_an_embedding(call: Any, tmp_path: Path) -> None:

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-
-from cascade.cli import main
-
-FAST = ["--steps", "2", "--steps-b", "1", "--width", "64", "--height", "48"]
-
-
-@pytest.fixture
-def call(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command on the small networks: its status, the image's pixels and recipe, what it said."""
-
-    def run(*arguments: str) -> Any:
-        out = tmp_path / "out.png"
-        status = main(["generate", "a circle", *arguments, "-o", str(out), "--models", str(folder), *FAST])
-        said = capsys.readouterr().err
-        if status:
-            return status, None, {}, said
-        with Image.open(out) as image:
-            return status, image.tobytes(), json.loads(image.info["cascade"]), said
-
-    return run
 
 
 def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path) -> None:
-    _, plain, recipe, _ = call()
+    _, plain, recipe, _ = call("a circle")
     assert "style" not in recipe
-    status, pixels, recipe, said = call("--style", str(photo), "--content", str(photo), "--style-weight", "0.5")
+    status, pixels, recipe, said = call(
+        "a circle", "--style", str(photo), "--content", str(photo), "--style-weight", "0.5"
+    )
     assert status == 0, said
     assert pixels != plain
     assert {"style": photo.name, "content": photo.name, "style_weight": 0.5}.items() <= recipe.items()
-    assert call("--style", str(photo), "--style-weight", "0")[1] == plain
-    masked = call("--style", str(photo), "--content", str(photo), "--content-mask", str(photo))
+    assert call("a circle", "--style", str(photo), "--style-weight", "0")[1] == plain
+    masked = call("a circle", "--style", str(photo), "--content", str(photo), "--content-mask", str(photo))
     assert masked[2]["content_mask"] == photo.name
 
 
@@ -55,7 +35,7 @@ def test_the_recipe_says_what_the_images_follow(call: Any, photo: Path) -> None:
     ],
 )
 def test_what_cannot_be_followed_is_said(call: Any, photo: Path, arguments: list[str], message: str) -> None:
-    status, _, _, said = call(*(argument.format(photo=photo) for argument in arguments))
+    status, _, _, said = call("a circle", *(argument.format(photo=photo) for argument in arguments))
     assert status != 0
     assert message in said
 
@@ -65,5 +45,5 @@ def test_numbers_that_make_no_sense_are_refused(
     call: Any, photo: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
     with pytest.raises(SystemExit):
-        call("--style", str(photo), option)
+        call("a circle", "--style", str(photo), option)
     assert message in capsys.readouterr().err
